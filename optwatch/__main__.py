@@ -1,0 +1,5 @@
+"""`python -m optwatch` is `optwatch`."""
+
+from optwatch.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The daemon: sockets, identity, runs, the store, and views of them."""

@@ -1,0 +1,1 @@
+"""From findings to commands: modes, guard rails, and what came of them."""

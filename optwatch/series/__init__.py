@@ -1,0 +1,1 @@
+"""Columns over steps: points, rings, decimation, and merging across ranks."""

@@ -1,0 +1,117 @@
+"""Actions a daemon may ask of the agents, their arguments, and the life of a command."""
+
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+
+from optwatch.wire.limits import MAX_TEXT
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Steps = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+
+
+class Restart(msgspec.Struct, frozen=True, tag="restart", tag_field="action", forbid_unknown_fields=True):
+    """Zero the optimizer's moments and its step, in place; `warmup` steps of linear LR warm-up follow."""
+
+    moments: Literal["all", "first", "second"] = "all"
+    warmup: Steps = 0
+
+
+class ScaleLr(msgspec.Struct, frozen=True, tag="scale_lr", tag_field="action", forbid_unknown_fields=True):
+    """Multiply the LR scale in force by `factor`, reached over `ramp` steps; `reset` returns to 1."""
+
+    factor: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
+    ramp: Steps = 0
+    reset: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.factor is None) == (not self.reset):
+            raise ValueError("scale_lr needs either a factor (such as 0.5) or reset")
+
+
+class Clip(msgspec.Struct, frozen=True, tag="clip", tag_field="action", forbid_unknown_fields=True):
+    """Clip the global gradient norm to `max_norm` from the step on, or stop doing so with `off`."""
+
+    max_norm: Positive | Literal["auto"] | None = None
+    off: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.max_norm is None) == (not self.off):
+            raise ValueError('clip needs either a max_norm (a number or "auto") or off')
+
+
+Action = Restart | ScaleLr | Clip
+ACTIONS: dict[str, type[Restart] | type[ScaleLr] | type[Clip]] = {
+    "restart": Restart,
+    "scale_lr": ScaleLr,
+    "clip": Clip,
+}
+
+CommandState = Literal[
+    "proposed",
+    "sent",
+    "scheduled",
+    "applied",
+    "judged",
+    "dismissed",
+    "refused",
+    "expired",
+    "failed",
+    "undone",
+]
+COMMAND_STATES: tuple[CommandState, ...] = get_args(CommandState)
+OPEN_STATES: frozenset[CommandState] = frozenset({"proposed", "sent", "scheduled"})
+"""States from which a command can still be applied."""
+
+Verdict = Literal["helped", "neutral", "hurt", "unclear"]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What an applied command did to the run."""
+
+    verdict: Verdict
+    numbers: dict[str, float]
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """One command and its audit trail. `step` is the global_step it was applied at, None before."""
+
+    id: str
+    run: str
+    action: str
+    args: dict[str, Any]
+    state: CommandState
+    asked_by: str
+    why: str
+    asked_at: float
+    finding: int | None = None
+    step: int | None = None
+    ranks_applied: tuple[int, ...] = ()
+    outcome: Outcome | None = None
+    reason: str = ""
+    """Why it was refused, dismissed, failed or expired."""
+    undo_of: str | None = None
+
+
+def parse_action(name: str, args: dict[str, Any]) -> Action:
+    """Check an action's name and arguments.
+
+    Raises:
+        ValueError: one sentence that names the unknown action or the argument that is wrong.
+    """
+    if name not in ACTIONS:
+        raise ValueError(f"unknown action {name!r}: it is one of {', '.join(ACTIONS)}")
+    try:
+        return msgspec.convert(args, ACTIONS[name])
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ValueError(f"{name}: {str(error)[:MAX_TEXT]}") from None
+
+
+def action_args(action: Action) -> dict[str, Any]:
+    """The arguments of an action as plain values, without those at their default."""
+    defaults = {field.name: field.default for field in msgspec.structs.fields(type(action))}
+    return {
+        field: value
+        for field in action.__struct_fields__
+        if (value := getattr(action, field)) != defaults[field]
+    }

@@ -1,0 +1,207 @@
+"""Messages to bytes and back: a msgpack header, then raw little-endian blocks of numbers.
+
+Every length is checked against what the header and the schema promise and against `limits` before an
+array is made of it. Arrays are views of the received bytes where alignment allows, and read-only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from optwatch.wire import limits
+from optwatch.wire.messages import AgentMessage, Batch, DaemonMessage, Schema
+from optwatch.wire.requests import Publication, Reply, Request
+
+Buffer = bytes | memoryview
+Parts = Sequence[Buffer]
+I8 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint64]
+F8 = npt.NDArray[np.float64]
+F4 = npt.NDArray[np.float32]
+U1 = npt.NDArray[np.uint8]
+
+Message = TypeVar("Message")
+
+
+class WireError(ValueError):
+    """What came over the wire is not what the protocol says."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)
+daemon_decoder: msgspec.msgpack.Decoder[DaemonMessage] = msgspec.msgpack.Decoder(DaemonMessage)
+request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+publication_decoder: msgspec.msgpack.Decoder[Publication] = msgspec.msgpack.Decoder(Publication)
+
+
+def pack(message: msgspec.Struct, blocks: Sequence[npt.NDArray[Any]] = ()) -> list[Buffer]:
+    """The parts to send: the header, then each block's bytes."""
+    return [_encoder.encode(message), *(b.tobytes() for b in blocks)]
+
+
+def unpack(parts: Parts, decoder: "msgspec.msgpack.Decoder[Message]") -> tuple[Message, Parts]:
+    """The header of a message, and its blocks as they came.
+
+    Raises:
+        WireError: too many or too large parts, or a header that is no such message.
+    """
+    if not 1 <= len(parts) <= limits.MAX_PARTS:
+        raise WireError(f"a message of {len(parts)} parts")
+    header, *blocks = parts
+    if _size(header) > limits.MAX_HEADER_BYTES:
+        raise WireError(f"a header of {_size(header)} bytes")
+    if any(_size(block) > limits.MAX_BLOCK_BYTES for block in blocks):
+        raise WireError("a block over the size limit")
+    if sum(map(_size, parts)) > limits.MAX_MESSAGE_BYTES:
+        raise WireError("a message over the size limit")
+    try:
+        return decoder.decode(header), blocks
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise WireError(f"a header that cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class BatchBlocks:
+    """The numbers of a `Batch` of n steps, S scalars, k samples of T tensors.
+
+    step <i8[n] global_step; wall <f8[n] unix seconds; scalars <f8[n, S]; logged |u1[n, S], 1 where a
+    value was logged (it may be NaN or inf all the same); sample_step <i8[k]; stats <f4[k, T, stats];
+    counts <u8[k, T, counts].
+    """
+
+    step: I8
+    wall: F8
+    scalars: F8
+    logged: U1
+    sample_step: I8
+    stats: F4
+    counts: U8
+
+    def blocks(self) -> tuple[npt.NDArray[Any], ...]:
+        """In the order of the wire."""
+        return (
+            self.step,
+            self.wall,
+            self.scalars,
+            self.logged,
+            self.sample_step,
+            self.stats,
+            self.counts,
+        )
+
+    @classmethod
+    def read(cls, blocks: Parts, batch: Batch, schema: Schema) -> Self:
+        """Check the blocks of a batch against its header and schema.
+
+        Raises:
+            WireError: a count over its cap or a block of the wrong length.
+        """
+        n, s = batch.steps, len(schema.scalars)
+        k, t = batch.sampled, len(schema.tensors)
+        if not (0 <= n <= limits.MAX_STEPS and 0 <= k <= limits.MAX_STEPS):
+            raise WireError(f"a batch of {n} steps and {k} samples")
+        if len(blocks) != 7:
+            raise WireError(f"a batch of {len(blocks)} blocks")
+        return cls(
+            step=block(blocks[0], "<i8", (n,)),
+            wall=block(blocks[1], "<f8", (n,)),
+            scalars=block(blocks[2], "<f8", (n, s)),
+            logged=block(blocks[3], "|u1", (n, s)),
+            sample_step=block(blocks[4], "<i8", (k,)),
+            stats=block(blocks[5], "<f4", (k, t, len(schema.stats))),
+            counts=block(blocks[6], "<u8", (k, t, len(schema.counts))),
+        )
+
+
+def check_schema(schema: Schema) -> None:
+    """Hold a schema to the caps.
+
+    Raises:
+        WireError: too many columns, tensors or statistics, or a name that is too long.
+    """
+    if (
+        len(schema.scalars) > limits.MAX_SCALARS
+        or len(schema.tensors) > limits.MAX_TENSORS
+        or len(schema.stats) > limits.MAX_STATS
+        or len(schema.counts) > limits.MAX_STATS
+    ):
+        raise WireError("a schema over the size limit")
+    names = (*schema.scalars, *schema.stats, *schema.counts, *(tensor.name for tensor in schema.tensors))
+    if any(len(name) > limits.MAX_NAME for name in names):
+        raise WireError("a name over the size limit")
+    if len(set(schema.scalars)) != len(schema.scalars):
+        raise WireError("a schema that names a column twice")
+
+
+@dataclass(frozen=True)
+class SeriesBlocks:
+    """step <i8[n], values <f8[n, C], logged |u1[n, C]."""
+
+    step: I8
+    values: F8
+    logged: U1
+
+    def blocks(self) -> tuple[npt.NDArray[Any], ...]:
+        return (self.step, self.values, self.logged)
+
+    @classmethod
+    def read(cls, blocks: Parts, columns: int) -> Self:
+        """Raises `WireError` where the lengths do not fit together."""
+        if len(blocks) != 3:
+            raise WireError(f"a series of {len(blocks)} blocks")
+        n = _size(blocks[0]) // 8
+        return cls(
+            step=block(blocks[0], "<i8", (n,)),
+            values=block(blocks[1], "<f8", (n, columns)),
+            logged=block(blocks[2], "|u1", (n, columns)),
+        )
+
+
+@dataclass(frozen=True)
+class TensorBlocks:
+    """step <i8[k], stats <f4[k, T, S], counts <u8[k, T, C]."""
+
+    step: I8
+    stats: F4
+    counts: U8
+
+    def blocks(self) -> tuple[npt.NDArray[Any], ...]:
+        return (self.step, self.stats, self.counts)
+
+    @classmethod
+    def read(cls, blocks: Parts, tensors: int, stats: int, counts: int) -> Self:
+        """Raises `WireError` where the lengths do not fit together."""
+        if len(blocks) != 3:
+            raise WireError(f"tensors of {len(blocks)} blocks")
+        k = _size(blocks[0]) // 8
+        return cls(
+            step=block(blocks[0], "<i8", (k,)),
+            stats=block(blocks[1], "<f4", (k, tensors, stats)),
+            counts=block(blocks[2], "<u8", (k, tensors, counts)),
+        )
+
+
+def block(data: Buffer, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """A read-only array over received bytes.
+
+    Raises:
+        WireError: the bytes are not exactly those of that shape.
+    """
+    kind = np.dtype(dtype)
+    wanted = kind.itemsize
+    for length in shape:
+        wanted *= length
+    if _size(data) != wanted:
+        raise WireError(f"a block of {_size(data)} bytes where {wanted} were promised")
+    array = np.frombuffer(data, dtype=kind).reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+def _size(part: Buffer) -> int:
+    return len(part) if isinstance(part, bytes) else memoryview(part).nbytes

@@ -1,0 +1,61 @@
+"""CURVE key pairs, made at first use and kept for this user only.
+
+`daemon` is the server's pair, `user` the one that this user's agents and clients present. A peer's
+public key is Z85 text of 40 characters. The daemon's public key reaches agents through the connection
+file, or $OPTWATCH_DAEMON_KEY on another host.
+"""
+
+import os
+from typing import Literal
+
+import msgspec
+import zmq
+
+from optwatch.wire.places import config_dir, read_connection, write_private
+
+Owner = Literal["daemon", "user"]
+
+
+class KeyFileError(ValueError):
+    """A key file that cannot be used; the message names it and says what to do."""
+
+
+class KeyPair(msgspec.Struct, frozen=True):
+    public: str
+    secret: str
+
+
+def key_pair(owner: Owner) -> KeyPair:
+    """This user's key pair, made where there is none.
+
+    Raises:
+        KeyFileError: the file is there but is no key pair, or others may read it.
+        OSError: the directory cannot be written.
+    """
+    path = config_dir() / "keys" / f"{owner}.json"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        public, secret = zmq.curve_keypair()
+        pair = KeyPair(public.decode(), secret.decode())
+        write_private(path, msgspec.json.encode(pair))
+        return key_pair(owner)
+    if path.stat().st_mode & 0o077:
+        raise KeyFileError(f"{path} can be read by others: run chmod 600 {path}")
+    try:
+        pair = msgspec.json.decode(data, type=KeyPair)
+        if zmq.curve_public(pair.secret.encode()).decode() != pair.public:
+            raise ValueError("the halves do not match")
+    except ValueError as error:
+        raise KeyFileError(f"{path} is no key pair ({error}): delete it and a new one is made") from None
+    return pair
+
+
+def daemon_key(address: str) -> str | None:
+    """The public key of the daemon at `address`, None where nothing vouches for one."""
+    if key := os.environ.get("OPTWATCH_DAEMON_KEY"):
+        return key
+    connection = read_connection()
+    if connection is not None and connection.address == address:
+        return connection.key
+    return None

@@ -1,0 +1,16 @@
+"""Caps on everything that comes from a wire: a length is checked here before anything is allocated."""
+
+PROTOCOL = 1
+"""Version of the messages. A daemon refuses another one with a sentence that names both."""
+
+MAX_PARTS = 12
+MAX_HEADER_BYTES = 4 << 20
+MAX_BLOCK_BYTES = 64 << 20
+MAX_MESSAGE_BYTES = 96 << 20
+
+MAX_STEPS = 65_536
+MAX_SCALARS = 512
+MAX_TENSORS = 65_536
+MAX_STATS = 64
+MAX_TEXT = 4_096
+MAX_NAME = 256

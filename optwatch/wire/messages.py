@@ -1,0 +1,225 @@
+"""Agent ↔ daemon messages.
+
+An agent message is a msgpack header (one of `AgentMessage`) and, for `Batch`, blocks of raw
+little-endian numbers (see `frames`). Messages with a `seq` are durable: the agent numbers them from 1
+within its session, keeps them until the daemon acknowledges them, and sends them again after a
+reconnect. The others describe the present and are simply sent anew.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+ConfigValue = str | int | float | bool | None
+
+STATS = (
+    "grad_rms",
+    "grad_max",
+    "exp_avg_rms",
+    "exp_avg_sq_mean",
+    "exp_avg_sq_min",
+    "exp_avg_sq_max",
+    "param_rms",
+    "param_max",
+    "update_rms",
+    "rms_t",
+    "cos_grad_exp_avg",
+    "eps_share",
+)
+"""Statistics of one tensor, float32: roots, maxima and ratios, never sums of squares. NaN: not measured.
+
+`exp_avg_*` is the first moment's role and `exp_avg_sq_*` the second's, whatever the optimizer calls
+them. `rms_t` = sqrt(mean(g² / max(v̂, ε²))); `eps_share` is the share of elements with sqrt(v̂) < 10 ε.
+"""
+
+COUNTS = ("grad_zeros", "grad_nonfinite")
+"""Counts of elements of one tensor, uint64."""
+
+CORE_SCALARS = (
+    "loss",
+    "grad_norm",
+    "step_time",
+    "update_norm",
+    "param_norm",
+    "lr",
+)
+"""Columns that every agent sends. A column that a step did not measure is not logged at that step.
+
+`lr` is the first param_group's as scheduled. Others: `lr/1` … for further groups, `lr_scale` while one
+is in force, `grad_norm_raw` before the user's clipping, `val_loss` and whatever `watch.log` was given.
+`step_time` in seconds.
+"""
+
+
+class GroupInfo(msgspec.Struct, frozen=True):
+    """One param_group: its plain hyper-parameters and how many tensors and elements it holds."""
+
+    options: dict[str, ConfigValue]
+    tensors: int
+    numel: int
+
+
+class OptimizerInfo(msgspec.Struct, frozen=True):
+    """One optimizer. `digest` covers what has to agree over ranks for a command to make sense."""
+
+    name: str
+    kind: str
+    groups: tuple[GroupInfo, ...]
+    digest: str
+    hints: tuple[str, ...] = ()
+    """What this optimizer cannot do, and why, a sentence each ("restart: …")."""
+
+
+class Hello(msgspec.Struct, tag="hello", frozen=True, kw_only=True):
+    """The first message of a connection, sent again after each reconnect."""
+
+    protocol: int
+    session: str
+    run: str
+    name: str
+    incarnation: int
+    job: str
+    rank: int
+    world_size: int
+    host: str
+    pid: int
+    started: float
+    optimizers: tuple[OptimizerInfo, ...]
+    allow: tuple[str, ...]
+    control: str
+    """"armed", or why commands cannot be taken."""
+    config: dict[str, ConfigValue] = {}
+    versions: dict[str, str] = {}
+
+
+class TensorInfo(msgspec.Struct, frozen=True):
+    """One parameter. Order is the order of depth. `shard` is its shard_key, () for a whole tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: int
+    shard: tuple[tuple[str, int], ...] = ()
+
+
+class Schema(msgspec.Struct, tag="schema", frozen=True, kw_only=True):
+    """Names for the columns of the batches that carry the same digest."""
+
+    session: str
+    optimizer: int
+    digest: str
+    scalars: tuple[str, ...]
+    tensors: tuple[TensorInfo, ...]
+    stats: tuple[str, ...] = STATS
+    counts: tuple[str, ...] = COUNTS
+
+
+class Batch(msgspec.Struct, tag="batch", frozen=True, kw_only=True):
+    """Consecutive steps of one optimizer. Blocks: see `frames.BatchBlocks`."""
+
+    session: str
+    seq: int
+    optimizer: int
+    schema: str
+    steps: int
+    sampled: int
+    dropped: int = 0
+    """Steps lost so far in this session because the queue was full."""
+
+
+class Event(msgspec.Struct, tag="event", frozen=True, kw_only=True):
+    """Something that happened at a step: a mark of the user's, a skipped step, a degradation."""
+
+    session: str
+    seq: int
+    optimizer: int
+    step: int
+    kind: Literal["mark", "skipped_step", "clip_changed", "degraded", "control", "note"]
+    text: str
+
+
+class Report(msgspec.Struct, tag="report", frozen=True, kw_only=True):
+    """What became of a command on this rank.
+
+    pending: voted for, waiting for its step; applied: took effect before the update of `step`;
+    aborted: the vote failed, nothing was changed; refused: this rank cannot do it; failed: it raised.
+    """
+
+    session: str
+    seq: int
+    command: str
+    vote: str
+    state: Literal["pending", "applied", "aborted", "refused", "failed"]
+    steps: tuple[int, ...] = ()
+    """The global_step of each optimizer, for `applied` the one before whose update it took effect."""
+    reason: str = ""
+    numbers: dict[str, float] = {}
+
+
+class Bye(msgspec.Struct, tag="bye", frozen=True, kw_only=True):
+    """The agent detached or its process ends in good order."""
+
+    session: str
+    seq: int
+    reason: str
+
+
+class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
+    """Once a second, from the agent's own thread: alive, and where the training thread is."""
+
+    session: str
+    steps: tuple[int, ...]
+    phase: str
+    phase_time: float
+    overhead: float
+    """Share of the step time that the agent takes, an average over the last steps."""
+    sample_every: int
+    """Steps between two measurements of per-tensor statistics."""
+    queued: int
+    dropped: int
+    control: str
+
+
+AgentMessage = Hello | Schema | Batch | Event | Report | Bye | Beat
+
+
+class Welcome(msgspec.Struct, tag="welcome", frozen=True, kw_only=True):
+    """Answer to `Hello`: everything up to `acked` is in the store and need not be sent again."""
+
+    daemon: str
+    session: str
+    acked: int
+
+
+class Ack(msgspec.Struct, tag="ack", frozen=True, kw_only=True):
+    """All durable messages up to `acked` are committed to the store."""
+
+    session: str
+    acked: int
+
+
+class Prepare(msgspec.Struct, tag="prepare", frozen=True, kw_only=True):
+    """Apply `action` before the update of step `steps[i]` of optimizer i, if all `n` ranks agree.
+
+    `session` must be the receiver's own, else it is dropped. With n = 1 there is no vote: the next
+    step applies it. `order` sorts commands that fall on the same step.
+    """
+
+    session: str
+    command: str
+    vote: str
+    n: int
+    steps: tuple[int, ...]
+    order: int
+    action: str
+    args: dict[str, Any]
+
+
+class Rejected(msgspec.Struct, tag="rejected", frozen=True, kw_only=True):
+    """The daemon will not serve this agent; `reason` is shown to the user once."""
+
+    session: str
+    reason: str
+
+
+DaemonMessage = Welcome | Ack | Prepare | Rejected
