@@ -2,6 +2,14 @@
 
 Every length is checked against what the header and the schema promise and against `limits` before an
 array is made of it. Arrays are views of the received bytes where alignment allows, and read-only.
+
+One ROUTER serves both kinds of peers; the first frame says which one speaks:
+
+    agent → daemon    [AGENT, header, block…]
+    daemon → agent    [header]
+    client → daemon   [CLIENT, number (8 bytes, the client's own), header]
+    daemon → client   [number, header, block…]
+    XPUB → SUB        [topic, header, block…]    topic: the run's id, or `runs`
 """
 
 from collections.abc import Sequence
@@ -25,6 +33,10 @@ F4 = npt.NDArray[np.float32]
 U1 = npt.NDArray[np.uint8]
 
 Message = TypeVar("Message")
+
+AGENT = b"A"
+CLIENT = b"C"
+RUNS_TOPIC = b"runs"
 
 
 class WireError(ValueError):
