@@ -4,6 +4,12 @@ An agent message is a msgpack header (one of `AgentMessage`) and, for `Batch`, b
 little-endian numbers (see `frames`). Messages with a `seq` are durable: the agent numbers them from 1
 within its session, keeps them until the daemon acknowledges them, and sends them again after a
 reconnect. The others describe the present and are simply sent anew.
+
+The daemon takes a session's durable messages in the order of `seq` only: one that it has is dropped, and
+so is one that comes too early, which it answers with a `Welcome`. On every `Welcome` the agent sends
+again, in order, all that it still holds beyond `acked`. `Beat.oldest` tells the daemon which messages
+will never come; they are recorded as a gap and the session goes on behind it. Nothing is taken before
+the connection's `Hello`. A `Prepare` may come twice: the agent knows a `vote` it has had and ignores it.
 """
 
 from typing import Any, Literal
@@ -178,13 +184,16 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     queued: int
     dropped: int
     control: str
+    oldest: int = 0
+    """The lowest `seq` that the agent can still send, or would send next; all below that the daemon
+    lacks are lost. 0: not said."""
 
 
 AgentMessage = Hello | Schema | Batch | Event | Report | Bye | Beat
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True, kw_only=True):
-    """Answer to `Hello`: everything up to `acked` is in the store and need not be sent again."""
+    """Answer to `Hello`, or to a message that came too early: send all beyond `acked` (again), in order."""
 
     daemon: str
     session: str

@@ -2,7 +2,8 @@
 
 A client asks on its DEALER socket: `[request number (8 bytes), header]`, and is answered with the same
 number, a `Reply` header and blocks. Changes come on the SUB socket, a topic per run, numbered without
-gaps: on a gap the client asks for the `View` again.
+gaps: on a gap the client asks for the `View` again. To begin, subscribe, wait for the first publication
+(there is one at once), then ask for the `View` and drop each `Delta` up to its `seq`.
 """
 
 from typing import Any, Literal
@@ -121,7 +122,11 @@ class GetView(msgspec.Struct, tag="view", frozen=True):
 
 
 class GetSeries(msgspec.Struct, tag="series", frozen=True, kw_only=True):
-    """Columns between two steps (None: open), whole, or reduced to `points` buckets of min and max."""
+    """Columns between two steps (None: open), whole, or reduced to `points` buckets of min and max.
+
+    A whole series comes a page at a time, the first rows of the range: ask again from the last step + 1
+    until a page is empty.
+    """
 
     run: str
     optimizer: int = 0
