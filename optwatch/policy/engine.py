@@ -1,0 +1,375 @@
+"""The policy of one run: from findings to proposals, within limits, and what came of them.
+
+Pure: it is told points, findings and commands, and says what it wants; it never reads a clock.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from optwatch.policy.budget import IN_FORCE, action_of, inverse, is_cut, lr_cuts, lr_scale
+from optwatch.policy.facts import Facts, gather, is_back
+from optwatch.policy.history import KEPT, History
+from optwatch.policy.judge import judge
+from optwatch.policy.load import DEFAULT
+from optwatch.policy.rules import Rule, Rules
+from optwatch.series.points import Column, Points
+from optwatch.wire.actions import OPEN_STATES, Action, Command, Outcome, ScaleLr, Verdict, action_args
+from optwatch.wire.findings import ALARMS, Finding
+from optwatch.wire.requests import Mode
+
+ASKED_BY = "policy"
+"""`Command.asked_by` of what this engine proposed."""
+
+
+class Proposal(msgspec.Struct, frozen=True, kw_only=True):
+    """One command that the policy wants. `send`: at once (auto); else it waits for approval (advise)."""
+
+    action: str
+    args: dict[str, Any]
+    why: str
+    finding: int | None = None
+    undo_of: str | None = None
+    send: bool = False
+
+
+class Intervention(msgspec.Struct):
+    """The answer to a finding that is under way: the commands that a rule asked for together."""
+
+    rule: str
+    finding: int
+    onset: int
+    asked: int
+    """The run's step when it was proposed."""
+    former_lr: float
+    actions: int
+    """How many commands it asked for."""
+    commands: list[str] = []
+    verdicts: list[Verdict] = []
+
+
+class Memory(msgspec.Struct):
+    """What the engine knows beside the history of the loss."""
+
+    open: dict[int, Finding] = {}
+    """Findings that call for an answer."""
+    dealt: set[int] = set()
+    """Those of them that were answered."""
+    converged: set[int] = set()
+    marks: list[int] = []
+    current: Intervention | None = None
+    asked: int | None = None
+    """The run's step at the last proposal."""
+    used: dict[str, int] = {}
+    """How often each rule acted since an intervention last helped."""
+    failures: int = 0
+    trials: dict[str, int] = {}
+    """Commands to be judged, and the step at which each was applied."""
+    verdicts: dict[str, Verdict] = {}
+    until_back: dict[str, float] = {}
+    """LR cuts to be taken back when the LR is down at this value again."""
+    undone: set[str] = set()
+    """Commands whose undoing was proposed."""
+    stopped: str = ""
+
+
+class Engine:
+    """The policy of one run. Feed it with every change in order; `state` restores it exactly.
+
+    At any time at most one intervention is under way: from its proposal until its commands are judged,
+    or turned down.
+    """
+
+    def __init__(self, mode: Mode, rules: Rules = DEFAULT) -> None:
+        self.mode: Mode = mode
+        self._rules = rules
+        self._history = History()
+        self._memory = Memory()
+        self._outcomes: list[tuple[str, Outcome]] = []
+
+    @property
+    def stopped(self) -> str:
+        """Why it acts no more in this run; empty while it may."""
+        return self._memory.stopped
+
+    def update(
+        self,
+        points: Points,
+        findings: Sequence[Finding],
+        commands: Sequence[Command],
+        allow: Sequence[str],
+    ) -> list[Proposal]:
+        """Take what is new, and say what to do.
+
+        Args:
+            points: The run's next points, in order.
+            findings: Those that are new or changed.
+            commands: All of the run's so far.
+            allow: The actions that the run's agents take.
+
+        Returns:
+            What to propose or send now; with the mode observe nothing.
+        """
+        self._follow_findings(findings)
+        self._follow_commands(commands)
+        for part in _parts(points, KEPT // 4):
+            self._history.append(part)
+            self._judge_due(commands)
+        self._close_current(commands)
+        if self.mode == "observe":
+            return []
+        if proposals := self._undo(commands):
+            return proposals
+        return self._intervene(commands, allow)
+
+    def outcomes(self) -> list[tuple[str, Outcome]]:
+        """The verdicts that became due since the last call, by command id."""
+        due, self._outcomes = self._outcomes, []
+        return due
+
+    def mark(self, step: int) -> None:
+        """A planned change at `step`: nothing is done around it, and what was found before is past."""
+        self._memory.marks = [*self._memory.marks[-15:], step]
+        self._memory.dealt |= self._memory.open.keys()
+
+    def state(self) -> dict[str, Any]:
+        """Everything `restore` needs, as plain values for msgpack."""
+        return {"history": self._history.state(), "memory": msgspec.to_builtins(self._memory)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`. The mode and the rules are the caller's.
+
+        Raises:
+            ValueError: it is not the state of a policy.
+        """
+        try:
+            self._memory = msgspec.convert(state["memory"], Memory)
+            self._history.restore(state["history"])
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
+            raise ValueError(f"not the state of a policy: {error}") from None
+        self._outcomes = []
+
+    # --- what happened ----------------------------------------------------------------------------------
+
+    def _follow_findings(self, findings: Sequence[Finding]) -> None:
+        memory = self._memory
+        for finding in findings:
+            over = finding.resolved_step is not None
+            if finding.kind == "converged":
+                (memory.converged.discard if over else memory.converged.add)(finding.id)
+            former = memory.open.pop(finding.id, None)
+            if over or finding.severity not in ALARMS:
+                memory.dealt.discard(finding.id)
+                continue
+            memory.open[finding.id] = finding
+            if former is not None and former.severity != finding.severity == "critical":
+                memory.dealt.discard(finding.id)
+
+    def _follow_commands(self, commands: Sequence[Command]) -> None:
+        memory, current = self._memory, self._memory.current
+        for command in commands:
+            if command.undo_of is not None:
+                continue
+            if (
+                current is not None
+                and command.asked_by == ASKED_BY
+                and command.finding == current.finding
+                and command.id not in current.commands
+                and command.id not in memory.verdicts
+                and len(current.commands) < current.actions
+            ):
+                current.commands.append(command.id)
+                rule = next((rule for rule in self._rules.rule if rule.name == current.rule), None)
+                if rule and rule.until and is_cut(action_of(command)):
+                    memory.until_back[command.id] = current.former_lr
+            on_trial = command.state == "applied" and command.step is not None
+            if on_trial and command.id not in memory.verdicts and command.step is not None:
+                memory.trials.setdefault(command.id, command.step)
+            elif command.state == "undone":
+                memory.trials.pop(command.id, None)
+
+    def _judge_due(self, commands: Sequence[Command]) -> None:
+        memory, trial = self._memory, self._rules.limits.trial
+        for command, applied in sorted(memory.trials.items()):
+            if self._history.now < applied + trial:
+                continue
+            del memory.trials[command]
+            current = memory.current
+            mine = current is not None and command in current.commands
+            group = set(current.commands) if current and mine else {command}
+            if any(
+                other.id not in group
+                and other.undo_of not in group
+                and other.step is not None
+                and applied < other.step < applied + trial
+                for other in commands
+            ):
+                outcome = Outcome("unclear", {"other_commands": 1.0})
+            else:
+                onset = min(current.onset, applied) if current and mine else applied
+                outcome = judge(self._history, onset, applied, applied + trial)
+            memory.verdicts[command] = outcome.verdict
+            self._outcomes.append((command, outcome))
+            if current and mine:
+                current.verdicts.append(outcome.verdict)
+
+    def _close_current(self, commands: Sequence[Command]) -> None:
+        """End the intervention under way when none of its commands can tell more."""
+        memory, current = self._memory, self._memory.current
+        if current is None:
+            return
+        if not current.commands:
+            # The proposal was not taken up: forget it when its time is over.
+            if self._history.now > current.asked + self._rules.limits.cooldown:
+                memory.current = None
+            return
+        states = {command.id: command.state for command in commands}
+        if any(states.get(id) in OPEN_STATES or id in memory.trials for id in current.commands):
+            return
+        memory.current = None
+        if "helped" in current.verdicts:
+            memory.failures, memory.used = 0, {}
+            memory.dealt |= memory.open.keys()
+        elif current.verdicts:
+            memory.failures += "unclear" not in current.verdicts and bool(memory.open)
+            memory.dealt.clear()
+        elif any(states.get(id) in ("expired", "failed") for id in current.commands):
+            memory.dealt.discard(current.finding)
+        if memory.failures >= self._rules.limits.failures:
+            memory.stopped = (
+                f"{memory.failures} interventions in a row did not help: the cause is likely the "
+                "architecture or the data; the policy acts no more in this run"
+            )
+
+    # --- what to do -------------------------------------------------------------------------------------
+
+    def _undo(self, commands: Sequence[Command]) -> list[Proposal]:
+        """Take back what changed nothing, what hurt, and cuts whose reason is gone."""
+        memory, proposals = self._memory, []
+        answered = {command.undo_of for command in commands}
+        for command in commands:
+            if (
+                command.asked_by != ASKED_BY
+                or command.undo_of is not None
+                or command.state not in IN_FORCE
+                or command.id in memory.undone | answered
+                or not (why := self._why_undo(command))
+                or (action := inverse(command, commands)) is None
+            ):
+                continue
+            memory.undone.add(command.id)
+            proposals.append(
+                Proposal(
+                    action=command.action,
+                    args=action_args(action),
+                    why=why,
+                    finding=command.finding,
+                    undo_of=command.id,
+                    send=self.mode == "auto",
+                )
+            )
+        return proposals
+
+    def _why_undo(self, command: Command) -> str:
+        memory = self._memory
+        verdict = memory.verdicts.get(command.id)
+        if verdict in ("neutral", "hurt"):
+            return f"{command.action} at step {command.step} was judged {verdict}: take it back"
+        former = memory.until_back.get(command.id)
+        lr = self._history.last_lr
+        if former is not None and is_back(lr, former):
+            return f"the scheduled LR is back at {lr:.3g} (it was {former:.3g}): the cut is needed no more"
+        return ""
+
+    def _intervene(self, commands: Sequence[Command], allow: Sequence[str]) -> list[Proposal]:
+        """Answer the most urgent open finding that a rule has an answer to."""
+        memory = self._memory
+        if (
+            memory.stopped
+            or memory.current is not None
+            or memory.converged
+            or self._near_mark(self._history.now)
+            or any(c.asked_by == ASKED_BY and c.state in OPEN_STATES for c in commands)
+        ):
+            return []
+        waiting = [finding for id, finding in memory.open.items() if id not in memory.dealt]
+        waiting.sort(key=lambda finding: (finding.severity != "critical", finding.onset_step, finding.id))
+        for finding in waiting:
+            if self._cooling(finding, commands) or self._near_mark(finding.onset_step):
+                continue
+            facts = gather(self._history, finding)
+            for rule in self._rules.rule:
+                if memory.used.get(rule.name, 0) >= rule.times or not rule.when.holds(facts):
+                    continue
+                if actions := self._affordable(rule, commands, allow):
+                    return self._propose(facts, rule, actions)
+        return []
+
+    def _propose(self, facts: Facts, rule: Rule, actions: list[Action]) -> list[Proposal]:
+        memory, finding = self._memory, facts.finding
+        memory.used[rule.name] = memory.used.get(rule.name, 0) + 1
+        memory.asked = self._history.now
+        memory.dealt |= memory.open.keys()
+        memory.current = Intervention(
+            rule=rule.name,
+            finding=finding.id,
+            onset=finding.onset_step,
+            asked=self._history.now,
+            former_lr=facts.former_lr,
+            actions=len(actions),
+        )
+        return [
+            Proposal(
+                action=_name(action),
+                args=action_args(action),
+                why=f"{finding.kind} at step {finding.onset_step}: {rule.why}",
+                finding=finding.id,
+                send=self.mode == "auto",
+            )
+            for action in actions
+        ]
+
+    def _affordable(self, rule: Rule, commands: Sequence[Command], allow: Sequence[str]) -> list[Action]:
+        """Those of a rule's actions that the agents take and the limits leave room for."""
+        limits, actions = self._rules.limits, []
+        cuts, scale = lr_cuts(commands, ASKED_BY), lr_scale(commands)
+        for action in rule.do:
+            if _name(action) not in allow:
+                continue
+            if is_cut(action) and isinstance(action, ScaleLr) and action.factor is not None:
+                # The tolerance lets two cuts of 0.1 reach a floor of 0.01.
+                if cuts >= limits.lr_cuts or scale * action.factor < limits.lr_floor * (1 - 1e-9):
+                    continue
+                cuts, scale = cuts + 1, scale * action.factor
+            actions.append(action)
+        return actions
+
+    def _cooling(self, finding: Finding, commands: Sequence[Command]) -> bool:
+        """Whether too little time has passed since the last action, whoever asked for it."""
+        window = finding.evidence.get("window", 0)
+        pause = max(self._rules.limits.cooldown, 2 * int(window) if isinstance(window, int | float) else 0)
+        last = [c.step for c in commands if c.step is not None and c.undo_of is None]
+        if self._memory.asked is not None:
+            last.append(self._memory.asked)
+        return bool(last) and self._history.now < max(last) + pause
+
+    def _near_mark(self, step: int) -> bool:
+        margin = self._rules.limits.mark_margin
+        return any(abs(step - mark) <= margin for mark in self._memory.marks)
+
+
+def _name(action: Action) -> str:
+    return str(action.__struct_config__.tag)
+
+
+def _parts(points: Points, size: int) -> Iterator[Points]:
+    """Points in parts of at most `size`, without their samples."""
+    for start in range(0, len(points), size):
+        part = slice(start, start + size)
+        columns = {
+            name: Column(points.columns[name].values[part], points.columns[name].logged[part])
+            for name in ("loss", "lr")
+            if name in points.columns
+        }
+        yield Points(points.step[part], columns)

@@ -1,0 +1,85 @@
+"""What a rule may ask about: the finding, and what the run's loss and LR did around it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from optwatch.policy.history import History
+from optwatch.policy.judge import FEWEST, fit_trend
+from optwatch.wire.findings import Finding
+
+LrFact = Literal["risen", "spiked", "steady", "unknown"]
+LossFact = Literal["up", "normal", "nonfinite", "unknown"]
+
+RISE = 2.0
+"""An LR at this multiple of its former median has risen; below its square root it is back."""
+LR_WINDOW = 100
+"""Steps before an event from which the former LR is taken, and in which a rise is recent."""
+OPENING = 50
+"""An event in the first steps of a run has no good level before it: the set-up itself is in doubt."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One open finding, seen from the run's last step.
+
+    lr: risen (at least twice the former LR, and still so), spiked (it was, and is back), steady.
+    loss: its last points against the trend before the event. age: steps since the onset.
+    former_lr: the median LR before the rise, NaN where unknown.
+    """
+
+    finding: Finding
+    lr: LrFact
+    loss: LossFact
+    age: int
+    opening: bool
+    former_lr: float
+
+
+def gather(history: History, finding: Finding) -> Facts:
+    """The facts about an open finding."""
+    lr, former = lr_fact(history, finding.onset_step)
+    return Facts(
+        finding=finding,
+        lr=lr,
+        loss=_loss_fact(history, finding.onset_step),
+        age=max(0, history.now - finding.onset_step),
+        opening=finding.onset_step - int(history.first or finding.onset_step) < OPENING,
+        former_lr=former,
+    )
+
+
+def lr_fact(history: History, onset: int) -> tuple[LrFact, float]:
+    """Whether the scheduled LR rose in the steps before an onset or since, and its median before.
+
+    A rise may come first and show in the loss only 20 steps later, so what the LR was before is taken
+    from the earlier half of the window.
+    """
+    before = history.lrs(onset - LR_WINDOW - 1, onset - LR_WINDOW // 5)
+    since = history.lrs(onset - LR_WINDOW // 5, history.now)
+    if not len(before) or not len(since) or np.median(before) <= 0:
+        return "unknown", float("nan")
+    former = float(np.median(before))
+    if np.max(since) < RISE * former:
+        return "steady", former
+    return ("spiked" if is_back(float(since[-1]), former) else "risen"), former
+
+
+def is_back(lr: float, former: float) -> bool:
+    """Whether an LR that had risen has returned to what it was."""
+    return bool(lr <= former * RISE**0.5)
+
+
+def _loss_fact(history: History, onset: int) -> LossFact:
+    _, last = history.losses(onset - 1, history.now)
+    if not len(last):
+        return "unknown"
+    level = float(np.median(last[-5:]))
+    if not np.isfinite(level):
+        return "nonfinite"
+    trend = fit_trend(*history.losses(onset - 2 * LR_WINDOW - 1, onset - 1))
+    if trend is None or len(last) < min(FEWEST, 3):
+        return "unknown"
+    expected = trend.at(history.now)
+    return "up" if level > expected + max(3 * trend.noise, 0.05 * abs(expected)) else "normal"

@@ -1,0 +1,89 @@
+"""Rules: which finding, in which circumstances, is answered by which actions; and the limits on all."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from optwatch.policy.facts import Facts, LossFact, LrFact
+from optwatch.wire.actions import Action
+from optwatch.wire.findings import CauseName, Kind
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Alarm = Literal["warning", "critical"]
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """True where everything that is given holds. A list holds if one of its items does.
+
+    Conditions compose: `all`, `any` and `none` hold further conditions.
+    """
+
+    kind: tuple[Kind, ...] = ()
+    severity: tuple[Alarm, ...] = ()
+    cause: tuple[CauseName, ...] = ()
+    """One of these causes is held likely, at `cause_weight` or more."""
+    cause_weight: Share = 0.3
+    lr: tuple[LrFact, ...] = ()
+    loss: tuple[LossFact, ...] = ()
+    opening: bool | None = None
+    """Whether the event began in the first 50 steps of the run."""
+    within: Count | None = None
+    """At most so many steps since the onset."""
+    all: tuple["Condition", ...] = ()
+    any: tuple["Condition", ...] = ()
+    none: tuple["Condition", ...] = ()
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether the facts are as this condition asks."""
+        finding = facts.finding
+        likely = {cause.cause for cause in finding.causes if cause.weight >= self.cause_weight}
+        return (
+            (not self.kind or finding.kind in self.kind)
+            and (not self.severity or finding.severity in self.severity)
+            and (not self.cause or not likely.isdisjoint(self.cause))
+            and (not self.lr or facts.lr in self.lr)
+            and (not self.loss or facts.loss in self.loss)
+            and (self.opening is None or facts.opening == self.opening)
+            and (self.within is None or facts.age <= self.within)
+            and all(condition.holds(facts) for condition in self.all)
+            and (not self.any or any(condition.holds(facts) for condition in self.any))
+            and not any(condition.holds(facts) for condition in self.none)
+        )
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The first rule in order that applies is the one that acts."""
+
+    name: str
+    when: Condition
+    do: Annotated[tuple[Action, ...], msgspec.Meta(min_length=1)]
+    why: str
+    times: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """How often it may act in one trouble: an intervention that helped ends it."""
+    until: Literal["lr_back"] | None = None
+    """Take LR cuts back as soon as the scheduled LR is what it was before it rose."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What no rule may overstep."""
+
+    cooldown: Annotated[int, msgspec.Meta(ge=1)] = 200
+    """Steps between two interventions, or twice the detector's window if that is longer."""
+    lr_cuts: Count = 3
+    """LR cuts in a run, those that were taken back included."""
+    lr_floor: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
+    """The LR is never brought under this share of what the schedule says."""
+    mark_margin: Count = 50
+    """Steps around a mark within which nothing is done: the change there was planned."""
+    trial: Annotated[int, msgspec.Meta(ge=20)] = 200
+    """Steps after which an action is judged."""
+    failures: Annotated[int, msgspec.Meta(ge=1)] = 2
+    """After so many interventions in a row that did not help, act no more."""
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A policy: its limits, and its rules in the order in which they are tried."""
+
+    limits: Limits = Limits()
+    rule: tuple[Rule, ...] = ()

@@ -1,0 +1,193 @@
+"""Which findings are answered, how, when, and what is taken back."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from optwatch.policy.engine import Engine
+from optwatch.policy.rules import Limits, Rules
+from tests.unit.policy.driver import ALLOW, Book, finding, healthy, points
+
+
+def run_to_event(mode: str = "auto", lr: float = 1e-3, **kwargs: object) -> Book:
+    """A healthy run of 300 steps, then two points of a diverged loss."""
+    book = Book(Engine(mode), **kwargs)
+    book.feed(points(1, healthy(np.arange(1, 300)), lr))
+    return book
+
+
+def names(proposals: list) -> list[str]:
+    return [proposal.action for proposal in proposals]
+
+
+def test_one_bad_event_with_a_steady_lr_is_answered_by_a_restart() -> None:
+    book = run_to_event()
+    (proposal,) = book.feed(points(300, [4.0, 4.2, 4.1]), finding())
+    assert (proposal.action, proposal.args, proposal.finding, proposal.send) == ("restart", {}, 1, True)
+    assert "divergence at step 300" in proposal.why
+
+
+def test_a_risen_lr_is_cut_to_a_tenth_and_restored_when_it_is_back() -> None:
+    book = run_to_event()
+    proposals = book.feed(points(300, [4.0, 4.2, 4.1], 3e-2), finding())
+    assert names(proposals) == ["restart", "scale_lr"]
+    assert proposals[1].args == {"factor": 0.1}
+    assert book.feed(points(303, [4.0] * 10, 3e-2)) == []
+    (undo,) = book.feed(points(313, [2.0] * 5, 1e-3))
+    assert (undo.action, undo.undo_of, undo.send) == ("scale_lr", "2", True)
+    assert undo.args == {"factor": pytest.approx(10)}
+    assert "back" in undo.why
+    assert book.feed(points(318, [1.0] * 5)) == []
+
+
+def test_a_rise_of_the_lr_that_is_already_over_calls_for_no_cut() -> None:
+    book = run_to_event()
+    lr = np.r_[np.full(20, 3e-2), np.full(10, 1e-3)]
+    assert names(book.feed(points(300, np.full(30, 4.0), lr), finding())) == ["restart"]
+
+
+def test_a_run_that_blows_up_in_its_first_steps_gets_a_tenth_of_the_lr() -> None:
+    book = Book(Engine("auto"))
+    proposals = book.feed(points(1, [2.3, 5.0, 9.0, 30.0, 80.0]), finding(step=5, onset_step=2))
+    assert names(proposals) == ["restart", "scale_lr"]
+
+
+@pytest.mark.parametrize("kind", ["plateau", "vanishing_gradient", "overfitting", "non_finite"])
+def test_what_needs_a_change_in_the_script_is_left_to_the_user(kind: str) -> None:
+    book = run_to_event()
+    assert book.feed(points(300, healthy(np.arange(300, 400))), finding(kind=kind)) == []
+
+
+def test_a_loss_that_is_nan_is_beyond_what_the_policy_can_repair() -> None:
+    book = run_to_event()
+    assert book.feed(points(300, [9.0, np.nan, np.nan, np.nan]), finding()) == []
+
+
+def test_advise_proposes_once_and_waits() -> None:
+    book = run_to_event("advise")
+    (proposal,) = book.feed(points(300, [4.0, 4.2, 4.1]), finding())
+    assert not proposal.send
+    for first in range(303, 1303, 100):
+        assert book.feed(points(first, np.full(100, 4.0)), finding(evidence={"x": first})) == []
+
+
+def test_a_dismissed_proposal_is_not_made_again_for_its_finding() -> None:
+    book = run_to_event("advise")
+    book.feed(points(300, [4.0, 4.2, 4.1]), finding())
+    book.change("1", state="dismissed")
+    assert book.feed(points(303, np.full(400, 4.0))) == []
+    assert names(book.feed(points(703, [9.0, 9.0, 9.0]), finding(2, step=704, onset_step=703))) != []
+
+
+def test_observe_proposes_nothing_and_still_judges_commands_by_hand() -> None:
+    book = run_to_event("observe")
+    assert book.feed(points(300, [4.0, 4.2, 4.1]), finding()) == []
+    book.add("restart", {}, step=303)
+    book.feed(points(303, healthy(np.arange(303, 510))))
+    assert book.outcomes.keys() == {"1"}
+
+
+def test_the_mode_can_change_in_mid_run() -> None:
+    book = run_to_event("observe")
+    assert book.feed(points(300, [4.0, 4.2, 4.1]), finding()) == []
+    book.engine.mode = "auto"
+    assert names(book.feed(points(303, [4.0]))) == ["restart"]
+
+
+def test_allow_has_the_last_word() -> None:
+    book = run_to_event()
+    assert book.feed(points(300, [4.0, 4.2, 4.1]), finding(), allow=()) == []
+    assert names(book.feed(points(303, [4.0] * 5, 3e-2), allow=("scale_lr",))) == ["scale_lr"]
+
+
+def test_what_helped_ends_the_trouble() -> None:
+    book = run_to_event()
+    book.feed(points(300, [4.0, 4.2, 4.1]), finding())
+    book.feed(points(303, healthy(np.arange(303, 520))))
+    assert book.outcomes["1"].verdict == "helped"
+    # The finding was never resolved, and is still not answered again.
+    assert book.feed(points(520, healthy(np.arange(520, 1200)))) == []
+    # A new one is, from the first rung on.
+    again = book.feed(points(1200, [4.0, 4.2, 4.1]), finding(2, step=1202, onset_step=1200))
+    assert names(again) == ["restart"]
+
+
+def test_what_did_not_help_is_followed_by_an_lr_cut_and_then_by_nothing() -> None:
+    book = run_to_event()
+    book.feed(points(300, [4.0, 4.2, 4.1]), finding())
+    asked = []
+    for first in range(303, 2303, 20):
+        asked += book.feed(points(first, np.full(20, 4.1)))
+    assert [(p.action, p.undo_of) for p in asked] == [("scale_lr", None), ("scale_lr", "2")]
+    assert asked[0].args == {"factor": 0.5, "ramp": 50}
+    assert [outcome.verdict for outcome in book.outcomes.values()] == ["neutral", "neutral"]
+    assert "architecture" in book.engine.stopped
+
+
+def test_a_mark_holds_the_policy_back() -> None:
+    book = run_to_event()
+    book.engine.mark(299)
+    assert book.feed(points(300, [4.0, 4.2, 4.1]), finding()) == []
+    # What began around the mark was planned, however long it lasts.
+    assert book.feed(points(303, np.full(300, 4.0))) == []
+
+
+def test_a_converged_run_is_left_alone() -> None:
+    book = run_to_event()
+    converged = finding(7, kind="converged", severity="info")
+    assert book.feed(points(300, [4.0, 4.2, 4.1]), finding(), converged) == []
+    over = msgspec.structs.replace(converged, resolved_step=304)
+    assert names(book.feed(points(303, [4.0, 4.0]), over)) == ["restart"]
+
+
+def test_a_resolved_finding_is_not_answered() -> None:
+    book = run_to_event()
+    assert book.feed(points(300, [4.0, 4.2, 4.1]), finding(resolved_step=302)) == []
+
+
+def test_no_action_follows_one_by_hand_within_the_cooldown() -> None:
+    book = run_to_event()
+    book.add("clip", {"max_norm": 1.0}, step=290)
+    assert book.feed(points(300, [4.0, 4.2, 4.1]), finding()) == []
+    assert book.feed(points(303, np.full(186, 4.0))) == []
+    assert names(book.feed(points(489, np.full(2, 4.0)))) == ["restart"]
+
+
+def test_a_detector_with_a_longer_window_has_a_longer_cooldown() -> None:
+    book = run_to_event()
+    book.add("clip", {"max_norm": 1.0}, step=290)
+    book.feed(points(300, [4.0, 4.2, 4.1]), finding(evidence={"window": 300}, kind="slow_divergence"))
+    assert book.feed(points(303, np.full(500, 4.0))) == []
+    assert names(book.feed(points(803, np.full(100, 4.0)))) == ["scale_lr"]
+
+
+def test_the_lr_is_never_brought_under_its_floor() -> None:
+    book = run_to_event()
+    book.add("scale_lr", {"factor": 0.05}, step=20)
+    assert names(book.feed(points(300, [4.0, 4.2, 4.1], 3e-2), finding())) == ["restart"]
+
+
+def test_the_budget_of_lr_cuts_holds_for_the_run() -> None:
+    book = Book(Engine("auto", Rules(limits=Limits(lr_cuts=1), rule=run_to_event().engine._rules.rule)))
+    book.feed(points(1, healthy(np.arange(1, 300))))
+    assert names(book.feed(points(300, [4.0] * 3, 3e-2), finding())) == ["restart", "scale_lr"]
+    book.feed(points(303, healthy(np.arange(303, 900))))
+    second = book.feed(points(900, [4.0] * 3, 3e-2), finding(2, step=902, onset_step=900))
+    assert names(second) == ["restart"]
+
+
+def test_restore_refuses_what_is_no_state() -> None:
+    for state in (
+        {},
+        {"memory": {}},
+        {"memory": {"failures": "x"}, "history": {}},
+        {"memory": 3, "history": 4},
+    ):
+        with pytest.raises(ValueError, match="not the state"):
+            Engine("auto").restore(state)
+
+
+def test_a_huge_backfill_is_taken_in_one_piece() -> None:
+    engine = Engine("auto")
+    assert engine.update(points(1, healthy(np.arange(1, 60_001))), [], [], ALLOW) == []
+    assert len(msgspec.msgpack.encode(engine.state())) < 40_000
