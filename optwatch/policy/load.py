@@ -41,8 +41,9 @@ def parse_rules(text: str, source: str) -> Rules:
         raise PolicyError(f"{source}: not TOML: {error}") from None
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `")
-        line = find_line(text, path.rstrip("`"), message)
-        raise PolicyError(f"{source}, line {line}: {message}") from None
+        path = path.rstrip("`")
+        line, where = find_line(text, path, message), path.removeprefix("$").lstrip(".")
+        raise PolicyError(f"{source}, line {line}: {where and where + ': '}{message}") from None
     names = [rule.name for rule in rules.rule]
     for number, name in enumerate(names):
         if name in names[:number]:
