@@ -1,0 +1,51 @@
+"""What part of a tensor this rank holds.
+
+A parameter that is spread over a device mesh (FSDP2, HSDP, tensor parallelism) is a DTensor. Its
+`shard_key` says where its part lies: the coordinate along each mesh dimension that shards it. Ranks with
+the same name and key hold replicas of the same numbers; the parts of all keys make up the tensor. This
+holds for parameters of different meshes in one model, where counting a tensor's own replicas does not.
+"""
+
+import sys
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+ShardKey = tuple[tuple[str, int], ...]
+"""(mesh dimension, coordinate) of each dimension that shards the tensor; () for a whole tensor."""
+
+
+def is_sharded(tensor: torch.Tensor) -> "TypeGuard[DTensor]":
+    """Whether a tensor is a DTensor. Costs nothing where nobody made one."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements that this rank holds, perhaps none, as a plain tensor; no copy, no collective."""
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
+
+
+def shard_key(tensor: torch.Tensor) -> ShardKey:
+    """Which part of the tensor this rank holds."""
+    if not is_sharded(tensor):
+        return ()
+    mesh = tensor.device_mesh
+    names = mesh.mesh_dim_names or tuple(f"dim{i}" for i in range(mesh.ndim))
+    at = mesh.get_coordinate() or [-1] * mesh.ndim
+    return tuple(
+        (name, at[i])
+        for i, (name, placement) in enumerate(zip(names, tensor.placements, strict=True))
+        if not (placement.is_replicate() or placement.is_partial())
+    )
+
+
+def is_partial(tensor: torch.Tensor) -> bool:
+    """Whether the numbers are summands yet to be added over ranks: no norm can be had from them."""
+    return is_sharded(tensor) and any(placement.is_partial() for placement in tensor.placements)
