@@ -1,0 +1,203 @@
+"""Divergence: the loss leaves the range it has had, or the gradient leaves its own.
+
+One excursion is one finding, that grows more severe as evidence comes in: a gradient out of its range
+(`exploding_gradient`, watch; warning once the loss confirms it), a loss out of its range (`loss_spike`,
+watch; info once it came back, warning if it has not after 20 points), a loss that stays out of it
+(`divergence`, critical).
+"""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from optwatch.detect.base import Signal
+from optwatch.detect.memory import from_state, median, push, to_state
+from optwatch.detect.ranges import LossRange, NormRange
+from optwatch.series.points import Points
+from optwatch.wire.findings import Severity
+
+LONG_RUN, SHORT_RUN = 2, 4
+"""Hot points in a row that make a divergence: out of the long range (200), or out of the short one (50).
+
+Four are asked of the short range, since two in a row come by chance under heavy-tailed minibatch noise
+(log-normal with sigma 1: once in 60,000 points).
+"""
+BACK = 5
+"""Points in a row within the range before the excursion, after which it is over."""
+PATIENCE = 20
+"""Points after which a spike that has not come back is an alarm."""
+CONFIRM = 10
+"""Points within which the loss confirms a gradient out of its range."""
+
+
+class Excursion(msgspec.Struct):
+    """One that is going on."""
+
+    kind: Literal["exploding_gradient", "loss_spike", "divergence"]
+    onset: int
+    level: float
+    """The greatest loss of the last 50 points before it."""
+    best: float
+    first: float
+    short_limit: float
+    long_limit: float
+    severity: Severity = "watch"
+    told: bool = False
+    peak: float = -math.inf
+    norm_ratio: float = 0.0
+    short_run: int = 0
+    long_run: int = 0
+    back: int = 0
+    age: int = 0
+    losses: list[float] = []
+
+
+class Memory(msgspec.Struct):
+    loss: LossRange = msgspec.field(default_factory=LossRange)
+    norm: NormRange = msgspec.field(default_factory=NormRange)
+    since_norm: int = CONFIRM
+    """Points with a loss since the gradient was out of its range."""
+    norm_ratio: float = 0.0
+    excursion: Excursion | None = None
+
+
+class Divergence:
+    """Excursions of the loss and the gradient norm, from the fifth point on (`ranges` has the formulas)."""
+
+    name: ClassVar[str] = "divergence"
+
+    def __init__(self) -> None:
+        self._memory = Memory()
+
+    def update(self, points: Points) -> list[Signal]:
+        loss, norm = points.column("loss"), points.column("grad_norm")
+        signals: list[Signal] = []
+        for step, x, has_loss, g, has_norm in zip(
+            points.step.tolist(),
+            loss.values.tolist(),
+            loss.logged.tolist(),
+            norm.values.tolist(),
+            norm.logged.tolist(),
+            strict=True,
+        ):
+            if has_norm and math.isfinite(g):
+                self._norm(g)
+            if has_loss:
+                self._loss(step, x, signals)
+        return signals
+
+    def mark(self, step: int) -> None:
+        """The ranges begin anew. What is open stays so until the loss is back where it was."""
+        excursion = self._memory.excursion
+        self._memory = Memory()
+        if excursion is not None and excursion.kind != "exploding_gradient":
+            self._memory.excursion = excursion
+
+    def state(self) -> dict[str, Any]:
+        return to_state(self._memory)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._memory = from_state(state, Memory)
+
+    def _norm(self, g: float) -> None:
+        memory = self._memory
+        ratio = 0.0
+        if memory.norm.hot(g):
+            memory.since_norm = -1
+            ratio = memory.norm.ratio(g)
+            memory.norm_ratio = ratio
+        excursion = memory.excursion
+        if excursion is not None and ratio > excursion.norm_ratio:
+            excursion.norm_ratio = ratio
+
+    def _loss(self, step: int, x: float, signals: list[Signal]) -> None:
+        memory = self._memory
+        ranges = memory.loss
+        memory.since_norm += 1
+        finite = math.isfinite(x)
+        hot, limit = False, math.inf
+        if not finite or x > ranges.quiet_limit():
+            short_limit, long_limit = ranges.limits()
+            hot, limit = not finite or x > short_limit, short_limit
+        excursion = memory.excursion
+        if excursion is None and ranges.seen >= 5 and (hot or memory.since_norm == 0):
+            short_limit, long_limit = ranges.limits()
+            excursion = memory.excursion = Excursion(
+                kind="loss_spike" if hot else "exploding_gradient",
+                onset=step,
+                level=ranges.short.high,
+                best=ranges.best,
+                first=ranges.first,
+                short_limit=short_limit,
+                long_limit=long_limit,
+                norm_ratio=memory.norm_ratio if memory.since_norm < CONFIRM else 0.0,
+            )
+        if excursion is not None:
+            self._follow(excursion, step, x if finite else math.inf, signals)
+        if finite:
+            ranges.add(x, limit)
+
+    def _follow(self, excursion: Excursion, step: int, x: float, signals: list[Signal]) -> None:
+        """Take one more loss of an excursion, and say what became of it."""
+        e = excursion
+        e.age += 1
+        e.peak = max(e.peak, x)
+        e.long_run = e.long_run + 1 if x > e.long_limit else 0
+        e.short_run = e.short_run + 1 if x > e.short_limit else 0
+        e.back = e.back + 1 if x <= e.level else 0
+        push(e.losses, min(x, 1e300), PATIENCE)
+        before = e.kind, e.severity, e.told
+        if e.long_run >= LONG_RUN or e.short_run >= SHORT_RUN:
+            e.kind, e.severity = "divergence", "critical"
+        elif e.kind != "divergence" and e.short_run and self._memory.since_norm < CONFIRM:
+            e.kind = "exploding_gradient"
+            e.severity = "warning"
+        elif (
+            e.kind != "divergence"
+            and e.peak > e.short_limit
+            and e.age >= PATIENCE
+            and median(e.losses[-PATIENCE:]) > e.level
+        ):
+            e.severity = "warning"
+        e.told = e.told or e.severity != "watch" or e.long_run > 0 or e.kind == "exploding_gradient"
+        over = e.back >= BACK and (e.kind != "exploding_gradient" or e.age >= CONFIRM)
+        if over:
+            self._memory.excursion = None
+            if e.kind == "loss_spike" and e.severity == "watch":
+                e.severity = "info"
+        if e.told and (over or (e.kind, e.severity, e.told) != before):
+            signals.append(self._signal(e, step, over))
+
+    def _signal(self, e: Excursion, step: int, over: bool) -> Signal:
+        won = e.first - e.best
+        lost = (e.peak - e.level) / won if won > 0 and math.isfinite(e.peak) else math.inf
+        evidence: dict[str, float | int | str] = {
+            "loss_before": e.level,
+            "loss_limit": e.long_limit,
+            "loss_peak": e.peak,
+            "progress_lost": lost,
+            "points_out": e.age - e.back,
+        }
+        if e.norm_ratio:
+            evidence["norm_over_median"] = e.norm_ratio
+        return Signal(
+            kind=e.kind,
+            step=step,
+            onset_step=e.onset,
+            severity=e.severity,
+            summary=_summary(e, over),
+            over=over,
+            evidence=evidence,
+        )
+
+
+def _summary(e: Excursion, over: bool) -> str:
+    parts = []
+    if e.norm_ratio:
+        parts.append(f"gradient norm {e.norm_ratio:.3g} × its median")
+    if e.peak > e.short_limit:
+        peak = f"{e.peak:.4g}" if math.isfinite(e.peak) else "non-finite"
+        parts.append(f"loss up to {peak}, at most {e.level:.4g} before")
+    text = ", ".join(parts) or "gradient energy out of its range"
+    return text + (f"; came back after {e.age - e.back} points" if over else "")

@@ -1,0 +1,131 @@
+"""Set-up lint: what is unusual about an optimizer before its first step. Hints, never alarms."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from optwatch.detect.base import Signal
+from optwatch.wire.findings import Cause, CauseName, Remedy
+from optwatch.wire.messages import ConfigValue, OptimizerInfo
+
+USUAL_LR: dict[str, tuple[float, float]] = {
+    "SGD": (1e-3, 1.0),
+    "Adam": (1e-6, 1e-2),
+    "AdamW": (1e-6, 1e-2),
+    "NAdam": (1e-6, 1e-2),
+    "RAdam": (1e-6, 1e-2),
+    "Adamax": (1e-6, 2e-2),
+    "AMSGrad": (1e-6, 1e-2),
+    "RMSprop": (1e-6, 1e-2),
+    "Adagrad": (1e-4, 0.1),
+    "Lion": (1e-6, 1e-3),
+    "LAMB": (1e-4, 2e-2),
+}
+"""Learning rates that a kind of optimizer is used with, generously: the usual ones are SGD 0.01-0.3,
+Adam and AdamW 1e-5 to 3e-3 (GAN and RL 1e-4 to 3e-4), Lion 3-10 times lower."""
+
+COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax"})
+"""Kinds whose weight decay is added to the gradient, and so scaled by the second moment."""
+
+
+def lint(optimizers: Sequence[OptimizerInfo]) -> list[Signal]:
+    """One hint for each thing that is unusual, with what to do about it."""
+    return [
+        hint
+        for optimizer in optimizers
+        for number, group in enumerate(optimizer.groups)
+        for hint in _group(optimizer, number, group.options)
+    ]
+
+
+def betas(options: Mapping[str, ConfigValue]) -> tuple[float, float] | None:
+    """The decay rates of the moments, however they were written down."""
+    pair = [_number(options, name) for name in ("beta1", "beta2")]
+    if None in pair:
+        pair = [
+            float(text)
+            for text in re.findall(r"\d*\.?\d+(?:[eE][-+]?\d+)?", str(options.get("betas", "")))[:2]
+        ]
+    if len(pair) != 2 or pair[0] is None or pair[1] is None:
+        return None
+    return pair[0], pair[1]
+
+
+def _group(optimizer: OptimizerInfo, number: int, options: Mapping[str, ConfigValue]) -> list[Signal]:
+    kind, hints = optimizer.kind, list[Signal]()
+
+    def hint(what: str, cause: CauseName, advice: str, **evidence: float | str) -> None:
+        text = f"{optimizer.name}, group {number}: {what}"
+        hints.append(
+            Signal(
+                kind="misconfigured_optimizer",
+                step=0,
+                onset_step=0,
+                severity="info",
+                key=f"{optimizer.name}/{number}/{cause}",
+                group=number,
+                summary=text,
+                evidence=evidence,
+                causes=(Cause(cause, 1.0, what),),
+                remedies=(Remedy("advice", {}, advice),),
+            )
+        )
+
+    decay = _number(options, "weight_decay")
+    if kind in COUPLED and decay and not options.get("decoupled_weight_decay"):
+        hint(
+            f"{kind} with weight_decay {decay:g} adds the decay to the gradient,"
+            " where the second moment scales it away",
+            "weight_decay",
+            "use AdamW, or decoupled_weight_decay=True where the optimizer has it",
+            weight_decay=decay,
+        )
+    pair = betas(options)
+    if pair is not None:
+        first, second = pair
+        if second < 0.9:
+            hint(
+                f"β2 = {second:g} averages the squared gradient over only"
+                f" {1 / max(1 - second, 1e-9):.0f} steps",
+                "betas",
+                "raise β2: 0.999 is usual, 0.95-0.99 for large language models",
+                beta2=second,
+            )
+        elif first * first > second:
+            hint(
+                f"β1² = {first * first:.4g} is above β2 = {second:g}: updates can grow without bound",
+                "betas",
+                "lower β1 or raise β2 until β1² ≤ β2",
+                beta1=first,
+                beta2=second,
+            )
+    epsilon = _number(options, "eps")
+    if epsilon is not None and pair is not None and epsilon > 1e-4:
+        hint(
+            f"ε = {epsilon:g} rivals sqrt(v̂) of small gradients and turns the update into plain momentum",
+            "epsilon",
+            "use ε = 1e-8 (1e-6 to 1e-5 in half precision)",
+            epsilon=epsilon,
+        )
+    rate = _number(options, "initial_lr") or _number(options, "lr")
+    if rate and kind in USUAL_LR:
+        low, high = USUAL_LR[kind]
+        if rate > high:
+            hint(
+                f"an LR of {rate:g} is far above what {kind} is used with ({low:g} to {high:g})",
+                "lr_too_high",
+                f"start from an LR of at most {high:g}, with a warm-up",
+                lr=rate,
+            )
+        elif rate < low:
+            hint(
+                f"an LR of {rate:g} is far below what {kind} is used with ({low:g} to {high:g})",
+                "lr_too_low",
+                f"start from an LR of at least {low:g}",
+                lr=rate,
+            )
+    return hints
+
+
+def _number(options: Mapping[str, ConfigValue], name: str) -> float | None:
+    value = options.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

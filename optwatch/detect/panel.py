@@ -1,0 +1,198 @@
+"""All detectors over one run: points in, findings out."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from optwatch.detect.base import Detector, Signal
+from optwatch.detect.causes import Evidence, explain
+from optwatch.detect.divergence import Divergence
+from optwatch.detect.lint import lint
+from optwatch.detect.non_finite import NonFinite
+from optwatch.series.points import Column, Points, Samples
+from optwatch.wire.findings import SEVERITIES, Finding
+from optwatch.wire.messages import OptimizerInfo
+
+VERSION = 1
+"""Of the state: one of another version is not restored."""
+
+DETECTORS: tuple[type[Detector], ...] = (NonFinite, Divergence)
+
+MAX_FINDINGS = 1_000
+"""Findings kept per run; once there are so many, only those already open change."""
+
+WARM_RESTART = 1.5
+"""An LR that rises by this factor, within what the run has used before, is a planned change."""
+
+
+class Panel:
+    """Every detector over one run. `update` gives the findings that are new or changed.
+
+    The cut of the points into chunks makes no difference: a planned change that the columns show (an LR
+    that returns to a height it had before: a warm restart) splits a chunk where it happens.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self._detectors: tuple[Detector, ...] = tuple(kind() for kind in DETECTORS)
+        self._evidence = Evidence()
+        self._findings: list[Finding] = []
+        self._open: dict[str, int] = {}
+        self._lr = math.nan
+        self._lr_top = 0.0
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings so far, in the order of their ids."""
+        return tuple(self._findings)
+
+    def update(self, points: Points) -> list[Finding]:
+        """Take the next points of the run; the findings that they open, change or resolve."""
+        changed: dict[int, Finding] = {}
+        for part, restarted in self._parts(points):
+            if restarted:
+                self.mark(int(part.step[0]))
+            self._evidence.update(part)
+            signals = [
+                (signal, detector.name) for detector in self._detectors for signal in detector.update(part)
+            ]
+            # A stable sort: at one step, in the order of the detectors.
+            for signal, name in sorted(signals, key=lambda pair: pair[0].step):
+                if (finding := self._take(signal, name)) is not None:
+                    changed[finding.id] = finding
+        return list(changed.values())
+
+    def setup(self, optimizers: Sequence[OptimizerInfo]) -> list[Finding]:
+        """Look over the optimizers as they are set up. The same hint is given once."""
+        self._evidence.setup(optimizers)
+        hints = [hint for hint in lint(optimizers) if f"lint/{hint.key}" not in self._open]
+        return [finding for hint in hints if (finding := self._take(hint, "lint")) is not None]
+
+    def mark(self, step: int) -> None:
+        """A planned change at `step`: every detector begins a new segment."""
+        for detector in self._detectors:
+            detector.mark(step)
+
+    def acted(self, step: int, action: str) -> None:
+        """An action was applied at `step`: what follows is not judged by what was before.
+
+        A finding that is open stays so until the run is well again: the action is what shall end it.
+        """
+        self._evidence.acted(step, action)
+
+    def state(self) -> dict[str, Any]:
+        """Everything `restore` needs, as plain values."""
+        return {
+            "version": VERSION,
+            "run": self.run,
+            "lr": [self._lr, self._lr_top],
+            "evidence": self._evidence.state(),
+            "findings": [msgspec.to_builtins(finding) for finding in self._findings],
+            "open": dict(self._open),
+            "detectors": {detector.name: detector.state() for detector in self._detectors},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            ValueError: it is none, or one of another version.
+        """
+        if state.get("version") != VERSION:
+            raise ValueError(f"a panel's state of version {state.get('version')!r}, not {VERSION}")
+        try:
+            self._findings = msgspec.convert(state["findings"], list[Finding])
+            self._open = msgspec.convert(state["open"], dict[str, int])
+            self._lr, self._lr_top = msgspec.convert(state["lr"], tuple[float, float])
+            self._evidence.restore(state["evidence"])
+            for detector in self._detectors:
+                detector.restore(state["detectors"][detector.name])
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
+            raise ValueError(f"not a panel's state: {error}") from None
+
+    def _take(self, signal: Signal, detector: str) -> Finding | None:
+        """The finding that a signal opens, changes or resolves."""
+        key = f"{detector}/{signal.key}"
+        opened = self._open.get(key)
+        if opened is None:
+            if (signal.over and signal.severity == "watch") or len(self._findings) >= MAX_FINDINGS:
+                return None
+            number = len(self._findings) + 1
+            self._open[key] = number
+        else:
+            number = opened
+        before = self._findings[number - 1] if opened is not None else None
+        severity = signal.severity
+        if before is not None and not signal.over:
+            severity = max(severity, before.severity, key=SEVERITIES.index)
+        causes, remedies = explain(signal, self._evidence)
+        finding = Finding(
+            run=self.run,
+            id=number,
+            kind=signal.kind,
+            severity=severity,
+            step=before.step if before is not None and before.severity == severity else signal.step,
+            onset_step=min(signal.onset_step, before.onset_step) if before else signal.onset_step,
+            summary=signal.summary,
+            rank=signal.rank,
+            tensor=signal.tensor,
+            group=signal.group,
+            evidence=dict(signal.evidence) or (before.evidence if before else {}),
+            causes=causes,
+            remedies=remedies,
+            resolved_step=signal.step if signal.over else None,
+        )
+        if signal.over:
+            del self._open[key]
+        if before is None:
+            self._findings.append(finding)
+        else:
+            self._findings[number - 1] = finding
+        return finding
+
+    def _parts(self, points: Points) -> list[tuple[Points, bool]]:
+        """The points, cut where the LR returns to a height that it had before."""
+        lr = points.column("lr")
+        known = lr.logged & np.isfinite(lr.values) & (lr.values > 0)
+        if not known.any():
+            return [(points, False)] if len(points) else []
+        where = np.flatnonzero(known)
+        values = lr.values[where]
+        former = np.concatenate(([self._lr], values[:-1]))
+        top = np.maximum.accumulate(np.concatenate(([self._lr_top], values)))
+        with np.errstate(invalid="ignore"):
+            restarts = where[(values > WARM_RESTART * former) & (values <= 1.05 * top[:-1])]
+        self._lr, self._lr_top = float(values[-1]), float(top[-1])
+        cuts = [0, *(int(cut) for cut in restarts if cut > 0), len(points)]
+        first = bool(len(restarts)) and int(restarts[0]) == 0
+        return [(part(points, start, stop), start > 0 or first) for start, stop in pairwise(cuts)]
+
+
+def part(points: Points, start: int, stop: int) -> Points:
+    """The points from `start` up to `stop`, with the samples of their steps."""
+    if start == 0 and stop == len(points):
+        return points
+    step = points.step[start:stop]
+    samples = points.samples
+    if samples is not None:
+        # Samples before the first point belong to the first part, those after the last to the last.
+        low = step[0] if start else np.iinfo(np.int64).min
+        high = step[-1] if stop < len(points) else np.iinfo(np.int64).max
+        keep = (samples.step >= low) & (samples.step <= high)
+        samples = Samples(
+            step=samples.step[keep],
+            names=samples.names,
+            numel=samples.numel,
+            stats={name: block[keep] for name, block in samples.stats.items()},
+            counts={name: block[keep] for name, block in samples.counts.items()},
+        )
+    columns = {
+        name: Column(column.values[start:stop], column.logged[start:stop])
+        for name, column in points.columns.items()
+    }
+    wall = None if points.wall is None else points.wall[start:stop]
+    return Points(step=step, columns=columns, wall=wall, samples=samples)

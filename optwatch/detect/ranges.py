@@ -1,0 +1,110 @@
+"""The range that a loss or a gradient norm has had, and whether a new value is far out of it."""
+
+import math
+
+import msgspec
+
+from optwatch.detect.memory import Extent, median, push
+
+FIRST = 5
+"""Values before anything is judged."""
+
+
+class LossRange(msgspec.Struct):
+    """The loss over the last 50 and the last 200 points.
+
+    Hot is what exceeds Lmax + 0.5 (Lmax - Lmin) + margin, the margin being 0.1 |median of 50| and at
+    least 2 % of what was won so far.
+    """
+
+    seen: int = 0
+    start: list[float] = []
+    """The first values, in order of size."""
+    best: float = math.inf
+    recent: list[float] = []
+    short: Extent = msgspec.field(default_factory=lambda: Extent(5, 10))
+    long: Extent = msgspec.field(default_factory=lambda: Extent(10, 20))
+
+    @property
+    def first(self) -> float:
+        """L0, the loss at the start: the median of the first values."""
+        return median(self.start)
+
+    def quiet_limit(self) -> float:
+        """What no hot value stays below; cheap."""
+        if self.seen < FIRST:
+            return math.inf
+        return self.short.high + 0.5 * (self.short.high - self.short.low)
+
+    def limits(self) -> tuple[float, float]:
+        """The hot limits over the short and over the long range."""
+        margin = max(0.1 * abs(median(self.recent[-50:])), 0.02 * (self.first - self.best))
+        short = self.short.high + 0.5 * (self.short.high - self.short.low) + margin
+        long = self.long.high + 0.5 * (self.long.high - self.long.low) + margin
+        return short, long
+
+    def add(self, value: float, limit: float) -> None:
+        """Remember a finite value, as no more than `limit`: one outlier shall not hide the next."""
+        self.seen += 1
+        if self.seen <= FIRST:
+            self.start = sorted([*self.start, value])
+        value = min(value, limit)
+        self.best = min(self.best, value)
+        self.short.add(value)
+        self.long.add(value)
+        push(self.recent, value, 50)
+
+
+class NormRange(msgspec.Struct):
+    """The gradient norm over the last 1,000 points, and its energy against its own average.
+
+    Hot is a norm > 3 x the greatest of the last 1,000 and > 10 x the median of the last 200; or an
+    alarm of the e-detector on the energy: with rho = g²/V, V the bias-corrected average of g² (beta 0.98)
+    before this point, e = 1 + lambda (rho/(1 + delta) - 1) and M = max(M, 1) e, an alarm is M >= 1e5. If
+    E[rho | past] <= 1 + delta, a false alarm takes 1e5 points or more on average, whatever the
+    distribution (Shin, Ramdas, Rinaldo: E-detectors, 2023).
+    """
+
+    seen: int = 0
+    recent: list[float] = []
+    range: Extent = msgspec.field(default_factory=lambda: Extent(10, 100))
+    average: float = 0.0
+    """Of g², not corrected for bias."""
+    weight: float = 0.0
+    """What corrects it: 1 - beta^n."""
+    evidence: float = 1.0
+    """M of the e-detector."""
+
+    def hot(self, g: float) -> bool:
+        """Whether a finite norm is out of its range; remembers it."""
+        hot = self._energy(g)
+        high = self.range.high
+        limit = math.inf
+        if self.seen >= FIRST and g > 3 * high:
+            hot = hot or g > 10 * median(self.recent[-200:])
+            limit = 3 * high if high > 0 else math.inf
+        self.seen += 1
+        kept = min(g, limit)  # one outlier shall not hide the next
+        self.range.add(kept)
+        push(self.recent, kept, 200)
+        return hot
+
+    def ratio(self, g: float) -> float:
+        """A norm over the usual one, the median of the last 200."""
+        usual = median(self.recent[-200:])
+        return g / usual if usual > 0 else math.inf
+
+    def _energy(self, g: float) -> bool:
+        """The e-detector. It begins at the tenth norm, and anew after an alarm."""
+        energy = min(g * g, 1e300)
+        alarm = False
+        if self.seen >= 10 and self.average > 0:
+            rho = energy * self.weight / self.average
+            self.evidence = min(max(self.evidence, 1.0) * (1 + 0.1 * (rho / 1.5 - 1)), 1e9)
+            # Where next to no gradient flows (a net that was initialised with zeros) any beginning is a rise.
+            if self.evidence >= 1e5:
+                alarm = median(self.recent[-200:]) > 1e-6
+                self.evidence = 1.0
+        self.average = 0.98 * self.average + 0.02 * energy
+        self.weight = 0.98 * self.weight + 0.02
+        return alarm

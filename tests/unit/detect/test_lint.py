@@ -1,0 +1,34 @@
+"""Set-up hints."""
+
+import pytest
+
+from optwatch.detect.panel import Panel
+from optwatch.wire.messages import ConfigValue, GroupInfo, OptimizerInfo
+
+
+def causes(kind: str, **options: ConfigValue) -> list[str]:
+    panel = Panel("run")
+    optimizer = OptimizerInfo(name="main", kind=kind, groups=(GroupInfo(options, 1, 10),), digest="")
+    found = panel.setup([optimizer])
+    assert all((finding.kind, finding.severity) == ("misconfigured_optimizer", "info") for finding in found)
+    assert panel.setup([optimizer]) == []  # once is enough
+    return [finding.causes[0].cause for finding in found]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("AdamW", {"lr": 1e-3, "betas": "(0.9, 0.999)", "eps": 1e-8, "weight_decay": 0.1}, []),
+        ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}, []),
+        ("Adam", {"lr": 1e-3, "weight_decay": 0.01}, ["weight_decay"]),
+        ("Adam", {"lr": 1e-3, "weight_decay": 0.01, "decoupled_weight_decay": True}, []),
+        ("Adam", {"lr": 1e-3, "beta1": 0.9, "beta2": 0.5}, ["betas"]),
+        ("Adam", {"lr": 1e-3, "betas": "(0.99, 0.95)"}, ["betas"]),
+        ("Adam", {"lr": 1e-3, "betas": "(0.9, 0.999)", "eps": 1e-2}, ["epsilon"]),
+        ("AdamW", {"lr": 0.3}, ["lr_too_high"]),
+        ("SGD", {"lr": 1e-5}, ["lr_too_low"]),
+        ("Mine", {"lr": 1e5, "betas": "none"}, []),
+    ],
+)
+def test_hints(kind: str, options: dict[str, ConfigValue], expected: list[str]) -> None:
+    assert causes(kind, **options) == expected

@@ -1,0 +1,47 @@
+"""Non-finite values: at once, and not where AMP looks for its scale."""
+
+import numpy as np
+
+from optwatch.detect.panel import Panel
+from optwatch.series.points import Samples
+from tests.unit.detect.series import falling, points
+
+
+def test_a_nan_loss_is_critical_at_its_step() -> None:
+    loss = falling(50)
+    loss[30:] = np.nan
+    panel = Panel("run")
+    panel.update(points(loss=loss))
+    finding = next(finding for finding in panel.findings if finding.kind == "non_finite")
+    assert (finding.severity, finding.step, finding.onset_step) == ("critical", 31, 31)
+
+
+def test_a_loss_that_was_never_finite_is_found() -> None:
+    panel = Panel("run")
+    (finding,) = panel.update(points(loss=np.full(10, np.nan)))
+    assert (finding.kind, finding.step) == ("non_finite", 1)
+
+
+def test_the_tensor_where_it_began_is_named() -> None:
+    samples = Samples(
+        step=np.array([3]),
+        names=("a", "b", "c"),
+        numel=np.array([10, 10, 10]),
+        stats={},
+        counts={"grad_nonfinite": np.array([[0, 2, 5]], np.uint64)},
+    )
+    panel = Panel("run")
+    (finding,) = panel.update(points(loss=[1.0, 1, 1, 1], samples=samples))
+    assert finding.tensor == "b"
+
+
+def test_an_overflow_under_amp_is_normal_unless_it_stays() -> None:
+    norm = falling(100)
+    norm[[20, 60]] = np.inf
+    scale = np.full(100, 1024.0)
+    panel = Panel("run")
+    assert panel.update(points(loss=falling(100), grad_norm=norm, loss_scale=scale)) == []
+    norm[60:65] = np.inf
+    panel = Panel("run")
+    (finding,) = panel.update(points(loss=falling(100), grad_norm=norm, loss_scale=scale))
+    assert (finding.kind, finding.step) == ("non_finite", 65)
