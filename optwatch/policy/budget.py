@@ -12,6 +12,8 @@ from optwatch.wire.actions import (
     parse_action,
 )
 
+ASKED_BY = "policy"
+"""`Command.asked_by` of what the policy proposed; ", approved by NAME" may follow."""
 IN_FORCE = frozenset({"applied", "judged"})
 """States of a command whose effect lasts."""
 
@@ -24,16 +26,20 @@ def action_of(command: Command) -> Action | None:
         return None
 
 
+def by_policy(command: Command) -> bool:
+    """Whether the policy asked for a command, and not to undo another."""
+    return command.undo_of is None and command.asked_by.partition(",")[0] == ASKED_BY
+
+
 def is_cut(action: Action | None) -> bool:
     """Whether an action lowers the LR."""
     return isinstance(action, ScaleLr) and action.factor is not None and action.factor < 1
 
 
-def lr_cuts(commands: Iterable[Command], asked_by: str) -> int:
-    """LR cuts that someone asked for: those that wait, those in force, and those taken back."""
+def lr_cuts(commands: Iterable[Command]) -> int:
+    """LR cuts that the policy asked for: those that wait, those in force, and those taken back."""
     return sum(
-        command.asked_by == asked_by
-        and command.undo_of is None
+        by_policy(command)
         and (command.step is not None or command.state in OPEN_STATES)
         and is_cut(action_of(command))
         for command in commands

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from optwatch.policy.budget import IN_FORCE, action_of, inverse, is_cut, lr_cuts, lr_scale
+from optwatch.policy.budget import IN_FORCE, action_of, by_policy, inverse, is_cut, lr_cuts, lr_scale
 from optwatch.policy.facts import Facts, gather, is_back
 from optwatch.policy.history import KEPT, History
 from optwatch.policy.judge import judge
@@ -18,9 +18,6 @@ from optwatch.series.points import Column, Points
 from optwatch.wire.actions import OPEN_STATES, Action, Command, Outcome, ScaleLr, Verdict, action_args
 from optwatch.wire.findings import ALARMS, Finding
 from optwatch.wire.requests import Mode
-
-ASKED_BY = "policy"
-"""`Command.asked_by` of what this engine proposed."""
 
 
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +170,7 @@ class Engine:
                 continue
             if (
                 current is not None
-                and command.asked_by == ASKED_BY
+                and by_policy(command)
                 and command.finding == current.finding
                 and command.id not in current.commands
                 and command.id not in memory.verdicts
@@ -250,8 +247,7 @@ class Engine:
         answered = {command.undo_of for command in commands}
         for command in commands:
             if (
-                command.asked_by != ASKED_BY
-                or command.undo_of is not None
+                not by_policy(command)
                 or command.state not in IN_FORCE
                 or command.id in memory.undone | answered
                 or not (why := self._why_undo(command))
@@ -290,7 +286,7 @@ class Engine:
             or memory.current is not None
             or memory.converged
             or self._near_mark(self._history.now)
-            or any(c.asked_by == ASKED_BY and c.state in OPEN_STATES for c in commands)
+            or any(by_policy(c) and c.state in OPEN_STATES for c in commands)
         ):
             return []
         waiting = [finding for id, finding in memory.open.items() if id not in memory.dealt]
@@ -333,9 +329,9 @@ class Engine:
     def _affordable(self, rule: Rule, commands: Sequence[Command], allow: Sequence[str]) -> list[Action]:
         """Those of a rule's actions that the agents take and the limits leave room for."""
         limits, actions = self._rules.limits, []
-        cuts, scale = lr_cuts(commands, ASKED_BY), lr_scale(commands)
+        cuts, scale = lr_cuts(commands), lr_scale(commands)
         for action in rule.do:
-            if _name(action) not in allow:
+            if _name(action) not in allow and "all" not in allow:
                 continue
             if is_cut(action) and isinstance(action, ScaleLr) and action.factor is not None:
                 # The tolerance lets two cuts of 0.1 reach a floor of 0.01.

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from optwatch.policy.engine import ASKED_BY, Engine, Proposal
+from optwatch.policy.budget import ASKED_BY
+from optwatch.policy.engine import Engine, Proposal
 from optwatch.series.points import Column, Points
 from optwatch.wire.actions import Command, Outcome
 from optwatch.wire.findings import Finding

@@ -79,6 +79,18 @@ def test_a_dismissed_proposal_is_not_made_again_for_its_finding() -> None:
     assert names(book.feed(points(703, [9.0, 9.0, 9.0]), finding(2, step=704, onset_step=703))) != []
 
 
+def test_an_approved_proposal_is_judged_and_answered_for() -> None:
+    book = run_to_event("advise")
+    book.feed(points(300, [4.0, 4.2, 4.1], 3e-2), finding())
+    for id in ("1", "2"):
+        book.change(id, state="applied", step=304, asked_by="policy, approved by ada")
+    book.feed(points(303, np.full(300, 4.1), 3e-2))
+    assert [outcome.verdict for outcome in book.outcomes.values()] == ["neutral", "neutral"]
+    # The cut changed nothing: the policy offers to take it back, and to go on.
+    assert book.commands[2].undo_of == "2"
+    assert book.commands[2].state == "proposed"
+
+
 def test_observe_proposes_nothing_and_still_judges_commands_by_hand() -> None:
     book = run_to_event("observe")
     assert book.feed(points(300, [4.0, 4.2, 4.1]), finding()) == []
@@ -98,6 +110,7 @@ def test_allow_has_the_last_word() -> None:
     book = run_to_event()
     assert book.feed(points(300, [4.0, 4.2, 4.1]), finding(), allow=()) == []
     assert names(book.feed(points(303, [4.0] * 5, 3e-2), allow=("scale_lr",))) == ["scale_lr"]
+    assert names(run_to_event().feed(points(300, [4.0] * 3), finding(), allow=("all",))) == ["restart"]
 
 
 def test_what_helped_ends_the_trouble() -> None:

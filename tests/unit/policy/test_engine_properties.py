@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optwatch.policy.budget import lr_cuts, lr_scale
-from optwatch.policy.engine import ASKED_BY, Engine
+from optwatch.policy.engine import Engine
 from optwatch.wire.findings import KINDS, SEVERITIES
 from tests.unit.policy.driver import Book, finding, points
 
@@ -71,7 +71,7 @@ def test_limits_hold_whatever_happens(course: list[dict[str, Any]]) -> None:
                 abs(book.step - u["mark"]) <= 50 for u in course if u.get("mark", 1e9) <= book.step
             )
             last = book.step
-    assert lr_cuts(book.commands, ASKED_BY) <= 3
+    assert lr_cuts(book.commands) <= 3
     assert floor >= 0.01 * (1 - 1e-9)
     # Each command is taken back at most once, and none that the user asked for.
     undone = [command.undo_of for command in book.commands if command.undo_of]

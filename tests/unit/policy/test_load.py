@@ -53,7 +53,7 @@ def test_a_file_is_loaded_and_its_conditions_compose(tmp_path: Path) -> None:
         ("# a\n[limit]\ncooldown = 10\n", 2, "unknown field `limit`"),
         (
             RULE + RULE.replace("clip it", "2").replace('"divergence"', '"diverging"'),
-            12,
+            11,
             "rule[1].when.any[1].kind[0]: Invalid enum value 'diverging'",
         ),
         (RULE + RULE, 9, "second rule named 'clip it'"),
