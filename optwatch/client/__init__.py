@@ -1,1 +1,7 @@
-"""How clients talk to a daemon: find it, ask it, follow it."""
+"""The client library: how the TUI, the CLI and exporters talk to a daemon."""
+
+from optwatch.client.client import Client
+from optwatch.client.errors import DaemonError, DaemonUnreachable, Refusal
+from optwatch.client.follower import Follower
+
+__all__ = ["Client", "DaemonError", "DaemonUnreachable", "Follower", "Refusal"]

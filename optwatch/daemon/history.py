@@ -1,0 +1,212 @@
+"""History: series read back from the store."""
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from optwatch.daemon.chunks import split
+from optwatch.daemon.writer import read_schema
+from optwatch.series.coverage import Coverage
+from optwatch.series.merge import merge, select
+from optwatch.series.points import Column, Points, Samples
+from optwatch.wire.messages import Schema, TensorInfo
+
+WINDOW = 16_384
+"""Rows that are merged at once."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The per-tensor statistics of one step. stats f4[T, S], counts u8[T, C]."""
+
+    step: int
+    schema: Schema
+    stats: np.ndarray
+    counts: np.ndarray
+
+
+class _Chunk(msgspec.Struct, frozen=True, array_like=True):
+    id: int
+    rank: int
+    schema: str
+    incarnation: int
+    first: int
+    last: int
+    rows: int
+
+
+class History:
+    """Reads through its own connection, in the thread that made it."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._schemas: dict[tuple[str, int, str], Schema] = {}
+
+    def schema(self, run: str, optimizer: int, digest: str) -> Schema:
+        """Raises `ValueError` where the store has none of that digest."""
+        key = run, optimizer, digest
+        if key not in self._schemas:
+            if len(self._schemas) > 1_000:
+                self._schemas.clear()
+            self._schemas[key] = read_schema(self._connection, *key)
+        return self._schemas[key]
+
+    def points(
+        self,
+        run: str,
+        optimizer: int,
+        rank: int | None = None,
+        first: int | None = None,
+        last: int | None = None,
+    ) -> Iterator[Points]:
+        """Scalars in order of step, merged over ranks or of one rank, a window at a time.
+
+        Where a later incarnation repeated steps, its numbers count.
+        """
+        chunks = self._chunks(run, optimizer, "s", rank, first, last)
+        ceilings = self._ceilings(run, optimizer)
+        pending: dict[int, list[Points]] = {}
+        waiting = 0
+        for at, chunk in enumerate(chunks):
+            points = self._read_scalars(run, optimizer, chunk)
+            points = _between(
+                points, first, min(last or ceilings[chunk.incarnation], ceilings[chunk.incarnation])
+            )
+            pending.setdefault(chunk.rank, []).append(points)
+            waiting += len(points)
+            end = at + 1 == len(chunks)
+            if waiting < WINDOW and not end:
+                continue
+            bound = np.iinfo(np.int64).max if end else chunks[at + 1].first
+            ready = {r: [select(p, p.step < bound) for p in parts] for r, parts in pending.items()}
+            pending = {r: [select(p, p.step >= bound) for p in parts] for r, parts in pending.items()}
+            waiting = sum(len(p) for parts in pending.values() for p in parts)
+            yield from merge(ready)
+
+    def records(
+        self, run: str, optimizer: int, first: int | None, last: int | None, limit: int
+    ) -> list[Record]:
+        """The last `limit` per-tensor records of a range, in order of step, one per step."""
+        chunks = self._chunks(run, optimizer, "t", None, first, last)
+        ceilings = self._ceilings(run, optimizer)
+        found: dict[int, Record] = {}
+        for chunk in sorted(chunks, key=lambda chunk: (chunk.last, -chunk.rank), reverse=True):
+            if len(found) >= limit and chunk.last < min(sorted(found)[-limit:]):
+                break
+            schema = self.schema(run, optimizer, chunk.schema)
+            step, stats, counts = split("t", schema, chunk.rows, self._blob(chunk.id))
+            shape = (chunk.rows, len(schema.tensors), -1) if schema.tensors else (chunk.rows, 0, 0)
+            stats, counts = stats.reshape(shape), counts.reshape(shape)
+            ceiling = ceilings[chunk.incarnation]
+            for row, number in enumerate(step[:, 0].tolist()):
+                if (first is None or number >= first) and number <= min(ceiling, last or ceiling):
+                    found[number] = Record(number, schema, stats[row], counts[row])
+        return [found[step] for step in sorted(found)[-limit:]] if limit else []
+
+    def coverage(self, run: str, optimizer: int) -> dict[int, Coverage]:
+        """For each rank the steps whose scalars are in the store."""
+        out: dict[int, Coverage] = {}
+        for chunk in self._chunks(run, optimizer, "s", None, None, None):
+            covered = out.setdefault(chunk.rank, Coverage())
+            if chunk.rows == chunk.last - chunk.first + 1:
+                covered.add_range(chunk.first, chunk.last)
+            else:
+                covered.add(self._read_scalars(run, optimizer, chunk).step)
+        return out
+
+    def _chunks(
+        self, run: str, optimizer: int, kind: str, rank: int | None, first: int | None, last: int | None
+    ) -> list[_Chunk]:
+        rows = self._connection.execute(
+            "SELECT id, rank, schema, incarnation, first, last, rows FROM chunk "
+            "WHERE run = ? AND optimizer = ? AND kind = ? AND (? IS NULL OR rank = ?) "
+            "AND (? IS NULL OR last >= ?) AND (? IS NULL OR first <= ?) ORDER BY first, level DESC, id",
+            (run, optimizer, kind, rank, rank, first, first, last, last),
+        ).fetchall()
+        return [_Chunk(*row) for row in rows]
+
+    def _ceilings(self, run: str, optimizer: int) -> dict[int, int]:
+        """For each incarnation the last step that no later one repeated."""
+        rows = self._connection.execute(
+            "SELECT incarnation, MIN(first) FROM chunk WHERE run = ? AND optimizer = ? "
+            "GROUP BY incarnation ORDER BY incarnation DESC",
+            (run, optimizer),
+        ).fetchall()
+        ceilings: dict[int, int] = {}
+        ceiling = int(np.iinfo(np.int64).max)
+        for incarnation, first in rows:
+            ceilings[incarnation] = ceiling
+            ceiling = min(ceiling, first - 1)
+        return ceilings
+
+    def _read_scalars(self, run: str, optimizer: int, chunk: _Chunk) -> Points:
+        schema = self.schema(run, optimizer, chunk.schema)
+        step, wall, values, logged = split("s", schema, chunk.rows, self._blob(chunk.id))
+        return scalar_points(step[:, 0], wall[:, 0], values, logged, schema)
+
+    def _blob(self, chunk: int) -> bytes:
+        (data,) = self._connection.execute("SELECT data FROM chunk WHERE id = ?", (chunk,)).fetchone()
+        return bytes(data)
+
+
+def scalar_points(
+    step: np.ndarray,
+    wall: np.ndarray,
+    values: np.ndarray,
+    logged: np.ndarray,
+    schema: Schema,
+    samples: Samples | None = None,
+) -> Points:
+    """Blocks of a batch as points: step [n], wall [n], values [n, S], logged [n, S]."""
+    was = logged != 0
+    return Points(
+        step.copy(),  # not a view that would keep a whole message in memory
+        {
+            name: Column(np.where(was[:, at], values[:, at], np.nan), was[:, at])
+            for at, name in enumerate(schema.scalars)
+        },
+        wall.copy(),
+        samples,
+    )
+
+
+def samples(step: np.ndarray, stats: np.ndarray, counts: np.ndarray, schema: Schema) -> Samples | None:
+    """Blocks of a batch as samples: step [k], stats [k, T, S], counts [k, T, C]; None for k = 0."""
+    if len(step) == 0:
+        return None
+    return Samples(
+        step,
+        tuple(tensor.name for tensor in schema.tensors),
+        np.array([_numel(tensor) for tensor in schema.tensors], dtype=np.int64),
+        {name: stats[:, :, at] for at, name in enumerate(schema.stats)},
+        {name: counts[:, :, at] for at, name in enumerate(schema.counts)},
+    )
+
+
+def record_samples(records: list[Record]) -> Samples | None:
+    """Records of one schema as samples."""
+    if not records:
+        return None
+    return samples(
+        np.array([record.step for record in records], dtype=np.int64),
+        np.stack([record.stats for record in records]),
+        np.stack([record.counts for record in records]),
+        records[0].schema,
+    )
+
+
+def _numel(tensor: TensorInfo) -> int:
+    numel = 1
+    for length in tensor.shape:
+        numel = min(numel * length, 1 << 62)
+    return numel
+
+
+def _between(points: Points, first: int | None, last: int) -> Points:
+    where = points.step <= last
+    if first is not None:
+        where &= points.step >= first
+    return points if where.all() else select(points, where)

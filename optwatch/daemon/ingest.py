@@ -1,0 +1,248 @@
+"""Ingest: what agents send, taken in order, stored, acknowledged.
+
+Whatever arrives, nothing here raises: what is not as the protocol says is counted and dropped.
+"""
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from optwatch.daemon.access import Role
+from optwatch.daemon.run import Run
+from optwatch.daemon.runs import Runs
+from optwatch.daemon.sessions import Session
+from optwatch.daemon.store import Store
+from optwatch.wire import limits
+from optwatch.wire.frames import BatchBlocks, Buffer, WireError, agent_decoder, check_schema, unpack
+from optwatch.wire.messages import (
+    Ack,
+    Batch,
+    Beat,
+    Bye,
+    DaemonMessage,
+    Event,
+    Hello,
+    Rejected,
+    Report,
+    Schema,
+    Welcome,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_BACKLOG = 256 << 20
+"""Bytes waiting for the disk beyond which durable messages are left with the agents."""
+NUDGE = 0.5
+"""Seconds between two requests to send again."""
+MAX_STEP = 1 << 53
+MAX_SEQ = 1 << 62
+
+Durable = Batch | Event | Report | Bye
+Send = Callable[[bytes, DaemonMessage], bool]
+"""Send to a routing id; whether the socket took it."""
+
+
+class Ingest:
+    """Owns the sessions of all agents."""
+
+    def __init__(self, store: Store, runs: Runs, send: Send, daemon: str) -> None:
+        self.counts: Counter[str] = Counter()
+        """Messages that were dropped, by reason."""
+        self.sessions: dict[str, Session] = {}
+        self._store = store
+        self._runs = runs
+        self._send = send
+        self._daemon = daemon
+        self._taken: list[tuple[Session, int]] = []
+        self._unsettled: dict[str, Session] = {}
+
+    def take(self, identity: bytes, user: str, role: Role, parts: Sequence[Buffer], now: float) -> None:
+        """Take one message of an agent."""
+        if role == "viewer":
+            self.counts["a viewer's key"] += 1
+            return
+        try:
+            message, blocks = unpack(parts, agent_decoder)
+            if isinstance(message, Hello):
+                self._hello(message, identity, user, now)
+                return
+            session = self.sessions.get(message.session)
+            if session is None or session.user != user or not session.identity:
+                self.counts["no hello"] += 1
+                return
+            session.identity = identity
+            session.heard = now
+            if isinstance(message, Schema):
+                self._schema(session, message)
+            elif isinstance(message, Beat):
+                self._beat(session, message, now)
+            else:
+                self._durable(session, message, blocks, now)
+        except WireError as error:
+            if not self.counts["malformed"]:
+                log.warning("dropped a message that is not as the protocol says: %s", error)
+            self.counts["malformed"] += 1
+
+    def submitted(self, ticket: int) -> None:
+        """All that was taken so far goes to the store under this ticket."""
+        for session, seq in self._taken:
+            session.unsettled.append((ticket, seq))
+            self._unsettled[session.hello.session] = session
+        self._taken.clear()
+
+    def acknowledge(self) -> None:
+        """Tell the agents what the store has now."""
+        committed = self._store.committed
+        for name, session in list(self._unsettled.items()):
+            if session.settle(committed):
+                self._send(session.identity, Ack(session=name, acked=session.acked))
+            if not session.unsettled:
+                del self._unsettled[name]
+
+    def describe(self) -> None:
+        """Put the sessions' positions into the unit that is about to be submitted."""
+        latest = {session.hello.session: seq for session, seq in self._taken}
+        for name, seq in latest.items():
+            self._store.acknowledge(name, seq)
+
+    # --- one kind of message each ---------------------------------------------------------------------
+
+    def _hello(self, hello: Hello, identity: bytes, user: str, now: float) -> None:
+        if hello.protocol != limits.PROTOCOL:
+            self._reject(
+                hello,
+                identity,
+                f"the agent speaks protocol {hello.protocol} and this daemon "
+                f"{limits.PROTOCOL}: run the same version of optwatch on both sides",
+            )
+            return
+        if problem := _problem(hello):
+            raise WireError(problem)
+        session = self.sessions.get(hello.session) or self._restore(hello, user)
+        if session.user != user or session.hello.run != hello.run or session.hello.rank != hello.rank:
+            self.counts["a session of somebody else"] += 1
+            return
+        session.hello, session.identity, session.heard = hello, identity, now
+        session.control = hello.control
+        session.left = False
+        self.sessions[hello.session] = session
+        run = self._runs.for_agent(hello)
+        run.greet(session)
+        self._store.save_session(hello, session.received, session.left)
+        self._send(identity, Welcome(daemon=self._daemon, session=hello.session, acked=session.acked))
+        session.nudged = now
+
+    def _restore(self, hello: Hello, user: str) -> Session:
+        row = self._store.reader.execute(
+            "SELECT acked, run FROM session WHERE session = ?", (hello.session,)
+        ).fetchone()
+        acked = row[0] if row and row[1] == hello.run else 0
+        return Session(hello=hello, user=user, received=acked, acked=acked)
+
+    def _schema(self, session: Session, schema: Schema) -> None:
+        check_schema(schema)
+        if not 0 <= schema.optimizer < max(len(session.hello.optimizers), 1):
+            raise WireError(f"a schema of optimizer {schema.optimizer}")
+        key = schema.optimizer, schema.digest
+        if session.schemas.get(key) != schema:
+            if len(session.schemas) >= 256:
+                session.schemas.pop(next(iter(session.schemas)))
+            session.schemas[key] = schema
+            self._store.save_schema(session.hello.run, schema)
+
+    def _beat(self, session: Session, beat: Beat, now: float) -> None:
+        if beat.oldest > MAX_SEQ:
+            raise WireError("a beat with a number out of range")
+        session.beat = beat
+        session.control = beat.control
+        session.advance(beat.steps, now)
+        if lost := session.give_up_before(beat.oldest):
+            log.warning("%d messages of %s were lost", lost, _name(session))
+            self._taken.append((session, session.received))
+            self._nudge(session, now)
+        self._run(session).touched = True
+
+    def _durable(self, session: Session, message: Durable, blocks: Sequence[Buffer], now: float) -> None:
+        expected = session.expects(message.seq)
+        if message.seq > MAX_SEQ:
+            raise WireError("a message with a number out of range")
+        if expected == "had":
+            self.counts["had before"] += 1
+            return
+        if expected == "early" or self._store.backlog > MAX_BACKLOG:
+            self.counts["too early" if expected == "early" else "disk behind"] += 1
+            self._nudge(session, now)
+            return
+        run = self._run(session)
+        if isinstance(message, Batch):
+            schema = session.schemas.get((message.optimizer, message.schema))
+            if schema is None:
+                self.counts["unknown schema"] += 1
+                self._nudge(session, now)
+                return
+            try:
+                parsed = BatchBlocks.read(blocks, message, schema)
+                _check_steps(parsed)
+            except WireError:
+                self._accept(session, message.seq)  # it would be as wrong if it came again
+                session.lost += 1
+                raise
+            run.take_batch(session, schema, parsed, now)
+            if len(parsed.step):
+                session.advance_one(message.optimizer, int(parsed.step[-1]), now)
+        elif isinstance(message, Event):
+            if 0 <= message.step <= MAX_STEP:
+                run.take_event(message)
+        elif isinstance(message, Report):
+            run.take_report(session, message)
+        else:
+            run.leave(session)
+            self._store.save_session(session.hello, message.seq, True)
+        self._accept(session, message.seq)
+
+    def _accept(self, session: Session, seq: int) -> None:
+        session.received = seq
+        self._taken.append((session, seq))
+
+    def _nudge(self, session: Session, now: float) -> None:
+        """Ask for everything beyond what the store has, but not at every single message."""
+        if now - session.nudged >= NUDGE and self._store.backlog <= MAX_BACKLOG:
+            session.nudged = now
+            self._send(
+                session.identity,
+                Welcome(daemon=self._daemon, session=session.hello.session, acked=session.acked),
+            )
+
+    def _reject(self, hello: Hello, identity: bytes, reason: str) -> None:
+        log.warning("rejected %s: %s", hello.name, reason)
+        self._send(identity, Rejected(session=hello.session, reason=reason))
+
+    def _run(self, session: Session) -> Run:
+        return self._runs.by_id[session.hello.run]
+
+
+def _problem(hello: Hello) -> str:
+    texts = (hello.session, hello.run, hello.name, hello.job, hello.host)
+    if not hello.session or not hello.run or any(len(text) > limits.MAX_NAME for text in texts):
+        return "a hello with a name that is empty or too long"
+    if not (0 <= hello.rank < hello.world_size <= 1 << 20 and 0 <= hello.incarnation < 1 << 31):
+        return f"a hello of rank {hello.rank} of {hello.world_size}"
+    if not math.isfinite(hello.started) or hello.started > time.time() + 366 * 86_400:
+        return "a hello from no real time"
+    if len(hello.optimizers) > 64:
+        return f"a hello with {len(hello.optimizers)} optimizers"
+    return ""
+
+
+def _check_steps(blocks: BatchBlocks) -> None:
+    for step in (blocks.step, blocks.sample_step):
+        if len(step) and (step[0] < 0 or step[-1] > MAX_STEP or np.any(np.diff(step) <= 0)):
+            raise WireError("steps that do not increase")
+
+
+def _name(session: Session) -> str:
+    return f"{session.hello.name} rank {session.hello.rank}"

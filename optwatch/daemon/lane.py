@@ -1,0 +1,100 @@
+"""Lane: one optimizer's series in a run, from the ranks' batches to what screens and detectors take."""
+
+from collections import deque
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from optwatch.daemon.history import Record
+from optwatch.series.coverage import Coverage
+from optwatch.series.merge import Merger
+from optwatch.series.points import Points
+from optwatch.series.timeline import Timeline
+from optwatch.wire.frames import TensorBlocks
+from optwatch.wire.messages import Schema
+from optwatch.wire.requests import Tensors
+
+RECORD_BYTES = 32 << 20
+"""Memory for the newest per-tensor records of one lane."""
+
+
+class Lane:
+    """The live part of a series: merging, the timeline, the newest records, what is to be published."""
+
+    def __init__(self) -> None:
+        self.merger = Merger()
+        self.timeline = Timeline()
+        self.coverage: dict[int, Coverage] = {}
+        """For each rank the steps whose scalars were taken."""
+        self.records: deque[Record] = deque()
+        self.incarnation = 0
+        """The newest incarnation that sent to it."""
+        self._bytes = 0
+
+    @property
+    def step(self) -> int:
+        """The last step of the merged series."""
+        return self.timeline.last_step
+
+    def cover(self, rank: int, points: Points) -> None:
+        self.coverage.setdefault(rank, Coverage()).add(points.step)
+
+    def recorded(self) -> int:
+        """Steps that at least one rank's scalars are recorded for."""
+        if len(self.coverage) == 1:
+            return next(iter(self.coverage.values())).count
+        union = Coverage()
+        for coverage in self.coverage.values():
+            union.merge(coverage)
+        return union.count
+
+    def gaps(self) -> tuple[tuple[int, int], ...]:
+        """Step ranges that some rank has lost."""
+        union = Coverage()
+        for coverage in self.coverage.values():
+            for first, last in coverage.gaps():
+                union.add_range(first, last)
+        return tuple(union.ranges())
+
+    def take(self, live: Collection[int], now: float) -> list[Points]:
+        """The points that are complete now, already in the timeline."""
+        ready = self.merger.take(live, now)
+        for points in ready:
+            self.timeline.append(points)
+        return ready
+
+    def keep(self, records: Iterable[Record]) -> None:
+        """Add records behind those that are there; one for each step, the first that came."""
+        for record in records:
+            if self.records and record.step <= self.records[-1].step:
+                continue
+            self.records.append(record)
+            self._bytes += record.stats.nbytes + record.counts.nbytes
+        while self._bytes > RECORD_BYTES and len(self.records) > 1:
+            self._drop(self.records.popleft())
+
+    def rewind(self, step: int) -> None:
+        """A new incarnation repeats the steps from `step` on: what was there of them goes."""
+        self.merger.rewind(step - 1)
+        while self.records and self.records[-1].step >= step:
+            self._drop(self.records.pop())
+
+    def _drop(self, record: Record) -> None:
+        self._bytes -= record.stats.nbytes + record.counts.nbytes
+
+
+def tensor_reply(records: Collection[Record]) -> tuple[Tensors, TensorBlocks]:
+    """Records as they go to a client: those that have the schema of the newest one."""
+    if not records:
+        return Tensors(tensors=(), stats=(), counts=()), TensorBlocks(
+            np.empty(0, np.int64), np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.uint64)
+        )
+    chosen = list(records)
+    schema: Schema = chosen[-1].schema
+    names = schema.tensors, schema.stats, schema.counts
+    chosen = [r for r in chosen if (r.schema.tensors, r.schema.stats, r.schema.counts) == names]
+    return Tensors(tensors=schema.tensors, stats=schema.stats, counts=schema.counts), TensorBlocks(
+        np.array([record.step for record in chosen], dtype=np.int64),
+        np.stack([record.stats for record in chosen]),
+        np.stack([record.counts for record in chosen]),
+    )

@@ -1,0 +1,128 @@
+"""The daemon's process: from settings to a served address, and a clean end."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from optwatch.daemon.access import Access
+from optwatch.daemon.errors import StartError
+from optwatch.daemon.runs import Runs
+from optwatch.daemon.server import Server
+from optwatch.daemon.sockets import bind, check_exposure, open_socket, publish_address, raise_file_limit
+from optwatch.daemon.store import Store
+from optwatch.wire.keys import KeyFileError, key_pair
+from optwatch.wire.places import (
+    DEFAULT_ADDRESS,
+    AddressError,
+    Connection,
+    connection_file,
+    parse_address,
+    read_connection,
+    state_dir,
+    write_connection,
+)
+from optwatch.wire.requests import Mode
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `optwatch daemon` was asked for. None: the default of `places`."""
+
+    listen: str | None = None
+    store: Path | None = None
+    mode: Mode = "advise"
+    tensorboard: Path | None = None
+    insecure: bool = False
+    idle_exit: float | None = None
+
+
+def serve(settings: Settings, ready: Callable[[str], None] = lambda address: None) -> None:
+    """Serve until SIGTERM, SIGINT or a client's stop; `ready` is called with the address once it does.
+
+    Raises:
+        StartError: it cannot start; one sentence for the user.
+    """
+    address = _address(settings)
+    check_exposure(address, insecure=settings.insecure)
+    raise_file_limit()
+    wake, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    store = Store(settings.store or state_dir(), notify=lambda: _ring(bell))
+    context = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, 65_535)
+    try:
+        access = _access(context, settings)
+        router, xpub = (open_socket(context, kind, access) for kind in (zmq.ROUTER, zmq.XPUB))
+        bound = bind(router, address, any_port=settings.listen is None)
+        publish = bind(xpub, publish_address(bound), any_port=True)
+        server = Server(store, Runs(store, settings.mode), access, router, xpub, wake, settings.idle_exit)
+        with _signals(server.stop), _published(bound, publish, store, settings.insecure):
+            log.info("listening on %s, store %s, mode %s", bound, store.directory, settings.mode)
+            ready(bound)
+            server.serve()
+    finally:
+        store.close()
+        context.destroy(linger=300)
+        os.close(wake)
+        os.close(bell)
+    log.info("ended")
+
+
+def _address(settings: Settings) -> str:
+    try:
+        return parse_address(settings.listen or DEFAULT_ADDRESS)
+    except AddressError as error:
+        raise StartError(str(error)) from None
+
+
+def _access(context: "zmq.Context[zmq.Socket[bytes]]", settings: Settings) -> Access:
+    if settings.insecure:
+        return Access(context, None, None)
+    try:
+        return Access(context, key_pair("daemon"), key_pair("user"))
+    except KeyFileError as error:
+        raise StartError(str(error)) from None
+    except OSError as error:
+        raise StartError(f"cannot keep keys in {error.filename}: {error.strerror}") from None
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    former = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _published(address: str, publish: str, store: Store, insecure: bool) -> Iterator[None]:
+    """The connection file, there as long as the daemon is; another daemon's later one is left alone."""
+    key = "" if insecure else key_pair("daemon").public
+    try:
+        write_connection(
+            Connection(address=address, publish=publish, key=key, pid=os.getpid(), store=str(store.directory))
+        )
+    except OSError as error:
+        raise StartError(f"cannot write {connection_file()}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        connection = read_connection()
+        if connection is not None and connection.pid == os.getpid():
+            connection_file().unlink(missing_ok=True)
+
+
+def _ring(bell: int) -> None:
+    try:
+        os.write(bell, b"!")
+    except BlockingIOError:  # it rings already
+        return

@@ -1,0 +1,394 @@
+"""Run: one training, its ranks merged, its findings, its commands."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from optwatch.daemon.changes import Changes
+from optwatch.daemon.commands import Book, Entry, Peer, obstacle
+from optwatch.daemon.history import History, Record, samples, scalar_points
+from optwatch.daemon.lane import Lane
+from optwatch.daemon.sessions import Link, Rank, Session
+from optwatch.daemon.store import Store
+from optwatch.series.points import Points
+from optwatch.wire.findings import SEVERITIES, Finding
+from optwatch.wire.frames import BatchBlocks
+from optwatch.wire.messages import ConfigValue, Event, Hello, OptimizerInfo, Report, Schema
+from optwatch.wire.requests import Marker, Mode, RankInfo, RunInfo, RunState, RunStatus
+
+MAX_MARKERS = 2_000
+RATE_POINTS = 200
+MAX_RECORDS = 16
+"""Per-tensor records that one batch hands on to the screens."""
+
+
+class Head(msgspec.Struct, kw_only=True):
+    """What the store keeps of a run beside its series."""
+
+    run: str
+    name: str
+    job: str
+    started: float
+    world_size: int
+    incarnation: int
+    optimizers: tuple[OptimizerInfo, ...]
+    allow: tuple[str, ...]
+    config: dict[str, ConfigValue]
+    versions: dict[str, str]
+    mode: Mode
+    ended: bool = False
+    step: int = 0
+    loss: float | None = None
+
+
+class Run:
+    """The state of a run. All of it changes here, in the serving thread; the series load when needed."""
+
+    def __init__(self, head: Head, store: Store, *, loaded: bool) -> None:
+        self.head = head
+        self.ranks: dict[int, Rank] = {}
+        self.lanes: dict[int, Lane] = {}
+        self.findings: dict[int, Finding] = {}
+        self.markers: list[Marker] = []
+        self.book = Book(head.run)
+        self.loaded = loaded
+        self.touched = True
+        """Whether anything changed that a screen would show."""
+        self.new_markers: list[Marker] = []
+        self.new_records: list[Record] = []
+        self._links: dict[int, Link] = {}
+        self._store = store
+
+    # --- from the store -------------------------------------------------------------------------------
+
+    def load(self, history: History) -> None:
+        """Read findings, commands, markers and the series from the store, once."""
+        if self.loaded:
+            return
+        self.loaded = True
+        read = self._store.reader.execute
+        run = self.head.run
+        decode = msgspec.msgpack.decode
+        rows = read("SELECT data FROM finding WHERE run = ? ORDER BY id", (run,))
+        self.findings = {f.id: f for f in (decode(data, type=Finding) for (data,) in rows)}
+        rows = read("SELECT data FROM command WHERE run = ? ORDER BY id", (run,))
+        self.book = Book(run, [decode(data, type=Entry) for (data,) in rows])
+        rows = read(
+            "SELECT step, kind, text FROM (SELECT * FROM marker WHERE run = ? ORDER BY step DESC LIMIT ?) "
+            "ORDER BY step",
+            (run, MAX_MARKERS),
+        )
+        self.markers = [Marker(*row) for row in rows]
+        for (optimizer,) in read("SELECT DISTINCT optimizer FROM chunk WHERE run = ?", (run,)).fetchall():
+            lane = self.lane(optimizer)
+            for points in history.points(run, optimizer):
+                lane.timeline.append(points)
+            lane.merger.rewind(lane.step)
+            lane.keep(history.records(run, optimizer, None, None, limit=128))
+            lane.coverage = history.coverage(run, optimizer)
+            lane.incarnation = self.head.incarnation
+
+    # --- from the agents ------------------------------------------------------------------------------
+
+    def greet(self, session: Session) -> None:
+        """A session introduced itself: it speaks for its rank, unless a newer one already does."""
+        hello = session.hello
+        rank = self.ranks.get(hello.rank)
+        newer = rank is None or _age(hello) >= _age(rank.session.hello)
+        if newer:
+            if rank is None or rank.session.hello.session != hello.session:
+                self.ranks[hello.rank] = Rank(hello.rank, session)
+                if hello.rank == 0:
+                    self.book.begin_session()
+            else:
+                rank.session = session
+        if newer and hello.incarnation >= self.head.incarnation:
+            head = self.head
+            head.world_size, head.incarnation = hello.world_size, hello.incarnation
+            head.ended = False
+            if hello.rank == 0:
+                head.optimizers, head.allow = hello.optimizers, hello.allow
+                head.config, head.versions = hello.config, hello.versions
+            for number in [r for r in self.ranks if r >= head.world_size]:
+                del self.ranks[number]
+        self.save_head()
+        self.touched = True
+
+    def take_batch(self, session: Session, schema: Schema, blocks: BatchBlocks, now: float) -> None:
+        """Take the rows of a batch: into the store, and into the merged series."""
+        hello = session.hello
+        lane = self.lane(schema.optimizer)
+        primary = self._is_primary(session, schema, now)
+        self._store.add_batch(hello, schema, blocks, tensors=primary)
+        sampled = samples(blocks.sample_step, blocks.stats, blocks.counts, schema) if primary else None
+        points = scalar_points(blocks.step, blocks.wall, blocks.scalars, blocks.logged, schema, sampled)
+        lane.cover(hello.rank, points)
+        if len(points) and points.step[0] <= lane.merger.step and self._repeats(session, lane, points):
+            lane.rewind(int(points.step[0]))
+        if primary:
+            records = [
+                Record(step, schema, blocks.stats[at].copy(), blocks.counts[at].copy())
+                for at, step in enumerate(blocks.sample_step.tolist())
+            ]
+            lane.keep(records)
+            if schema.optimizer == 0:
+                self.new_records.extend(records[-MAX_RECORDS:])
+        lane.merger.add(hello.rank, points, now)
+        lane.incarnation = max(lane.incarnation, hello.incarnation)
+
+    def take_event(self, event: Event) -> None:
+        """Take a mark of the user's, or something the agent noticed."""
+        self._store.add_marker(self.head.run, event)
+        self.mark(Marker(event.step, event.kind, event.text))
+
+    def mark(self, marker: Marker) -> None:
+        self.markers.append(marker)
+        self.new_markers.append(marker)
+        del self.markers[:-MAX_MARKERS]
+        self.touched = True
+
+    def take_report(self, session: Session, report: Report) -> None:
+        """Take what became of a command on one rank."""
+        self.book.report(session.hello.rank, report, time.time())
+
+    def leave(self, session: Session) -> None:
+        """A rank ended in good order; when all have, the run is over."""
+        session.left = True
+        if self.ranks and all(rank.session.left for rank in self.ranks.values()):
+            self.head.ended = True
+            self.save_head()
+        self.touched = True
+
+    # --- as it stands ---------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """The last step of the first optimizer."""
+        lane = self.lanes.get(0)
+        beats = [rank.session.steps[0] for rank in self.ranks.values() if rank.session.steps]
+        return max([lane.step if lane else 0, self.head.step if not self.loaded else 0, *beats])
+
+    def lane(self, optimizer: int) -> Lane:
+        if optimizer not in self.lanes:
+            self.lanes[optimizer] = Lane()
+        return self.lanes[optimizer]
+
+    def live(self, now: float) -> set[int]:
+        """The ranks that are connected and in touch, a suspect one included."""
+        return {n for n, rank in self.ranks.items() if rank.session.link(now) in ("up", "suspect")}
+
+    def state(self, now: float) -> RunState:
+        if self.head.ended:
+            return "ended"
+        return "live" if self.live(now) else "stale"
+
+    def rate(self) -> float | None:
+        """Steps per second lately, by the ranks' own step time."""
+        lane = self.lanes.get(0)
+        if lane is None or "step_time" not in lane.timeline.columns or not len(lane.timeline):
+            return None
+        first = lane.timeline.last_step - RATE_POINTS
+        _, values, logged = lane.timeline.window(first, None, ("step_time",), None)
+        times = values[logged & np.isfinite(values) & (values > 0)]
+        return float(1 / np.median(times)) if len(times) else None
+
+    def peers(self, now: float) -> list[Peer]:
+        """The ranks as the book of commands sees them."""
+        return [
+            Peer(
+                rank=rank.rank,
+                session=rank.session.hello.session,
+                fresh=rank.session.link(now) == "up",
+                steps=rank.session.steps,
+                age=max(now - rank.session.stepped, 0.0),
+                digests=tuple(optimizer.digest for optimizer in rank.session.hello.optimizers),
+                control=rank.session.control,
+            )
+            for rank in sorted(self.ranks.values(), key=lambda rank: rank.rank)
+        ]
+
+    def control(self, now: float) -> str:
+        """ "armed", or why nothing can be commanded now."""
+        if self.head.ended:
+            return "the run has ended"
+        return obstacle(self.peers(now), self.head.world_size, 1 / (self.rate() or 1.0)) or "armed"
+
+    def work(self, now: float, send: Callable[[str, Any], bool]) -> None:
+        """Move the commands on."""
+        if self.book.open():
+            self.book.work(self.peers(now), self.head.world_size, 1 / (self.rate() or 1.0), time.time(), send)
+
+    def worst(self) -> str | None:
+        """The highest severity among the findings that are not over."""
+        ranks = [SEVERITIES.index(f.severity) for f in self.findings.values() if f.resolved_step is None]
+        return SEVERITIES[max(ranks)] if ranks else None
+
+    def info(self, now: float) -> RunInfo:
+        lane = self.lanes.get(0)
+        return RunInfo(
+            run=self.head.run,
+            name=self.head.name,
+            state=self.state(now),
+            step=self.step,
+            started=self.head.started,
+            world_size=self.head.world_size,
+            loss=lane.timeline.last("loss") if lane else self.head.loss,
+            rate=self.rate(),
+            worst=self.worst(),
+        )
+
+    def status(self, now: float) -> RunStatus:
+        lane = self.lane(0)
+        timeline = lane.timeline
+        overheads = [r.session.beat.overhead for r in self.ranks.values() if r.session.beat]
+        return RunStatus(
+            run=self.head.run,
+            name=self.head.name,
+            state=self.state(now),
+            step=self.step,
+            started=self.head.started,
+            world_size=self.head.world_size,
+            ranks=tuple(_rank_info(rank, now) for _, rank in sorted(self.ranks.items())),
+            steps_recorded=lane.recorded(),
+            gaps=lane.gaps(),
+            mode=self.head.mode,
+            control=self.control(now),
+            loss=timeline.last("loss"),
+            lr=timeline.last("lr"),
+            lr_scale=self.book.lr_scale,
+            clip=self.book.clip if isinstance(self.book.clip, (int, float)) else timeline.now("clip"),
+            grad_norm=timeline.last("grad_norm"),
+            overhead=max(overheads) if overheads else None,
+            rate=self.rate(),
+            optimizers=self.head.optimizers,
+            config=self.head.config,
+            allow=self.head.allow,
+            worst=self.worst(),
+        )
+
+    def save_head(self) -> None:
+        self.head.step = self.step
+        lane = self.lanes.get(0)
+        if lane is not None:
+            self.head.loss = lane.timeline.last("loss")
+        self._store.save_run(self.head.run, self.head.started, time.time(), self.head)
+
+    def set_mode(self, mode: Mode) -> None:
+        self.head.mode = mode
+        self.save_head()
+        self.touched = True
+
+    def mark_by_hand(self, text: str, at: float) -> None:
+        """A planned change, said by a client."""
+        seq = int(at * 1_000)
+        self.take_event(Event(session="client", seq=seq, optimizer=0, step=self.step, kind="mark", text=text))
+
+    def watch_links(self, now: float) -> None:
+        """Notice ranks that went silent, or came back."""
+        links = {number: rank.session.link(now) for number, rank in self.ranks.items()}
+        if links != self._links:
+            self._links = links
+            self.touched = True
+
+    def drain_changes(self, changes: Changes) -> None:
+        """Hand on what changed since the last time: to the subscribers, and to the store."""
+        if self.book.changed:
+            for number, entry in self.book.changed.items():
+                changes.commands[number] = entry.command
+                self._store.save_command(entry.command, entry)
+            self.book.changed.clear()
+            self.touched = True
+        changes.markers.extend(self.new_markers)
+        self.new_markers.clear()
+        changes.records.extend(self.new_records)
+        self.new_records.clear()
+
+    def take_ready(self, now: float) -> list[tuple[int, Points]]:
+        """The points that became complete, by optimizer."""
+        live = self.live(now)
+        ready = [(at, points) for at, lane in self.lanes.items() for points in lane.take(live, now)]
+        self.touched = self.touched or bool(ready)
+        return ready
+
+    def _is_primary(self, session: Session, schema: Schema, now: float) -> bool:
+        """Whether this rank's per-tensor records count: no lower live rank holds the same shards."""
+        mine = _shards(schema)
+        for number in sorted(self.live(now)):
+            other = self.ranks[number].session
+            if number >= session.hello.rank:
+                return True
+            if any(_shards(s) == mine for (o, _), s in other.schemas.items() if o == schema.optimizer):
+                return False
+        return True
+
+    def _repeats(self, session: Session, lane: Lane, points: Points) -> bool:
+        """Whether points behind the merged step are a new incarnation's, and not merely late."""
+        return session.hello.incarnation > lane.incarnation
+
+
+def new_head(hello: Hello, mode: Mode) -> Head:
+    """The head of a run that is heard of for the first time."""
+    return Head(
+        run=hello.run,
+        name=hello.name,
+        job=hello.job,
+        started=hello.started,
+        world_size=hello.world_size,
+        incarnation=hello.incarnation,
+        optimizers=hello.optimizers,
+        allow=hello.allow,
+        config=hello.config,
+        versions=hello.versions,
+        mode=mode,
+    )
+
+
+def find_run(runs: Sequence[Run], wanted: str) -> Run:
+    """A run by its id, an unambiguous beginning of it (4 characters or more), or its name (the newest).
+
+    Raises:
+        LookupError: a sentence that names the runs there are.
+    """
+    newest = sorted(runs, key=lambda run: run.head.started, reverse=True)
+    for run in newest:
+        if run.head.run == wanted:
+            return run
+    for run in newest:
+        if run.head.name == wanted:
+            return run
+    begun = [run for run in newest if len(wanted) >= 4 and run.head.run.startswith(wanted)]
+    if len(begun) == 1:
+        return begun[0]
+    if begun:
+        raise LookupError(f"{wanted!r} is the beginning of {len(begun)} runs: give more of it")
+    names = ", ".join(dict.fromkeys(run.head.name for run in newest[:10]))
+    raise LookupError(
+        f"there is no run {wanted!r}: " + (f"there are {names}" if names else "there is none yet")
+    )
+
+
+def _rank_info(rank: Rank, now: float) -> RankInfo:
+    session, beat = rank.session, rank.session.beat
+    return RankInfo(
+        rank=rank.rank,
+        host=session.hello.host,
+        pid=session.hello.pid,
+        link=session.link(now),
+        step=session.steps[0] if session.steps else 0,
+        phase=beat.phase if beat else "",
+        overhead=beat.overhead if beat else 0.0,
+        sample_every=beat.sample_every if beat else 0,
+        dropped=beat.dropped if beat else 0,
+        control=session.control,
+    )
+
+
+def _age(hello: Hello) -> tuple[int, float]:
+    return hello.incarnation, hello.started
+
+
+def _shards(schema: Schema) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
+    return tuple((tensor.name, tensor.shard) for tensor in schema.tensors)

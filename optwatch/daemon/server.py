@@ -1,0 +1,168 @@
+"""The server: one thread that polls all sockets and moves everything on."""
+
+import logging
+import os
+import time
+from typing import Any
+
+import zmq
+
+from optwatch.daemon.access import Access
+from optwatch.daemon.desk import Desk
+from optwatch.daemon.ingest import Ingest
+from optwatch.daemon.publish import Publisher
+from optwatch.daemon.run import Run
+from optwatch.daemon.runs import Runs
+from optwatch.daemon.store import Store
+from optwatch.wire.frames import AGENT, CLIENT, pack
+from optwatch.wire.messages import DaemonMessage, Prepare
+
+log = logging.getLogger(__name__)
+
+BURST = 256
+"""Messages taken from the socket before everything else gets its turn."""
+TICK = 0.05
+SLOW_TICK = 1.0
+
+
+class Server:
+    """Serves until `stop`."""
+
+    def __init__(
+        self,
+        store: Store,
+        runs: Runs,
+        access: Access,
+        router: "zmq.Socket[Any]",
+        xpub: "zmq.Socket[Any]",
+        wake: int,
+        idle_exit: float | None,
+    ) -> None:
+        self._store = store
+        self._runs = runs
+        self._access = access
+        self._router = router
+        self._xpub = xpub
+        self._wake = wake
+        self._idle_exit = idle_exit
+        self._stopping = False
+        self._busy = time.monotonic()
+        self._next_slow = 0.0
+        daemon = os.urandom(8).hex()
+        self._publisher = Publisher(xpub, runs)
+        self._ingest = Ingest(store, runs, self._send, daemon)
+        publish = xpub.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._desk = Desk(store, runs, self._publisher, daemon, publish, self.stop)
+        self._poller = zmq.Poller()
+        for socket in (router, xpub, access.socket):
+            self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(wake, zmq.POLLIN)
+
+    def stop(self) -> None:
+        """End after the present turn. Safe in a signal handler."""
+        self._stopping = True
+
+    def serve(self) -> None:
+        """Serve until told to stop, then take in and commit what has already arrived."""
+        while not self._stopping:
+            self._turn(TICK)
+            self._watch_idleness(time.monotonic())
+        for _ in range(8):
+            if not self._drain(time.monotonic()):
+                break
+        for run in self._runs.by_id.values():
+            if run.loaded and not run.head.ended:
+                run.save_head()
+        self._settle()
+        self._store.settle()
+        self._ingest.acknowledge()
+        self._publisher.tick(float("inf"))
+
+    def _turn(self, timeout: float) -> None:
+        events = dict(self._poller.poll(int(timeout * 1_000)))
+        now = time.monotonic()
+        if self._access.socket in events:
+            self._access.answer()
+        if self._wake in events:
+            os.read(self._wake, 4_096)
+        if self._xpub in events:
+            self._publisher.subscriptions(now)
+        if self._router in events:
+            self._drain(now)
+        self._advance(now)
+        self._settle()
+        self._ingest.acknowledge()
+        self._publisher.tick(now)
+
+    def _drain(self, now: float) -> int:
+        for taken in range(BURST):
+            try:
+                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return taken
+            self._take(frames, now)
+        return BURST
+
+    def _take(self, frames: list[zmq.Frame], now: float) -> None:
+        if len(frames) < 3:
+            self._ingest.counts["malformed"] += 1
+            return
+        identity, kind = frames[0].bytes, frames[1].bytes
+        user, role = self._access.who(frames[-1])
+        if kind == AGENT:
+            self._busy = now
+            self._ingest.take(identity, user, role, [frame.buffer for frame in frames[2:]], now)
+        elif kind == CLIENT and len(frames) == 4 and len(frames[2]) == 8:
+            self._busy = now
+            reply, blocks = self._desk.answer([frames[3].buffer], user, role, now)
+            self._write(identity, [frames[2].bytes, *pack(reply, blocks)])
+        else:
+            self._ingest.counts["malformed"] += 1
+
+    def _advance(self, now: float) -> None:
+        """Everything that follows from what was taken, and from time passing."""
+        slow = now >= self._next_slow
+        if slow:
+            self._next_slow = now + SLOW_TICK
+        for run in self._runs.by_id.values():
+            if not run.loaded:
+                continue
+            changes = self._publisher.of(run)
+            for optimizer, points in run.take_ready(now):
+                if optimizer == 0:
+                    changes.points.append(points)
+            self._tell(run, now)
+            if slow:
+                run.watch_links(now)
+
+    def _tell(self, run: Run, now: float) -> None:
+        """Send commands, and put what changed where subscribers and the store get it."""
+        run.work(now, self._prepare)
+        run.drain_changes(self._publisher.of(run))
+
+    def _prepare(self, session: str, message: Prepare) -> bool:
+        found = self._ingest.sessions.get(session)
+        return found is not None and self._send(found.identity, message)
+
+    def _settle(self) -> None:
+        self._ingest.describe()
+        self._ingest.submitted(self._store.submit())
+
+    def _send(self, identity: bytes, message: DaemonMessage) -> bool:
+        return self._write(identity, pack(message))
+
+    def _write(self, identity: bytes, parts: list[Any]) -> bool:
+        try:
+            self._router.send_multipart([identity, *parts], zmq.NOBLOCK)
+        except zmq.ZMQError:  # gone, or it does not read: it will say hello, or ask, again
+            return False
+        return True
+
+    def _watch_idleness(self, now: float) -> None:
+        if self._idle_exit is None:
+            return
+        if self._publisher.subscribers:
+            self._busy = now
+        if now - self._busy > self._idle_exit:
+            log.info("idle for %g s: ending", self._idle_exit)
+            self.stop()

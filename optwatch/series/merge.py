@@ -1,0 +1,207 @@
+"""Merging: the numbers of several ranks become one series.
+
+Scalars: `step_time` is the slowest rank's; hyper-parameters and global norms, which replicas share, are
+the lowest rank's that has them; everything else (losses, what the user logs) is the mean over the ranks
+that logged it. Per-tensor records: one per tensor and step, the lowest rank's; the others are replicas.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from optwatch.series.points import Column, Points, Samples
+
+WAIT = 2.0
+"""Seconds that a step waits for the ranks that are alive but have not sent it."""
+
+SHARED = ("lr", "grad_norm", "grad_norm_raw", "update_norm", "param_norm", "clip", "loss_scale", "batch_size")
+SLOWEST = ("step_time",)
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    at: float
+    points: Points
+
+
+class Merger:
+    """Waits for all live ranks for a step, but not for ever, and hands on merged points in order."""
+
+    def __init__(self, step: int = 0) -> None:
+        self.step = step
+        """The last step handed on."""
+        self.late = 0
+        """Points that came after their step was handed on: in the store, but in no merged series."""
+        self._pending: dict[int, list[_Arrival]] = {}
+        self._reached: dict[int, int] = {}
+
+    def add(self, rank: int, points: Points, now: float) -> None:
+        """Take consecutive points of one rank, in order of step."""
+        if len(points) == 0:
+            return
+        self._reached[rank] = int(points.step[-1])
+        if points.step[0] <= self.step:
+            fresh = points.step > self.step
+            self.late += len(points) - int(fresh.sum())
+            points = select(points, fresh)
+        if len(points):
+            self._pending.setdefault(rank, []).append(_Arrival(now, points))
+
+    def rewind(self, step: int) -> None:
+        """Begin again behind `step`: a new incarnation repeats what follows. What is pending goes."""
+        self.step = step
+        self._pending.clear()
+        self._reached.clear()
+
+    def take(self, live: Collection[int], now: float) -> list[Points]:
+        """Points of the steps that are complete: all live ranks have sent them, or they waited enough."""
+        if not self._pending:
+            return []
+        upto = min((self._reached.get(rank, 0) for rank in live), default=0)
+        for arrivals in self._pending.values():
+            for arrival in arrivals:
+                if now - arrival.at >= WAIT or not live:
+                    upto = max(upto, int(arrival.points.step[-1]))
+        parts: dict[int, list[Points]] = {}
+        for rank, arrivals in list(self._pending.items()):
+            keep: list[_Arrival] = []
+            for arrival in arrivals:
+                ready = arrival.points.step <= upto
+                if ready.all():
+                    parts.setdefault(rank, []).append(arrival.points)
+                elif ready.any():
+                    parts.setdefault(rank, []).append(select(arrival.points, ready))
+                    keep.append(_Arrival(arrival.at, select(arrival.points, ~ready)))
+                else:
+                    keep.append(arrival)
+            if keep:
+                self._pending[rank] = keep
+            else:
+                del self._pending[rank]
+        merged = merge(parts)
+        if merged:
+            self.step = int(merged[-1].step[-1])
+        return merged
+
+
+def merge(parts: Mapping[int, Sequence[Points]]) -> list[Points]:
+    """Merge the points of ranks (rank → its points in order) into points in order of step.
+
+    The result is cut where the names of the sampled tensors change.
+    """
+    pieces = [(rank, points) for rank in sorted(parts) for points in parts[rank] if len(points)]
+    if not pieces:
+        return []
+    if len(pieces) == 1:
+        return [pieces[0][1]]
+    all_steps = np.concatenate([points.step for _, points in pieces])
+    step, row = np.unique(all_steps, return_inverse=True)
+    rows = np.split(row, np.cumsum([len(points) for _, points in pieces])[:-1])
+    names = dict.fromkeys(name for _, points in pieces for name in points.columns)
+    columns = {name: _merge_column(name, pieces, rows, len(step)) for name in names}
+    wall = np.full(len(step), np.inf)
+    for (_, points), at in zip(pieces, rows, strict=True):
+        if points.wall is not None:
+            np.minimum.at(wall, at, points.wall)
+    merged = Points(step, columns, np.where(np.isfinite(wall), wall, np.nan))
+    return _attach(merged, _merge_samples([points.samples for _, points in pieces if points.samples]))
+
+
+def _merge_column(
+    name: str, pieces: Sequence[tuple[int, Points]], rows: Sequence[np.ndarray], n: int
+) -> Column:
+    total = np.zeros(n)
+    count = np.zeros(n, dtype=np.int64)
+    shared = name in SHARED or name.startswith(("lr/", "lr_scale"))
+    if name in SLOWEST:
+        total.fill(-np.inf)
+    for (_, points), at in zip(pieces, rows, strict=True):
+        column = points.columns.get(name)
+        if column is None:
+            continue
+        use = column.logged & (count[at] == 0) if shared else column.logged
+        if name in SLOWEST:
+            np.maximum.at(total, at[use], column.values[use])
+        else:
+            with np.errstate(invalid="ignore"):  # inf - inf of two ranks is NaN, and meant to be
+                np.add.at(total, at[use], column.values[use])
+        np.add.at(count, at[use], 1)
+    logged = count > 0
+    divisor = np.maximum(count, 1) if not (shared or name in SLOWEST) else 1
+    return Column(np.where(logged, total / divisor, np.nan), logged)
+
+
+def _merge_samples(samples: Sequence[Samples]) -> list[Samples]:
+    """One record per step, the first's that has it; a list because names may change on the way."""
+    taken: set[int] = set()
+    records: list[tuple[int, Samples, int]] = []
+    for sample in samples:
+        for at, step in enumerate(sample.step.tolist()):
+            if step not in taken:
+                taken.add(step)
+                records.append((step, sample, at))
+    records.sort(key=lambda record: record[0])
+    runs: list[list[tuple[int, Samples, int]]] = []
+    for record in records:
+        if runs and _same_tensors(runs[-1][-1][1], record[1]):
+            runs[-1].append(record)
+        else:
+            runs.append([record])
+    return [_gather(run) for run in runs]
+
+
+def _same_tensors(one: Samples, other: Samples) -> bool:
+    return one is other or (
+        one.names == other.names
+        and one.stats.keys() == other.stats.keys()
+        and one.counts.keys() == other.counts.keys()
+    )
+
+
+def _gather(records: Sequence[tuple[int, Samples, int]]) -> Samples:
+    first = records[0][1]
+    return Samples(
+        step=np.array([step for step, _, _ in records], dtype=np.int64),
+        names=first.names,
+        numel=first.numel,
+        stats={name: np.stack([s.stats[name][at] for _, s, at in records]) for name in first.stats},
+        counts={name: np.stack([s.counts[name][at] for _, s, at in records]) for name in first.counts},
+    )
+
+
+def _attach(points: Points, samples: Sequence[Samples]) -> list[Points]:
+    if len(samples) <= 1:
+        return [Points(points.step, points.columns, points.wall, samples[0] if samples else None)]
+    out: list[Points] = []
+    for at, sample in enumerate(samples):
+        low = sample.step[0] if at else points.step[0]
+        high = samples[at + 1].step[0] if at + 1 < len(samples) else points.step[-1] + 1
+        part = select(points, (points.step >= low) & (points.step < high))
+        out.append(Points(part.step, part.columns, part.wall, sample))
+    return [part for part in out if len(part)]
+
+
+def select(points: Points, where: np.ndarray) -> Points:
+    """The points where a bool[n] is true, with the samples of their steps."""
+    step = points.step[where]
+    samples = points.samples
+    if samples is not None:
+        kept = np.isin(samples.step, step)
+        samples = (
+            Samples(
+                samples.step[kept],
+                samples.names,
+                samples.numel,
+                {name: stat[kept] for name, stat in samples.stats.items()},
+                {name: count[kept] for name, count in samples.counts.items()},
+            )
+            if kept.any()
+            else None
+        )
+    return Points(
+        step,
+        {name: Column(c.values[where], c.logged[where]) for name, c in points.columns.items()},
+        None if points.wall is None else points.wall[where],
+        samples,
+    )

@@ -1,0 +1,111 @@
+"""Timeline: a whole series in bounded memory, the newest part of it in full."""
+
+import numpy as np
+
+from optwatch.series.points import Points
+from optwatch.series.reduce import Logged, Steps, Values, reduce_rows
+
+CAPACITY = 32_768
+"""Rows kept. When they are full the older half is reduced 2:1, so what is older is coarser."""
+
+
+class Timeline:
+    """Rows of one merged series, in order of step. Columns come as they are first seen, and stay."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self.columns: tuple[str, ...] = ()
+        self._capacity = capacity
+        self._rows = 0
+        self._step = np.empty(capacity, dtype=np.int64)
+        self._values = np.empty((capacity, 0))
+        self._logged = np.empty((capacity, 0), dtype=bool)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def last_step(self) -> int:
+        """The newest step, 0 where there is none."""
+        return int(self._step[self._rows - 1]) if self._rows else 0
+
+    def append(self, points: Points) -> None:
+        """Add points behind the last step; from a step that is there already, they replace what follows."""
+        if len(points) == 0:
+            return
+        if points.step[0] <= self.last_step:
+            self._rows = int(np.searchsorted(self._step[: self._rows], points.step[0], side="left"))
+        self._widen(points)
+        step, values, logged = rows(points, self.columns)
+        for start in range(0, len(step), self._capacity // 4):
+            part = slice(start, start + self._capacity // 4)
+            self._append(step[part], values[part], logged[part])
+
+    def window(
+        self, first: int | None, last: int | None, columns: tuple[str, ...], points: int | None
+    ) -> tuple[Steps, Values, Logged]:
+        """Rows from `first` to `last` (None: open), as read-only copies, reduced to about `points` rows."""
+        steps = self._step[: self._rows]
+        low = 0 if first is None else int(np.searchsorted(steps, first, side="left"))
+        high = self._rows if last is None else int(np.searchsorted(steps, last, side="right"))
+        chosen = [self.columns.index(name) for name in columns]
+        step, values, logged = (
+            steps[low:high].copy(),
+            self._values[low:high][:, chosen],
+            self._logged[low:high][:, chosen],
+        )
+        return reduce_rows(step, values, logged, max(points // 2, 1)) if points else (step, values, logged)
+
+    def last(self, name: str) -> float | None:
+        """The newest value that was logged in a column, None where there is none."""
+        if name not in self.columns:
+            return None
+        at = self.columns.index(name)
+        found = np.flatnonzero(self._logged[: self._rows, at])
+        return float(self._values[found[-1], at]) if len(found) else None
+
+    def now(self, name: str) -> float | None:
+        """The value of a column at the newest step, None where it was not logged there."""
+        if name not in self.columns or not self._rows:
+            return None
+        at = self.columns.index(name)
+        return float(self._values[self._rows - 1, at]) if self._logged[self._rows - 1, at] else None
+
+    def _append(self, step: Steps, values: Values, logged: Logged) -> None:
+        if self._rows + len(step) > self._capacity:
+            self._thin()
+        end = self._rows + len(step)
+        self._step[self._rows : end] = step
+        self._values[self._rows : end] = values
+        self._logged[self._rows : end] = logged
+        self._rows = end
+
+    def _thin(self) -> None:
+        half = self._rows // 2
+        step, values, logged = reduce_rows(
+            self._step[:half], self._values[:half], self._logged[:half], half // 4
+        )
+        kept = len(step) + self._rows - half
+        self._step[len(step) : kept] = self._step[half : self._rows].copy()
+        self._values[len(step) : kept] = self._values[half : self._rows].copy()
+        self._logged[len(step) : kept] = self._logged[half : self._rows].copy()
+        self._step[: len(step)], self._values[: len(step)], self._logged[: len(step)] = step, values, logged
+        self._rows = kept
+
+    def _widen(self, points: Points) -> None:
+        new = tuple(name for name in points.columns if name not in self.columns)
+        if not new:
+            return
+        self.columns += new
+        blank = np.full((self._capacity, len(new)), np.nan)
+        self._values = np.concatenate([self._values, blank], axis=1)
+        self._logged = np.concatenate([self._logged, np.zeros(blank.shape, dtype=bool)], axis=1)
+
+
+def rows(points: Points, columns: tuple[str, ...]) -> tuple[Steps, Values, Logged]:
+    """Points as step [n], values [n, C] and logged [n, C], C in the order of `columns`."""
+    values = np.empty((len(points), len(columns)))
+    logged = np.empty((len(points), len(columns)), dtype=bool)
+    for at, name in enumerate(columns):
+        column = points.column(name)
+        values[:, at], logged[:, at] = column.values, column.logged
+    return points.step, values, logged

@@ -1,0 +1,44 @@
+"""Fixtures for everybody: an isolated home, and a real daemon."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemons import DaemonProcess
+
+UNSET = ("OPTWATCH_DAEMON", "OPTWATCH_DAEMON_KEY", "OPTWATCH_INSECURE")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own, in this process and in those it starts."""
+    for variable, name in (
+        ("HOME", "home"),
+        ("XDG_CONFIG_HOME", "config"),
+        ("XDG_STATE_HOME", "state"),
+        ("XDG_RUNTIME_DIR", "runtime"),
+    ):
+        directory = tmp_path / name
+        directory.mkdir(mode=0o700)
+        monkeypatch.setenv(variable, str(directory))
+    for variable in UNSET:
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _isolated(request: pytest.FixtureRequest) -> None:
+    """No integration test ever touches the real home."""
+    if "integration" in request.node.path.parts or "distributed" in request.node.path.parts:
+        request.getfixturevalue("home")
+
+
+@pytest.fixture
+def daemon(home: Path, request: pytest.FixtureRequest) -> Iterator[DaemonProcess]:
+    """A daemon process on a free port; its log is shown where the test fails."""
+    process = DaemonProcess(home / "daemon").start()
+    yield process
+    log = process.text()
+    process.kill()
+    print(log)  # pytest shows it with a failure only
