@@ -99,13 +99,19 @@ class Hello(msgspec.Struct, tag="hello", frozen=True, kw_only=True):
 
 
 class TensorInfo(msgspec.Struct, frozen=True):
-    """One parameter. Order is the order of depth. `shard` is its shard_key, () for a whole tensor."""
+    """One parameter. Order is the order of depth. `shape` is the whole tensor's.
+
+    `shard` is its shard_key: the coordinate along each mesh dimension that shards it, () for a whole
+    tensor. Ranks with the same name and shard hold replicas of the same elements.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     group: int
     shard: tuple[tuple[str, int], ...] = ()
+    held: int | None = None
+    """Elements that this rank holds, perhaps 0; None: all of them."""
 
 
 class Schema(msgspec.Struct, tag="schema", frozen=True, kw_only=True):

@@ -1,0 +1,123 @@
+"""Shards: the per-tensor records of ranks that hold parts of the tensors, merged into whole ones.
+
+One record for each (name, shard_key) counts, the lowest rank's; the others are replicas. What is merged
+is exact: sums of squares, sums, counts, minima and maxima are recovered from the roots and ratios of the
+wire, weighted with the elements that each rank holds, in float64.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from optwatch.wire.messages import Schema, TensorInfo
+
+F8 = npt.NDArray[np.float64]
+F4 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint64]
+Index = npt.NDArray[np.intp]
+
+ROOTS = ("rms", "rms_t")
+COSINE = "cos_grad_exp_avg"
+
+
+class Plan:
+    """Which ranks' records are needed, and how they make up the whole tensors.
+
+    `schemas`: rank → the schema of its records; all have the same statistics.
+    """
+
+    def __init__(self, schemas: Mapping[int, Schema]) -> None:
+        order = sorted(schemas)
+        self.stats = schemas[order[0]].stats
+        self.counts = schemas[order[0]].counts
+        names: dict[str, int] = {}
+        tensors: list[TensorInfo] = []
+        taken: set[tuple[str, tuple[tuple[str, int], ...]]] = set()
+        rows: dict[int, list[int]] = {}
+        into: list[int] = []
+        held: list[int] = []
+        for rank in order:
+            for row, tensor in enumerate(schemas[rank].tensors):
+                if (tensor.name, tensor.shard) in taken:
+                    continue
+                taken.add((tensor.name, tensor.shard))
+                if tensor.name not in names:
+                    names[tensor.name] = len(tensors)
+                    tensors.append(msgspec.structs.replace(tensor, shard=(), held=None))
+                rows.setdefault(rank, []).append(row)
+                into.append(names[tensor.name])
+                held.append(numel(tensor) if tensor.held is None else tensor.held)
+        self.tensors = tuple(tensors)
+        """The whole tensors, as the lowest rank that has them orders them."""
+        self.ranks = tuple(rows)
+        """The ranks whose records are needed."""
+        self._rows = {rank: np.array(r, dtype=np.intp) for rank, r in rows.items()}
+        self._into: Index = np.array(into, dtype=np.intp)
+        self._held: F8 = np.array(held, dtype=np.float64)
+        self._total = self._add(self._held)
+        self.complete = self._total.tolist() == [numel(tensor) for tensor in tensors]
+        """Whether the ranks hold all elements of all tensors between them."""
+
+    def merge(self, records: Mapping[int, tuple[F4, U8]]) -> tuple[F4, U8]:
+        """Merge stats [T, S] and counts [T, C] of each of `ranks` into those of the whole tensors."""
+        stats = np.concatenate([records[rank][0][self._rows[rank]] for rank in self.ranks]).astype(np.float64)
+        counts = np.concatenate([records[rank][1][self._rows[rank]] for rank in self.ranks])
+        merged = np.empty((len(self.tensors), len(self.stats)))
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            for at, name in enumerate(self.stats):
+                merged[:, at] = self._cosine(stats) if name == COSINE else self._one(name, stats[:, at])
+            whole = merged.astype(np.float32)
+        total = np.zeros((len(self.tensors), len(self.counts)), dtype=np.uint64)
+        np.add.at(total, self._into, counts)
+        return whole, total
+
+    def _one(self, name: str, values: F8) -> F8:
+        if name.endswith("_max"):
+            return self._extreme(np.maximum, values, -np.inf)
+        if name.endswith("_min"):
+            return self._extreme(np.minimum, values, np.inf)
+        if name.endswith(ROOTS):
+            return np.sqrt(self._mean(np.square(values)))
+        return self._mean(values)
+
+    def _add(self, values: F8) -> F8:
+        out = np.zeros(len(self.tensors))
+        np.add.at(out, self._into, values)
+        return out
+
+    def _sum(self, values: F8) -> F8:
+        """Σ held · value. A rank that holds nothing of a tensor says nothing about it."""
+        return self._add(np.where(self._held > 0, self._held * values, 0.0))
+
+    def _mean(self, values: F8) -> F8:
+        return self._sum(values) / self._total
+
+    def _extreme(self, ufunc: np.ufunc, values: F8, start: float) -> F8:
+        out = np.full(len(self.tensors), start)
+        ufunc.at(out, self._into, np.where(self._held > 0, values, start))
+        return np.where(self._total > 0, out, np.nan)
+
+    def _cosine(self, stats: F8) -> F8:
+        if not {"grad_rms", "exp_avg_rms"} <= set(self.stats):
+            return np.full(len(self.tensors), np.nan)
+        cosine, gradient, moment = (
+            stats[:, self.stats.index(name)] for name in (COSINE, "grad_rms", "exp_avg_rms")
+        )
+        # Where either part is zero its cosine is undefined, and its share of the product nothing.
+        product = np.where((gradient == 0) | (moment == 0), 0.0, cosine * gradient * moment)
+        return self._sum(product) / np.sqrt(self._sum(np.square(gradient)) * self._sum(np.square(moment)))
+
+
+def numel(tensor: TensorInfo) -> int:
+    """Elements of the whole tensor, capped where a shape off the wire is absurd."""
+    total = 1
+    for length in tensor.shape:
+        total = min(total * length, 1 << 62)
+    return total
+
+
+def same_tensors(schemas: Sequence[Schema]) -> bool:
+    """Whether all hold the same parts of the same tensors: each is a replica of the others."""
+    return len({tuple((t.name, t.shape, t.shard) for t in schema.tensors) for schema in schemas}) <= 1
