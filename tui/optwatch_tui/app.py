@@ -1,0 +1,169 @@
+"""The app: keeps what the feed says, and tells the screens when it is another."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import BindingType
+from textual.screen import Screen
+
+from optwatch.wire.requests import RunInfo
+from optwatch_tui.bindings import KEYS, bindings
+from optwatch_tui.feed import Answered, Feed, LinkChanged, RunChanged, RunsChanged
+from optwatch_tui.help import help_rows
+from optwatch_tui.model import Link, Snapshot
+from optwatch_tui.screens.base import WatchScreen
+from optwatch_tui.screens.ranks import RanksScreen
+from optwatch_tui.screens.run import RunScreen
+from optwatch_tui.screens.runs import RunsScreen
+from optwatch_tui.screens.tensors import TensorsScreen
+from optwatch_tui.screens.text import TextScreen
+from optwatch_tui.theme import PALETTES, textual_theme
+
+
+class OptwatchApp(App[None]):
+    """Runs on one daemon, one of them watched at a time."""
+
+    TITLE = "optwatch"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
+    CSS = """
+    Screen { layout: vertical; }
+    #status { height: 2; }
+    #keybar { height: 1; dock: bottom; }
+    #upper, #lower, #lists { height: auto; }
+    Chart, Listing { width: 1fr; height: 1fr; }
+    #findings { width: 3fr; }
+    #actions { width: 2fr; }
+    #heat { height: auto; }
+    #tensors { height: 1fr; }
+    FilterLine { height: 1; dock: bottom; margin-bottom: 1; }
+    ModalScreen { align: center middle; background: $background 60%; }
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        run: str | None = None,
+        readonly: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`run`: opened at once; else the first one that is live."""
+        super().__init__()
+        self.feed = feed
+        self.readonly = readonly
+        self.now = clock
+        self.link = Link("connecting", "", clock())
+        self.runs: tuple[RunInfo, ...] = ()
+        self.snapshot: Snapshot | None = None
+        self._first = run
+        self._opened = False
+        for palette in PALETTES.values():
+            self.register_theme(textual_theme(palette))
+        self.theme = next(iter(PALETTES))
+
+    def on_mount(self) -> None:
+        self.push_screen(RunsScreen())
+        if self._first is not None:
+            self.open_run(self._first)
+        self.set_interval(1.0, self._changed)  # ages and the time since the link was lost
+        self.feed.start(self.post_message)
+
+    def on_unmount(self) -> None:
+        self.feed.close()
+
+    # --- what the feed says ---------------------------------------------------------------------------
+
+    def on_link_changed(self, message: LinkChanged) -> None:
+        self.link = message.link
+        self._changed()
+
+    def on_runs_changed(self, message: RunsChanged) -> None:
+        self.runs = message.runs
+        live = [run for run in message.runs if run.state == "live"]
+        if live and not self._opened and len(self.screen_stack) == 2:
+            self.open_run(live[0].run)
+        self._changed()
+
+    def on_run_changed(self, message: RunChanged) -> None:
+        if self._opened:
+            self.snapshot = message.snapshot
+            self._changed()
+
+    def on_answered(self, message: Answered) -> None:
+        screen = self._watch_screens()[-1]
+        if message.refusal:
+            screen.notice(((" ✗ ", "critical"), (message.refusal, "text")))
+        elif message.command is None:
+            screen.notice(((" ✓ ", "ok"), ("done", "text")))
+
+    def _changed(self) -> None:
+        for screen in self._watch_screens():
+            if screen.is_mounted:
+                screen.changed()
+
+    def _watch_screens(self) -> list[WatchScreen]:
+        """What can be seen: the topmost screen, and the one under a question."""
+        seen: list[WatchScreen] = []
+        for screen in reversed(self.screen_stack):
+            if isinstance(screen, WatchScreen):
+                return [screen]
+        return seen
+
+    # --- where the user goes --------------------------------------------------------------------------
+
+    def open_run(self, run: str) -> None:
+        """Watch a run and show it."""
+        self._opened = True
+        self.snapshot = None
+        self.feed.watch(run)
+        self.push_screen(RunScreen())
+
+    def show_tensors(self) -> None:
+        self.push_screen(TensorsScreen())
+
+    def show_ranks(self) -> None:
+        self.push_screen(RanksScreen())
+
+    def action_go_back(self) -> None:
+        screen = self.screen
+        if screen.maximized is not None:
+            screen.minimize()
+            self.call_after_refresh(self._changed)
+        elif isinstance(screen, WatchScreen) and not isinstance(screen, RunsScreen):
+            if isinstance(screen, RunScreen):
+                self.feed.watch(None)
+                self.snapshot = None
+            self.pop_screen()
+            self._changed()
+
+    async def action_help(self) -> None:
+        await self.push_screen(TextScreen("help", help_rows))
+
+    def action_next_theme(self) -> None:
+        names = list(PALETTES)
+        self.theme = names[(names.index(self.theme) + 1) % len(names)] if self.theme in names else names[0]
+        self._changed()
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: every key of the table that works on this screen."""
+        scopes = {"app"} | {
+            scope
+            for kind, scope in (
+                (RunsScreen, "runs"),
+                (RunScreen, "run"),
+                (TensorsScreen, "tensors"),
+                (RanksScreen, "ranks"),
+            )
+            if isinstance(screen, kind)
+        }
+        for key in KEYS:
+            if scopes & set(key.scopes) and key.action != "app.command_palette":
+                yield SystemCommand(key.label, f"{key.help} ({key.shown})", self._runner(screen, key.action))
+
+    def _runner(self, screen: Screen[object], action: str) -> Callable[[], object]:
+        async def run() -> None:
+            await self.run_action(action, default_namespace=screen)
+
+        return run

@@ -1,0 +1,79 @@
+"""The one table of keys: it drives dispatch, the footer, the help screen and the command palette."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from textual.binding import Binding
+
+Scope = Literal["app", "runs", "run", "tensors", "ranks", "help"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key. `rank` orders the footer (the lowest first, 0: not in the footer); `acts`: on the run."""
+
+    key: str
+    shown: str
+    action: str
+    label: str
+    help: str
+    scopes: tuple[Scope, ...]
+    rank: int = 0
+    acts: bool = False
+
+
+KEYS: tuple[Key, ...] = (
+    Key(
+        "r", "r", "act('restart')", "restart", "zero the optimizer's moments and its step", ("run",), 5, True
+    ),
+    Key("l", "l", "act('scale_lr')", "lower LR", "multiply the learning rate", ("run",), 3, True),
+    Key("c", "c", "act('clip')", "clip", "clip the gradient norm from now on", ("run",), 4, True),
+    Key("a", "a", "approve", "approve", "let the proposed action go ahead", ("run",), 1, True),
+    Key("d", "d", "turn_down", "dismiss", "turn the proposed action down", ("run",), 2, True),
+    Key("u", "u", "undo", "undo", "take the last applied action back", ("run",), 6, True),
+    Key("m", "m", "mode", "mode", "who may act: observe, advise or auto", ("run",), 13, True),
+    Key("n", "n", "next_finding", "next finding", "select the next finding", ("run",), 14),
+    Key("t", "t", "tensors", "tensors", "every tensor, over depth and time", ("run",), 10),
+    Key("k", "k", "ranks", "ranks", "every rank: step, phase, link", ("run",), 15),
+    Key("s", "s", "statistic", "statistic", "another statistic in the heat map", ("run", "tensors"), 16),
+    Key("o", "o", "sort", "order", "order tensors by depth or by how loud they are", ("tensors",), 8),
+    Key("space", "space", "pause", "pause", "hold the picture; data goes on", ("run", "tensors"), 7),
+    Key("plus,equals_sign", "+", "zoom(0.5)", "zoom in", "half the steps", ("run", "tensors"), 11),
+    Key("minus", "-", "zoom(2.0)", "zoom out", "twice the steps", ("run", "tensors"), 12),
+    Key("left", "←", "pan(-0.5)", "back in time", "earlier steps", ("run", "tensors")),
+    Key("right", "→", "pan(0.5)", "forward", "later steps", ("run", "tensors")),
+    Key("0", "0", "whole", "whole run", "all steps again, following", ("run", "tensors")),
+    Key(
+        "y", "y", "log", "log-y", "logarithmic axis, for the focused chart or for all", ("run", "tensors"), 9
+    ),
+    Key("enter", "enter", "enlarge", "enlarge", "the focused panel alone; esc brings all back", ("run",)),
+    Key("enter", "enter", "open", "open", "open the selected run", ("runs",), 1),
+    Key("slash", "/", "filter", "filter", "keep only what contains a text", ("runs", "tensors", "ranks"), 2),
+    Key("v", "v", "save", "save picture", "save this screen as SVG", ("run", "tensors", "ranks", "runs")),
+    Key("tab", "tab", "app.focus_next", "focus", "to the next panel", ("app",)),
+    Key("question_mark", "?", "app.help", "help", "every key, and what the signs mean", ("app",), 20),
+    Key("ctrl+p", "ctrl+p", "app.command_palette", "palette", "find an action by its name", ("app",)),
+    Key("T", "T", "app.next_theme", "theme", "dark, light, high contrast", ("app",)),
+    Key("escape", "esc", "app.go_back", "back", "close, or back to the list of runs", ("app",), 18),
+    Key("q", "q", "app.quit", "quit", "leave; runs and daemon go on", ("app",), 19),
+)
+
+
+def keys_of(*scopes: Scope) -> tuple[Key, ...]:
+    """The keys that work in any of these scopes, in the order of the table."""
+    return tuple(key for key in KEYS if any(scope in key.scopes for scope in scopes))
+
+
+def bindings(scope: Scope) -> list[Binding]:
+    """Textual's own bindings for a scope."""
+    return [
+        Binding(key.key, key.action, key.label, show=False, key_display=key.shown)
+        for key in KEYS
+        if scope in key.scopes
+    ]
+
+
+def footer_keys(keys: Iterable[Key]) -> list[Key]:
+    """Those that a footer shows, the most useful first."""
+    return sorted((key for key in keys if key.rank), key=lambda key: key.rank)

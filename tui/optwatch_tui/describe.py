@@ -1,0 +1,194 @@
+"""Findings, actions, runs and the state of a run in words and signs. Pure."""
+
+from optwatch.wire.actions import Command
+from optwatch.wire.findings import SEVERITIES, Finding
+from optwatch.wire.requests import RunInfo
+from optwatch_tui import formats
+from optwatch_tui.model import Link, Snapshot
+from optwatch_tui.rows import Item, Row, wrap
+from optwatch_tui.theme import COMMAND_GLYPHS, SEVERITY_GLYPHS, STATE_GLYPHS
+
+_VERDICT_ROLES = {"helped": "ok", "neutral": "muted", "hurt": "critical", "unclear": "muted"}
+_COMMAND_ROLES = {
+    "proposed": "warning",
+    "sent": "info",
+    "scheduled": "info",
+    "applied": "ok",
+    "judged": "ok",
+    "dismissed": "muted",
+    "refused": "critical",
+    "expired": "critical",
+    "failed": "critical",
+    "undone": "muted",
+}
+
+
+def finding_item(finding: Finding, width: int) -> Item:
+    """A finding in a list: what and where, the sentence about it, and what likely causes it."""
+    over = finding.resolved_step is not None
+    role = "muted" if over else finding.severity
+    glyph = "✓" if over else SEVERITY_GLYPHS[finding.severity]
+    ending = f"over at {formats.count(finding.resolved_step)}" if finding.resolved_step is not None else ""
+    head: Row = (
+        (f" {glyph} ", role),
+        (f"{formats.count(finding.step)} ", "muted"),
+        (finding.kind, "muted" if over else "title"),
+        (f"  {where(finding)}" if where(finding) else "", "text"),
+        (f"  {ending or f'since {formats.count(finding.onset_step)}'}", "muted"),
+    )
+    rows: list[Row] = [head]
+    rows.extend(
+        ((f"   {line}", "muted" if over else "text"),) for line in wrap(finding.summary, width - 4, 2)
+    )
+    if finding.causes and not over:
+        rows.append((("   cause: ", "muted"), (causes(finding, 3), "text")))
+    return Item(str(finding.id), tuple(rows))
+
+
+def where(finding: Finding) -> str:
+    """The tensor, group or rank that it is about; all ranks otherwise."""
+    if finding.tensor is not None:
+        return finding.tensor
+    if finding.rank is not None:
+        return f"rank {finding.rank}"
+    return f"group {finding.group}" if finding.group is not None else ""
+
+
+def causes(finding: Finding, most: int) -> str:
+    """Likely causes with their weights: lr_too_high .70 · bad_batch .20."""
+    likely = sorted(finding.causes, key=lambda cause: -cause.weight)[:most]
+    return " · ".join(f"{cause.cause} {cause.weight:.2f}".replace(" 0.", " .") for cause in likely)
+
+
+def finding_details(finding: Finding, width: int) -> list[Row]:
+    """Everything that is known about a finding: summary, evidence, causes with reasons, remedies."""
+    rows: list[Row] = [(("", "text"),)]
+    rows.extend(((line, "text"),) for line in wrap(finding.summary, width, 6))
+    if finding.evidence:
+        rows += [(), (("evidence", "title"),)]
+        for name, value in finding.evidence.items():
+            shown = value if isinstance(value, str) else formats.number(float(value))
+            rows.append(((f"  {name}  ", "muted"), (shown, "value")))
+    if finding.causes:
+        rows += [(), (("likely causes", "title"),)]
+        for cause in sorted(finding.causes, key=lambda cause: -cause.weight):
+            rows.append(((f"  {cause.weight:4.0%}  ", "value"), (cause.cause, "warning")))
+            rows.extend(((f"        {line}", "muted"),) for line in wrap(cause.because, width - 8, 3))
+    if finding.remedies:
+        rows += [(), (("what helps", "title"),)]
+        for remedy in finding.remedies:
+            what = (
+                "in the script" if remedy.action == "advice" else formats.action(remedy.action, remedy.args)
+            )
+            rows.append(((f"  {what}", "ok"),))
+            rows.extend(((f"        {line}", "muted"),) for line in wrap(remedy.why, width - 8, 3))
+    return rows
+
+
+def command_item(command: Command, world_size: int, width: int, readonly: bool) -> Item:
+    """A command in a list: its state, and what became of it."""
+    step = f"{formats.count(command.step)} " if command.step is not None else ""
+    head: Row = (
+        (f" {COMMAND_GLYPHS[command.state]} ", _COMMAND_ROLES[command.state]),
+        (step, "muted"),
+        (formats.command(command), "title" if command.state not in ("dismissed", "undone") else "muted"),
+        (f"  {_progress(command, world_size)}", _COMMAND_ROLES[command.state]),
+    )
+    rows: list[Row] = [head]
+    if command.outcome is not None:
+        numbers = "  ".join(f"{name} {formats.number(v)}" for name, v in command.outcome.numbers.items())
+        verdict = command.outcome.verdict
+        rows.append(((f"   {verdict}", _VERDICT_ROLES[verdict]), (f"  {numbers}", "muted")))
+    elif command.state == "proposed" and not readonly:
+        rows.append((("   a", "key"), (" approve  ", "muted"), ("d", "key"), (" dismiss", "muted")))
+    if text := command.reason or (command.why if command.state in ("proposed", "sent", "scheduled") else ""):
+        rows.extend(((f"   {line}", "muted"),) for line in wrap(text, width - 4, 2))
+    return Item(command.id, tuple(rows))
+
+
+def _progress(command: Command, world_size: int) -> str:
+    if command.state in ("applied", "judged"):
+        if world_size <= 1:
+            return "applied"
+        return f"{len(command.ranks_applied)} of {world_size} ranks"
+    return command.state
+
+
+def run_item(run: RunInfo, now: float, width: int) -> Item:
+    """A run in the list of runs."""
+    role = {"live": "ok", "stale": "warning", "ended": "muted"}[run.state]
+    worst = run.worst or "none"
+    sign = f"{SEVERITY_GLYPHS[worst]} {worst}" if worst in SEVERITY_GLYPHS else "-"
+    name = max(12, min(40, width - 66))
+    row: Row = (
+        (f" {STATE_GLYPHS[run.state]} {run.state:<6}", role),
+        (f"{formats.plain(run.name)[:name]:<{name}} ", "title" if run.state == "live" else "text"),
+        (f"{formats.short_id(run.run):<6}", "muted"),
+        (f"{formats.count(run.step):>10} ", "text"),
+        (f"{formats.rate(run.rate) if run.state == 'live' else '':>11} ", "text"),
+        (f"{formats.number(run.loss):>8}  ", "value"),
+        (f"{sign:<11}", worst if worst in SEVERITIES else "muted"),
+        (f"{formats.span(now - run.started):>8}", "muted"),
+    )
+    return Item(run.run, (row,))
+
+
+def run_head(width: int) -> Row:
+    """The heading over `run_item`s."""
+    name = max(12, min(40, width - 66))
+    text = f" {'state':<8}{'run':<{name}} {'id':<6}{'step':>10} {'rate':>11} {'loss':>8}"
+    text += f"  {'findings':<11}{'age':>8}"
+    return ((text, "muted"),)
+
+
+def verdict(snapshot: Snapshot, readonly: bool) -> Row:
+    """How the run is, in one sentence: the worst open finding and what can be done, or that all is well."""
+    under_way = snapshot.under_way
+    if under_way:
+        doing = under_way[0]
+        waits = "waiting for the step" if doing.state == "scheduled" else "waiting for the ranks"
+        return ((" … ", "info"), (formats.command(doing), "title"), (f"  {doing.state}, {waits}", "muted"))
+    worst = next(iter(snapshot.open_findings), None)
+    proposal = next(iter(snapshot.proposals), None)
+    call: Row = ()
+    if proposal is not None:
+        call = (("  →  ", "muted"), (formats.command(proposal), "title"), (" proposed", "muted"))
+        if not readonly:
+            call += (("  a", "key"), (" approve  ", "muted"), ("d", "key"), (" dismiss", "muted"))
+    if worst is None or worst.severity in ("watch", "info"):
+        if call:
+            return ((" ○ ", "info"), ("nothing alarming", "text"), *call)
+        quiet = f", {len(snapshot.open_findings)} to watch" if snapshot.open_findings else ""
+        return ((" ✓ ", "ok"), (f"nothing alarming{quiet}", "muted"))
+    likely = max(worst.causes, key=lambda cause: cause.weight, default=None)
+    because = f", likely {likely.cause}" if likely is not None else ""
+    return (
+        (f" {SEVERITY_GLYPHS[worst.severity]} ", worst.severity),
+        (worst.kind, worst.severity),
+        (f" since step {formats.count(worst.onset_step)}{because}", "text"),
+        *call,
+    )
+
+
+def status_pieces(snapshot: Snapshot, link: Link, now: float) -> list[tuple[int, Row]]:
+    """The header's pieces in their order, each with how soon it has to go where room is short (0: never)."""
+    status = snapshot.status
+    state = status.state if link.state == "live" else link.state
+    role = {"live": "ok", "stale": "warning", "ended": "muted"}.get(state, "critical")
+    state_text = f"{STATE_GLYPHS[state]} {state}"
+    if link.state == "lost":
+        state_text += f" {formats.span(now - link.since)}"
+    control = "armed" if status.control == "armed" else f"not armed: {status.control}"
+    pieces: list[tuple[int, Row]] = [
+        (5, (("optwatch ▸", "muted"),)),
+        (0, ((formats.plain(status.name)[:28], "title"), (f" {formats.short_id(status.run)}", "muted"))),
+        (0, ((state_text, role),)),
+        (0, (("step ", "muted"), (formats.count(status.step), "value"))),
+        (2, ((formats.rate(status.rate if status.state == "live" else None), "text"),)),
+        (3, (("ranks ", "muted"), (formats.links(status.ranks, status.world_size), "text"))),
+        (1, (("mode ", "muted"), (status.mode, "text"))),
+        (4 if status.control == "armed" else 1, (("control ", "muted"), (control, "text"))),
+    ]
+    if status.overhead is not None:
+        pieces.append((6, (("agent ", "muted"), (f"{status.overhead:.1%}", "text"))))
+    return pieces

@@ -1,0 +1,121 @@
+"""Numbers and times as people read them, in few characters."""
+
+import math
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from optwatch.wire.actions import Command
+from optwatch.wire.requests import RankInfo
+
+
+def number(value: float | None) -> str:
+    """Four significant digits in at most 8 characters: 2.314, 0.0031, 1.2e-05, 18420; `-` for none."""
+    if value is None:
+        return "-"
+    if math.isnan(value):
+        return "nan"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 1e5 or size < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    if size >= 1000:
+        return f"{value:.0f}"
+    if size >= 100:
+        return f"{value:.1f}"
+    if size >= 1:
+        return f"{value:.3f}" if size < 10 else f"{value:.2f}"
+    return f"{value:.3g}"
+
+
+def tick(value: float) -> str:
+    """A label of an axis, at most 6 characters."""
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 1e5 or size < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
+
+
+def count(value: int) -> str:
+    """18420 → 18,420."""
+    return f"{value:,}"
+
+
+def short_count(value: int) -> str:
+    """A count in at most 5 characters: 950, 1.2k, 18k, 3.4M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            scaled = value / size
+            return f"{scaled:.1f}{unit}".replace(".0", "") if scaled < 10 else f"{scaled:.0f}{unit}"
+    return str(value)
+
+
+def span(seconds: float) -> str:
+    """A length of time in two parts at most: 8 s, 3 min, 2 h 05, 3 d 4 h."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d}"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def rate(steps_per_second: float | None) -> str:
+    """9.8 it/s, or 4.1 s/it where a step takes more than a second."""
+    if steps_per_second is None or not steps_per_second > 0:
+        return "- it/s"
+    if steps_per_second < 1:
+        return f"{1 / steps_per_second:.3g} s/it"
+    return f"{steps_per_second:.3g} it/s"
+
+
+def plain(text: str) -> str:
+    """A text from the wire without anything that could drive the terminal or break a line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else "�" if unicodedata.category(c) != "Zl" else " " for c in text)
+
+
+def short_id(run: str) -> str:
+    return f"#{run[:4]}"
+
+
+def action(name: str, args: Mapping[str, Any]) -> str:
+    """An action in a few words: scale_lr × 0.5, clip to 1, restart."""
+    if name == "scale_lr":
+        if args.get("reset"):
+            return "LR scale back to 1"
+        ramp = f" over {args['ramp']} steps" if args.get("ramp") else ""
+        return f"LR × {number(args.get('factor'))}{ramp}"
+    if name == "clip":
+        if args.get("off"):
+            return "clip off"
+        limit = args.get("max_norm")
+        return f"clip at {limit if isinstance(limit, str) else number(limit)}"
+    if name == "restart":
+        moments = args.get("moments", "all")
+        which = "" if moments == "all" else f" {moments} moments"
+        warmup = f", warm-up {args['warmup']}" if args.get("warmup") else ""
+        return f"restart{which}{warmup}"
+    return " ".join((name, *(f"{key}={value}" for key, value in args.items())))
+
+
+def command(entry: Command) -> str:
+    """What a command does, or that it takes another one back."""
+    if entry.undo_of is not None:
+        return f"undo {entry.undo_of}: {action(entry.action, entry.args)}"
+    return action(entry.action, entry.args)
+
+
+def links(ranks: tuple[RankInfo, ...], world_size: int) -> str:
+    """How many ranks are heard: 4/4."""
+    return f"{sum(rank.link == 'up' for rank in ranks)}/{world_size}"

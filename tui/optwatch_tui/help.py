@@ -1,0 +1,45 @@
+"""The help page, made of the table of keys and of the signs."""
+
+from optwatch_tui.bindings import KEYS, Scope
+from optwatch_tui.rows import Row
+from optwatch_tui.theme import SEVERITY_GLYPHS
+
+_SCOPES: tuple[tuple[Scope, str], ...] = (
+    ("run", "on a run"),
+    ("runs", "in the list of runs"),
+    ("tensors", "on the tensors"),
+    ("ranks", "on the ranks"),
+    ("app", "everywhere"),
+)
+_SIGNS: tuple[tuple[str, str, str], ...] = (
+    (SEVERITY_GLYPHS["critical"], "critical", "critical: look at once"),
+    (SEVERITY_GLYPHS["warning"], "warning", "warning: something goes wrong"),
+    (SEVERITY_GLYPHS["info"], "info", "info: worth knowing, never acted on"),
+    (SEVERITY_GLYPHS["watch"], "watch", "watch: an early sign, may mean nothing"),
+    ("✓", "ok", "an action that was applied, or a finding that is over"),
+    ("?", "warning", "an action that is proposed and waits for you"),
+    ("◆", "third", "a mark of your own script's"),
+    ("● ◌ ■ ✖", "text", "live, stale, ended, lost"),
+)
+
+
+def help_rows(width: int) -> list[Row]:
+    """All keys by where they work, then the signs."""
+    rows: list[Row] = []
+    for scope, title in _SCOPES:
+        rows += [((title, "title"),)]
+        for key in KEYS:
+            if scope in key.scopes:
+                rows.append(((f"  {key.shown:<7}", "key"), (f"{key.label:<16}", "text"), (key.help, "muted")))
+        rows.append(())
+    rows.append((("signs", "title"),))
+    for glyph, role, meaning in _SIGNS:
+        rows.append(((f"  {glyph:<7}", role), (meaning, "muted")))
+    rows += [
+        (),
+        (("modes", "title"),),
+        (("  observe  ", "text"), ("nobody acts but you", "muted")),
+        (("  advise   ", "text"), ("the daemon proposes, you approve", "muted")),
+        (("  auto     ", "text"), ("the daemon acts within its limits, and says so", "muted")),
+    ]
+    return rows

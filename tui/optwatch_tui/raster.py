@@ -1,0 +1,127 @@
+"""Lines over steps as braille dots: pure numpy, two dots across and four down in each cell."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+F8 = npt.NDArray[np.float64]
+I8 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+BRAILLE = 0x2800
+_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
+"""The bit of each dot of a cell, by row and column."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the plot's edges stand for. `low`, `high`: values, or their log10 where `log`."""
+
+    first: float
+    last: float
+    low: float
+    high: float
+    log: bool
+
+    def heights(self, values: F8) -> F8:
+        """Values as parts of the height, 0 at the bottom; NaN where a value has no place."""
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            scaled = np.log10(np.where(values > 0, values, np.nan)) if self.log else values
+            share = (scaled - self.low) / (self.high - self.low)
+        return np.where(np.isfinite(share), share, np.nan)
+
+
+def dots(
+    step: I8, values: F8, scale: Scale, width: int, height: int, dashed: bool = False, ridge: bool = False
+) -> Bool:
+    """One line's dots, bool[4 height, 2 width], the top row first.
+
+    Each column of dots covers the minimum to the maximum of the points in it, joined to its
+    neighbours by straight lines, so that no spike is lost and no line is broken. As a `ridge`, the line
+    runs through the mean of each column's points instead.
+    """
+    across, down = 2 * width, 4 * height
+    picture = np.zeros((down, across), dtype=np.bool_)
+    first, last = np.searchsorted(step, [scale.first, scale.last], side="left")
+    # One point beyond each edge, so that the line runs into the picture and out of it.
+    window = slice(max(0, int(first) - 1), int(last) + 2)
+    share = scale.heights(values[window])
+    there = ~np.isnan(share)
+    if not there.any():
+        return picture
+    share = share[there]
+    at = (step[window][there] - scale.first) / max(scale.last - scale.first, 1e-9) * (across - 1)
+    column = np.rint(at).astype(np.int64)
+    starts = np.flatnonzero(np.diff(column, prepend=column[0] - 1))
+    ends = np.append(starts[1:], len(column)) - 1
+    held = column[starts]
+    if ridge:
+        low = high = np.add.reduceat(share, starts) / (ends - starts + 1)
+        places, joints = held.astype(np.float64), low
+    else:
+        low, high = np.minimum.reduceat(share, starts), np.maximum.reduceat(share, starts)
+        places = np.stack([held - 0.25, held + 0.25], axis=1).ravel()
+        joints = np.stack([share[starts], share[ends]], axis=1).ravel()
+
+    centre = np.arange(across)
+    edges = np.interp(np.arange(across + 1) - 0.5, places, joints)
+    bottom, top = np.minimum(edges[:-1], edges[1:]), np.maximum(edges[:-1], edges[1:])
+    inside = (held >= 0) & (held < across)
+    bottom[held[inside]] = np.minimum(bottom[held[inside]], low[inside])
+    top[held[inside]] = np.maximum(top[held[inside]], high[inside])
+    drawn = (centre >= held[0]) & (centre <= held[-1])
+    if dashed:
+        drawn &= centre % 4 < 2
+
+    lowest = np.rint((1 - bottom) * (down - 1))
+    highest = np.rint((1 - top) * (down - 1))
+    row = np.arange(down)[:, None]
+    picture[:] = (row >= highest) & (row <= lowest) & drawn
+    return picture
+
+
+def cells(picture: Bool) -> npt.NDArray[np.uint8]:
+    """Dots as the low byte of braille characters, u1[height, width]."""
+    height, width = picture.shape[0] // 4, picture.shape[1] // 2
+    blocks = picture.reshape(height, 4, width, 2)
+    low: npt.NDArray[np.uint8] = (blocks * _BITS[None, :, None, :]).sum(axis=(1, 3), dtype=np.uint8)
+    return low
+
+
+def cell_of(step: float, scale: Scale, width: int) -> int | None:
+    """The column of cells in which a step lies, None outside."""
+    if not scale.first <= step <= scale.last:
+        return None
+    return round((step - scale.first) / max(scale.last - scale.first, 1e-9) * (2 * width - 1)) // 2
+
+
+def nice_step(span: float, parts: int) -> float:
+    """A round distance between ticks (1, 2 or 5 times a power of ten) that cuts a span into about `parts`."""
+    raw = max(span, 1e-300) / max(parts, 1)
+    power = 10.0 ** np.floor(np.log10(raw))
+    for factor in (1.0, 2.0, 5.0):
+        if factor * power >= raw * 0.999:
+            return float(factor * power)
+    return float(10 * power)
+
+
+def value_range(parts: "list[F8]", log: bool, rows: int) -> tuple[float, float]:
+    """Edges for the height of a plot: round numbers just outside all finite values (their log10 if `log`)."""
+    lows, highs = [], []
+    for values in parts:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scaled = np.log10(values[values > 0]) if log else values
+        scaled = scaled[np.isfinite(scaled)]
+        if len(scaled):
+            lows.append(float(scaled.min()))
+            highs.append(float(scaled.max()))
+    if not lows:
+        return 0.0, 1.0
+    low, high = min(lows), max(highs)
+    least = 0.2 if log else max(abs(high), abs(low)) * 1e-3 or 1.0
+    if high - low < least:  # a flat line lies in the middle and its noise is not blown up
+        middle = (high + low) / 2
+        low, high = middle - least / 2, middle + least / 2
+    step = nice_step(high - low, max(2 * rows, 4))
+    return float(np.floor(low / step + 1e-9) * step), float(np.ceil(high / step - 1e-9) * step)

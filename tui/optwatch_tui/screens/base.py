@@ -1,0 +1,42 @@
+"""What all screens share: the app's state at hand, and a place for notices."""
+
+from typing import TYPE_CHECKING, cast
+
+from textual.screen import Screen
+
+from optwatch_tui.rows import Row
+from optwatch_tui.widgets.keybar import KeyBar
+
+if TYPE_CHECKING:
+    from optwatch_tui.app import OptwatchApp
+
+_NOTICE_SECONDS = 6.0
+
+
+class WatchScreen(Screen[None]):
+    """A screen that shows the app's state. `changed` is called whenever that is another."""
+
+    @property
+    def watch_app(self) -> "OptwatchApp":
+        return cast("OptwatchApp", self.app)
+
+    def changed(self) -> None:
+        """Draw what is not as it was."""
+        raise NotImplementedError
+
+    def on_mount(self) -> None:
+        self.changed()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.changed)
+
+    def notice(self, row: Row) -> None:
+        """Say a sentence in the place of the keys, for a while."""
+        bar = self.query_one(KeyBar)
+        bar.say(row)
+        self.set_timer(_NOTICE_SECONDS, lambda: bar.say(None))
+
+    def action_save(self) -> None:
+        """Save a picture of the screen beside where the program was started."""
+        path = self.app.save_screenshot()
+        self.notice(((" ✓ ", "ok"), (f"saved {path}", "text")))

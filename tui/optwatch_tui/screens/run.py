@@ -1,0 +1,283 @@
+"""One run: charts, tensors, findings and actions, and the keys to act."""
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal
+
+from optwatch.wire.actions import Command
+from optwatch.wire.findings import Finding
+from optwatch.wire.requests import Request
+from optwatch_tui import acting, charts, describe, formats
+from optwatch_tui.acting import Preview
+from optwatch_tui.bindings import bindings, keys_of
+from optwatch_tui.charts import CHARTS, Window
+from optwatch_tui.heat import STATISTICS, heat
+from optwatch_tui.layout import arrange
+from optwatch_tui.model import Snapshot
+from optwatch_tui.rows import Row, Span
+from optwatch_tui.screens.base import WatchScreen
+from optwatch_tui.screens.confirm import ConfirmScreen
+from optwatch_tui.screens.text import TextScreen
+from optwatch_tui.widgets.chart import Chart
+from optwatch_tui.widgets.heat import HeatMap
+from optwatch_tui.widgets.keybar import KeyBar
+from optwatch_tui.widgets.listing import Listing
+from optwatch_tui.widgets.status import StatusHeader
+
+_UPPER = ("loss", "grad_norm")
+_ENDS = {"applied": "ok", "judged": "ok", "refused": "critical", "failed": "critical", "expired": "critical"}
+
+
+class RunScreen(WatchScreen):
+    """What is known of the run that the app watches."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("run")]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._window = Window()
+        self._log: dict[str, bool] = {}
+        self._statistic = 0
+        self._held: Snapshot | None = None
+        self._command_states: dict[str, str] | None = None
+
+    def compose(self) -> ComposeResult:
+        yield StatusHeader(id="status")
+        with Horizontal(id="upper"):
+            for spec in CHARTS:
+                if spec.key in _UPPER:
+                    yield Chart(spec.key, spec.title, id=f"chart-{spec.key}")
+        with Horizontal(id="lower"):
+            for spec in CHARTS:
+                if spec.key not in _UPPER:
+                    yield Chart(spec.key, spec.title, id=f"chart-{spec.key}")
+        yield HeatMap(id="heat")
+        with Horizontal(id="lists"):
+            yield Listing("findings", "none", id="findings", pinned=True)
+            yield Listing("actions", "none", id="actions", pinned=True)
+        yield KeyBar(keys_of("run", "app"), readonly=self.watch_app.readonly)
+
+    def on_mount(self) -> None:
+        self._arrange()
+        self.query_one("#chart-loss").focus()
+        super().on_mount()
+
+    def on_resize(self) -> None:
+        self._arrange()
+        super().on_resize()
+
+    def _arrange(self) -> None:
+        plan = arrange(*self.app.size)
+        for name, lines in (
+            ("upper", plan.upper),
+            ("lower", plan.lower),
+            ("heat", plan.heat),
+            ("lists", plan.lists),
+        ):
+            panel = self.query_one(f"#{name}")
+            panel.styles.height = lines
+            panel.display = lines > 0
+        shown = (*plan.upper_charts, *plan.lower_charts)
+        for chart in self.query(Chart):
+            chart.display = chart.key in shown
+        self.query_one("#actions").display = plan.actions
+
+    # --- drawing ------------------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        app = self.watch_app
+        badges: list[Span] = []
+        if app.readonly:
+            badges.append(("read-only", "warning"))
+        if self._held is not None:
+            badges.append(("paused", "warning"))
+        self.query_one(StatusHeader).show(app.snapshot, app.link, app.now(), tuple(badges), app.readonly)
+        if app.snapshot is None:
+            return
+        self._tell_of_commands(app.snapshot)
+        self._draw(self._held or app.snapshot)
+
+    def _draw(self, snapshot: Snapshot) -> None:
+        for spec in CHARTS:
+            chart = self.query_one(f"#chart-{spec.key}", Chart)
+            if chart.display and chart.size.area:
+                chart.show(charts.picture(spec, snapshot, self._window, self._log.get(spec.key)))
+        heat_map = self.query_one(HeatMap)
+        if heat_map.display and heat_map.size.area:
+            heat_map.show(heat(snapshot, STATISTICS[self._statistic], self._window))
+        self._draw_lists(snapshot)
+
+    def _draw_lists(self, snapshot: Snapshot) -> None:
+        findings = self.query_one("#findings", Listing)
+        width = findings.size.width - 2
+        # Open ones first, then what is over: each the newest first, alarms before hints.
+        over = tuple(f for f in snapshot.findings if f.resolved_step is not None)
+        ordered = (*snapshot.open_findings, *over)
+        note: Row = ((f"{len(snapshot.open_findings)} open, {len(over)} over", "muted"),) if ordered else ()
+        findings.show([describe.finding_item(f, width) for f in ordered], note=note)
+        actions = self.query_one("#actions", Listing)
+        world, readonly = snapshot.status.world_size, self.watch_app.readonly
+        width = actions.size.width - 2
+        actions.show(
+            [describe.command_item(command, world, width, readonly) for command in snapshot.commands],
+            note=(("mode ", "muted"), (snapshot.status.mode, "text")),
+        )
+
+    def _tell_of_commands(self, snapshot: Snapshot) -> None:
+        """Say when a command reaches an end, whoever asked for it."""
+        before = self._command_states
+        self._command_states = {command.id: command.state for command in snapshot.commands}
+        if before is None:
+            return
+        for command in reversed(snapshot.commands):
+            if command.state == before.get(command.id) or command.state not in _ENDS:
+                continue
+            at = f" at step {formats.count(command.step)}" if command.step is not None else ""
+            result = f": {command.outcome.verdict}" if command.outcome is not None else ""
+            reason = f": {command.reason}" if command.reason else ""
+            role = _ENDS[command.state]
+            sign = "✓" if role == "ok" else "✗"
+            self.notice(
+                (
+                    (f" {sign} ", role),
+                    (formats.command(command), "title"),
+                    (f" {command.state}{at}{result}{reason}", "text"),
+                )
+            )
+
+    # --- looking ------------------------------------------------------------------------------------
+
+    def _looked_at(self) -> Snapshot | None:
+        return self._held or self.watch_app.snapshot
+
+    def action_pause(self) -> None:
+        self._held = None if self._held is not None else self.watch_app.snapshot
+        self.changed()
+
+    def action_zoom(self, factor: float) -> None:
+        if (snapshot := self._looked_at()) is not None:
+            self._window = self._window.zoomed(factor, snapshot)
+            self.changed()
+
+    def action_pan(self, share: float) -> None:
+        if (snapshot := self._looked_at()) is not None:
+            self._window = self._window.panned(share, snapshot)
+            self.changed()
+
+    def action_whole(self) -> None:
+        self._window = Window()
+        self.changed()
+
+    def action_log(self) -> None:
+        snapshot = self._looked_at()
+        if snapshot is None:
+            return
+        focused = [chart for chart in self.query(Chart) if chart.has_focus]
+        for chart in focused or list(self.query(Chart)):
+            self._log[chart.key] = not chart.logarithmic
+        self.changed()
+
+    def action_statistic(self) -> None:
+        self._statistic = (self._statistic + 1) % len(STATISTICS)
+        self.changed()
+
+    def action_enlarge(self) -> None:
+        focused = self.focused
+        if isinstance(focused, Chart):
+            if self.maximized is None:
+                self.maximize(focused)
+            else:
+                self.minimize()
+            self.call_after_refresh(self.changed)
+        elif isinstance(focused, HeatMap):
+            self.action_tensors()
+        elif focused is not None and focused.id == "findings":
+            self._open_finding()
+
+    def action_next_finding(self) -> None:
+        findings = self.query_one("#findings", Listing)
+        if findings.has_focus:
+            findings.action_move(1)
+        findings.focus()
+
+    def action_tensors(self) -> None:
+        self.watch_app.show_tensors()
+
+    def action_ranks(self) -> None:
+        self.watch_app.show_ranks()
+
+    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+        if event.listing.id == "findings":
+            self._open_finding()
+
+    def _open_finding(self) -> None:
+        finding = self._selected_finding()
+        if finding is not None:
+            title = f"{finding.kind}  {describe.where(finding)}  since {formats.count(finding.onset_step)}"
+            self.app.push_screen(TextScreen(title, lambda width: describe.finding_details(finding, width)))
+
+    def _selected_finding(self) -> Finding | None:
+        snapshot, key = self._looked_at(), self.query_one("#findings", Listing).selected
+        if snapshot is None:
+            return None
+        return next((finding for finding in snapshot.findings if str(finding.id) == key), None)
+
+    # --- acting -------------------------------------------------------------------------------------
+
+    def action_act(self, name: str) -> None:
+        if (snapshot := self._armed()) is not None:
+            self._ask(acting.preview(name, snapshot))
+
+    def action_approve(self) -> None:
+        if (snapshot := self._armed()) is not None and (command := self._proposal(snapshot)) is not None:
+            self._ask(acting.preview_approve(command, snapshot))
+
+    def action_turn_down(self) -> None:
+        if (snapshot := self._armed()) is not None and (command := self._proposal(snapshot)) is not None:
+            self._ask(acting.preview_dismiss(command, snapshot))
+
+    def action_undo(self) -> None:
+        if (snapshot := self._armed()) is None:
+            return
+        if (command := snapshot.undoable) is None:
+            self.notice(
+                ((" – ", "muted"), ("nothing to undo: no applied action that can be taken back", "text"))
+            )
+        else:
+            self._ask(acting.preview_undo(command, snapshot))
+
+    def action_mode(self) -> None:
+        if (snapshot := self._armed()) is not None:
+            self._ask(acting.preview_mode(snapshot))
+
+    def _armed(self) -> Snapshot | None:
+        """The newest snapshot, where one may act at all; says why where not."""
+        app = self.watch_app
+        if app.readonly:
+            self.notice(
+                ((" – ", "warning"), ("read-only: started with --readonly, nothing can be changed", "text"))
+            )
+            return None
+        if app.link.state != "live":
+            self.notice(((" – ", "warning"), ("no link to the daemon: nothing can be sent", "text")))
+            return None
+        return app.snapshot
+
+    def _proposal(self, snapshot: Snapshot) -> Command | None:
+        """The selected proposal, else the newest."""
+        selected = self.query_one("#actions", Listing).selected
+        chosen = [command for command in snapshot.proposals if command.id == selected]
+        proposal = next(iter((*chosen, *snapshot.proposals)), None)
+        if proposal is None:
+            self.notice(((" – ", "muted"), ("nothing is proposed", "text")))
+        return proposal
+
+    def _ask(self, preview: Preview) -> None:
+        def decided(request: Request | None) -> None:
+            if request is not None:
+                self.watch_app.feed.ask(request)
+                self.notice(((" … ", "info"), ("asked the daemon", "muted")))
+
+        self.app.push_screen(ConfirmScreen(preview), decided)

@@ -1,0 +1,83 @@
+"""The list of runs."""
+
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.widgets import Input
+
+from optwatch_tui import describe
+from optwatch_tui.bindings import bindings, keys_of
+from optwatch_tui.rows import Row
+from optwatch_tui.screens.base import WatchScreen
+from optwatch_tui.widgets.filter import FilterLine
+from optwatch_tui.widgets.frame import Lines
+from optwatch_tui.widgets.keybar import KeyBar
+from optwatch_tui.widgets.listing import Listing
+from optwatch_tui.widgets.status import link_sentence
+
+_EMPTY = "no runs yet: add watch = optwatch.attach(optimizer) to a training script, or try optwatch demo"
+
+
+class RunsHeader(Lines):
+    """Where the daemon is, and how many runs it has."""
+
+    def lines(self, width: int, height: int) -> list[Row]:
+        app = self.screen.watch_app  # type: ignore[attr-defined]
+        link = app.link
+        if link.state != "live":
+            return [((" optwatch ▸ runs", "title"),), link_sentence(link)]
+        live = sum(run.state == "live" for run in app.runs)
+        word = "  read-only" if app.readonly else ""
+        return [
+            ((" optwatch ▸ ", "muted"), ("runs", "title"), (word, "warning")),
+            ((" ● ", "ok"), (f"{link.address}  {len(app.runs)} runs, {live} live", "muted")),
+        ]
+
+
+class RunsScreen(WatchScreen):
+    """All runs that the daemon knows, the newest first."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs")]
+
+    def compose(self) -> ComposeResult:
+        yield RunsHeader(id="status")
+        yield Listing("runs", _EMPTY, id="runs")
+        yield FilterLine(id="filter")
+        yield KeyBar(keys_of("runs", "app"), readonly=self.watch_app.readonly)
+
+    def changed(self) -> None:
+        app = self.watch_app
+        listing = self.query_one("#runs", Listing)
+        wanted = self.query_one("#filter", Input).value.casefold()
+        shown = [run for run in app.runs if wanted in f"{run.name} {run.run} {run.state}".casefold()]
+        width = listing.size.width - 2
+        note: Row = ((f"{len(shown)} of {len(app.runs)} match", "warning"),) if wanted else ()
+        listing.show(
+            [describe.run_item(run, app.now(), width) for run in shown],
+            note=note,
+            head=describe.run_head(width) if shown else None,
+        )
+        self.query_one("#status", RunsHeader).renew()
+
+    def action_open(self) -> None:
+        if run := self.query_one("#runs", Listing).selected:
+            self.watch_app.open_run(run)
+
+    def action_filter(self) -> None:
+        self.query_one(FilterLine).open()
+
+    def on_input_changed(self, _event: Input.Changed) -> None:
+        self.changed()
+
+    def on_filter_line_done(self) -> None:
+        self.query_one("#runs", Listing).focus()
+
+    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+        self.watch_app.open_run(event.key)
+
+    def on_key(self, event: events.Key) -> None:
+        if event.key == "enter" and not isinstance(self.focused, Input):
+            event.stop()
+            self.action_open()

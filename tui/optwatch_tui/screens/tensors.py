@@ -1,0 +1,95 @@
+"""Every tensor of a run: one statistic over depth and time, with order and filter."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.widgets import Input
+
+from optwatch_tui.bindings import bindings, keys_of
+from optwatch_tui.charts import Window
+from optwatch_tui.heat import STATISTICS, Heat, heat
+from optwatch_tui.model import Snapshot
+from optwatch_tui.screens.base import WatchScreen
+from optwatch_tui.widgets.filter import FilterLine
+from optwatch_tui.widgets.heat import HeatMap
+from optwatch_tui.widgets.keybar import KeyBar
+from optwatch_tui.widgets.status import StatusHeader
+
+
+class TensorsScreen(WatchScreen):
+    """The heat map alone, as tall as the terminal."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("tensors")]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._window = Window()
+        self._statistic = 0
+        self._by_size = False
+        self._held: Snapshot | None = None
+
+    def compose(self) -> ComposeResult:
+        yield StatusHeader(id="status")
+        yield HeatMap(id="tensors")
+        yield FilterLine(id="filter")
+        yield KeyBar(keys_of("tensors", "app"), readonly=self.watch_app.readonly)
+
+    def on_mount(self) -> None:
+        self.query_one(HeatMap).focus()
+        super().on_mount()
+
+    def changed(self) -> None:
+        app = self.watch_app
+        badges = (("paused", "warning"),) if self._held is not None else ()
+        self.query_one(StatusHeader).show(app.snapshot, app.link, app.now(), badges, app.readonly)
+        if (snapshot := self._held or app.snapshot) is not None:
+            whole = heat(snapshot, STATISTICS[self._statistic], self._window)
+            self.query_one(HeatMap).show(self._chosen(whole))
+
+    def _chosen(self, whole: Heat) -> Heat:
+        wanted = self.query_one("#filter", Input).value.casefold()
+        at = np.array([i for i, name in enumerate(whole.names) if wanted in name.casefold()], dtype=np.int64)
+        if self._by_size and len(whole.step):
+            newest = np.nan_to_num(whole.values[-1, at], nan=-np.inf)
+            at = at[np.argsort(-newest, kind="stable")]
+        return replace(whole, names=tuple(whole.names[i] for i in at), values=whole.values[:, at])
+
+    def action_statistic(self) -> None:
+        self._statistic = (self._statistic + 1) % len(STATISTICS)
+        self.changed()
+
+    def action_sort(self) -> None:
+        self._by_size = not self._by_size
+        self.changed()
+        order = "the loudest first" if self._by_size else "by depth"
+        self.notice(((" ○ ", "info"), (f"order: {order}", "text")))
+
+    def action_pause(self) -> None:
+        self._held = None if self._held is not None else self.watch_app.snapshot
+        self.changed()
+
+    def action_zoom(self, factor: float) -> None:
+        if (snapshot := self._held or self.watch_app.snapshot) is not None:
+            self._window = self._window.zoomed(factor, snapshot)
+            self.changed()
+
+    def action_pan(self, share: float) -> None:
+        if (snapshot := self._held or self.watch_app.snapshot) is not None:
+            self._window = self._window.panned(share, snapshot)
+            self.changed()
+
+    def action_whole(self) -> None:
+        self._window = Window()
+        self.changed()
+
+    def action_filter(self) -> None:
+        self.query_one(FilterLine).open()
+
+    def on_input_changed(self, _event: Input.Changed) -> None:
+        self.changed()
+
+    def on_filter_line_done(self) -> None:
+        self.query_one(HeatMap).focus()

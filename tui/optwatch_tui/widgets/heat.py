@@ -1,0 +1,91 @@
+"""A heat map of one statistic of every tensor: depth down, time across."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from optwatch_tui.formats import number
+from optwatch_tui.heat import Heat, group_bounds, heat_grid, ramp_limits
+from optwatch_tui.history import F8
+from optwatch_tui.rows import Row, Span
+from optwatch_tui.theme import RAMP_LEVELS
+from optwatch_tui.widgets.frame import Framed
+
+_SHADES = "·░░▒▒▓▓█"
+"""Glyphs from quiet to loud, where there are no colours."""
+
+
+class HeatMap(Framed, can_focus=True):
+    """Tensors by depth and time. Where there are more tensors than lines, neighbours share one."""
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self._heat: Heat | None = None
+
+    def show(self, heat: Heat) -> None:
+        """Draw another map."""
+        self._heat = heat
+        self.renew()
+
+    def title(self) -> Row:
+        what = self._heat.statistic.title if self._heat else ""
+        return (("tensors by depth × time", "title"), (f" · {what}" if what else "", "first"))
+
+    def note(self) -> Row:
+        if self._heat is None or not len(self._heat.names):
+            return ()
+        low, high = ramp_limits(self._heat.values)
+        ramp = [(self._glyph(level), f"ramp{level}") for level in range(0, RAMP_LEVELS, 2)]
+        return (
+            (f"{len(self._heat.names)} tensors  ", "muted"),
+            (f"{number(10**low)} ", "muted"),
+            *ramp,
+            (f" {number(10**high)}", "muted"),
+        )
+
+    def body(self, width: int, height: int) -> list[Row]:
+        heat = self._heat
+        if heat is None or not len(heat.step) or not heat.names:
+            return [*[()] * ((height - 1) // 2), (("no per-tensor samples yet".center(width), "muted"),)]
+        groups = group_bounds(len(heat.names), height)
+        label = min(max(12, width // 5), 28, max(len(name) for name in heat.names) + 1)
+        grid = heat_grid(heat, groups, max(1, width - label - 10))
+        low, high = ramp_limits(heat.values)
+        rows: list[Row] = []
+        for at, (start, stop) in enumerate(groups):
+            flagged = any(name in heat.flagged for name in heat.names[start:stop])
+            name = short_name(heat.names[start], label - 1 - 3 * (stop - start > 1))
+            more = f" +{stop - start - 1}" if stop - start > 1 else ""
+            newest = grid[at][np.isfinite(grid[at])]
+            rows.append(
+                (
+                    ((name + more).ljust(label)[:label], "warning" if flagged else "text"),
+                    *self._shades(grid[at], low, high),
+                    (f" {number(float(newest[-1])) if len(newest) else '-':>8}", "muted"),
+                    ("◀" if flagged else " ", "warning"),
+                )
+            )
+        return rows
+
+    def _glyph(self, level: int) -> str:
+        return _SHADES[level * len(_SHADES) // RAMP_LEVELS] if self.app.no_color else "█"
+
+    def _shades(self, values: F8, low: float, high: float) -> list[Span]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = (np.log10(values) - low) / (high - low)
+        level = np.clip(np.nan_to_num(share, nan=0.0) * RAMP_LEVELS, 0, RAMP_LEVELS - 1).astype(int)
+        level = np.where(np.isfinite(values), level, -1)
+        cuts = [0, *(np.flatnonzero(np.diff(level)) + 1).tolist(), len(level)]
+        spans: list[Span] = []
+        for a, b in pairwise(cuts):
+            at = int(level[a])
+            spans.append((" " * (b - a), "text") if at < 0 else (self._glyph(at) * (b - a), f"ramp{at}"))
+        return spans
+
+
+def short_name(name: str, width: int) -> str:
+    """A tensor's name in `width` cells: its end tells more than its beginning, but depth is in the middle."""
+    if len(name) <= width:
+        return name
+    keep = max(1, width - 1)
+    return name[: keep // 2] + "…" + name[len(name) - (keep - keep // 2) :]
