@@ -1,1 +1,16 @@
 """The terminal UI."""
+
+
+def run(address: str | None = None, *, watch: str | None = None, readonly: bool = False) -> None:
+    """Show the runs of a daemon until the user quits.
+
+    Args:
+        address: as `optwatch.wire.places.find_daemon` takes it; without one, a local daemon is started
+            where none answers, and goes on when the user has quit.
+        watch: the run to open, by id or name; else the first one that is live.
+        readonly: nothing can be changed.
+    """
+    from optwatch_tui.app import OptwatchApp
+    from optwatch_tui.daemon_feed import DaemonFeed
+
+    OptwatchApp(DaemonFeed(address), run=watch, readonly=readonly).run()

@@ -39,8 +39,8 @@ def preview(action: str, snapshot: Snapshot) -> Preview:
             "cannot be undone; the moments build up again in about 1/(1-β2) steps",
         ),
         "scale_lr": (
-            f"every learning rate is multiplied; the scale in force is {formats.number(status.lr_scale)}",
-            "u restores the former scale; the schedule itself is never touched",
+            f"every learning rate is multiplied; now × {formats.number(status.lr_scale)}",
+            "u restores the former scale; the schedule stays as it is",
         ),
         "clip": (
             "gradients with a larger global norm are scaled down to it"

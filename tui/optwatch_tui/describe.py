@@ -5,7 +5,7 @@ from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.requests import RunInfo
 from optwatch_tui import formats
 from optwatch_tui.model import Link, Snapshot
-from optwatch_tui.rows import Item, Row, wrap
+from optwatch_tui.rows import Item, Row, row_length, wrap
 from optwatch_tui.theme import COMMAND_GLYPHS, SEVERITY_GLYPHS, STATE_GLYPHS
 
 _VERDICT_ROLES = {"helped": "ok", "neutral": "muted", "hurt": "critical", "unclear": "muted"}
@@ -141,32 +141,43 @@ def run_head(width: int) -> Row:
     return ((text, "muted"),)
 
 
-def verdict(snapshot: Snapshot, readonly: bool) -> Row:
-    """How the run is, in one sentence: the worst open finding and what can be done, or that all is well."""
+def verdict(snapshot: Snapshot, readonly: bool, width: int) -> Row:
+    """How the run is, in one sentence: the worst open finding and what can be done, or that all is well.
+
+    The likely cause goes first where the line is short: what one can do stays.
+    """
     under_way = snapshot.under_way
     if under_way:
         doing = under_way[0]
         waits = "waiting for the step" if doing.state == "scheduled" else "waiting for the ranks"
         return ((" … ", "info"), (formats.command(doing), "title"), (f"  {doing.state}, {waits}", "muted"))
     worst = next(iter(snapshot.open_findings), None)
-    proposal = next(iter(snapshot.proposals), None)
-    call: Row = ()
-    if proposal is not None:
-        call = (("  →  ", "muted"), (formats.command(proposal), "title"), (" proposed", "muted"))
-        if not readonly:
-            call += (("  a", "key"), (" approve  ", "muted"), ("d", "key"), (" dismiss", "muted"))
+    call = _call(snapshot, readonly)
     if worst is None or worst.severity in ("watch", "info"):
         if call:
             return ((" ○ ", "info"), ("nothing alarming", "text"), *call)
         quiet = f", {len(snapshot.open_findings)} to watch" if snapshot.open_findings else ""
         return ((" ✓ ", "ok"), (f"nothing alarming{quiet}", "muted"))
-    likely = max(worst.causes, key=lambda cause: cause.weight, default=None)
-    because = f", likely {likely.cause}" if likely is not None else ""
-    return (
+    head: Row = (
         (f" {SEVERITY_GLYPHS[worst.severity]} ", worst.severity),
         (worst.kind, worst.severity),
-        (f" since step {formats.count(worst.onset_step)}{because}", "text"),
-        *call,
+        (f" since step {formats.count(worst.onset_step)}", "text"),
+    )
+    likely = max(worst.causes, key=lambda cause: cause.weight, default=None)
+    because: Row = () if likely is None else ((f", likely {likely.cause}", "text"),)
+    whole = (*head, *because, *call)
+    return whole if row_length(whole) <= width else (*head, *call)
+
+
+def _call(snapshot: Snapshot, readonly: bool) -> Row:
+    proposal = next(iter(snapshot.proposals), None)
+    if proposal is None:
+        return ()
+    what: Row = (("  →  ", "muted"), (formats.command(proposal), "title"), (" proposed", "muted"))
+    return (
+        what
+        if readonly
+        else (*what, ("  a", "key"), (" approve  ", "muted"), ("d", "key"), (" dismiss", "muted"))
     )
 
 

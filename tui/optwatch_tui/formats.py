@@ -39,7 +39,8 @@ def tick(value: float) -> str:
         return "0"
     if size >= 1e5 or size < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+        label = f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+        return label if len(label) <= 6 else f"{value:.0e}".replace("e-0", "e-")
     return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
 
 

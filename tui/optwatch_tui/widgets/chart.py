@@ -12,7 +12,7 @@ from optwatch_tui.raster import Scale
 from optwatch_tui.rows import Row, Span
 from optwatch_tui.widgets.frame import Framed
 
-_LABELS = 6
+_LABELS = 7
 """Cells for the labels of the value axis."""
 _BLANK = ord(" ")
 
@@ -171,7 +171,7 @@ def _cells(
         share = float(scale.heights(np.array([picture.level[1]]))[0])
         if 0 <= share <= 1:
             y = min(height - 1, int((1 - share) * height))
-            free = codes[y] == _BLANK
+            free = (codes[y] == _BLANK) | (roles[y] == 1 + _ROLES.index("band"))
             codes[y, free], roles[y, free] = ord("╌"), 1 + _ROLES.index("third")
     for mark in picture.marks:
         at = raster.cell_of(mark.step, scale, width)

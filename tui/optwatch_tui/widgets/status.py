@@ -48,7 +48,7 @@ class StatusHeader(Lines):
         )
         if link.state == "lost":
             return [head, link_sentence(link)]
-        return [head, clip_row(describe.verdict(self._snapshot, self._readonly), width)]
+        return [head, clip_row(describe.verdict(self._snapshot, self._readonly, width), width)]
 
 
 def fitting(pieces: list[tuple[int, Row]], width: int) -> list[Row]:

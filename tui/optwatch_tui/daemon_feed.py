@@ -1,0 +1,192 @@
+"""The feed from a daemon: a thread that follows it and posts frozen snapshots.
+
+The thread touches no widget and no screen touches a socket: orders go to the thread through a queue,
+and what it learns comes back as messages.
+"""
+
+import os
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+from optwatch.client import Client, DaemonError, DaemonUnreachable, Follower, Refusal
+from optwatch.client.local import start_daemon
+from optwatch.wire import limits
+from optwatch.wire.places import AddressError, find_daemon
+from optwatch.wire.requests import Accepted, Delta, Greet, Request, RunList
+from optwatch_tui.feed import Answered, LinkChanged, Post, RunChanged, RunsChanged
+from optwatch_tui.model import Link, LinkState, RunModel
+
+_TICK = 0.25
+"""Seconds between two snapshots: nobody reads faster."""
+_SILENCE = 1.0
+"""Seconds without a word after which the daemon is asked whether it is still there."""
+_PATIENCE = 2.0
+"""Seconds that it has to answer."""
+_RETRY = 0.5
+
+
+@dataclass(frozen=True)
+class _Watch:
+    run: str | None
+
+
+class DaemonFeed:
+    """The feed from a real daemon. It reconnects by itself, also to a daemon that came back elsewhere."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """`address`: None looks it up anew at each connection, and starts a daemon if there is none."""
+        self._address = address
+        self._may_start = address is None and not os.environ.get("OPTWATCH_DAEMON")
+        self._orders: queue.SimpleQueue[Request | _Watch | None] = queue.SimpleQueue()
+        self._wanted: str | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="optwatch-feed", daemon=True)
+        self._post: Post = lambda message: None
+
+    def start(self, post: Post) -> None:
+        self._post = post
+        self._thread.start()
+
+    def watch(self, run: str | None) -> None:
+        self._orders.put(_Watch(run))
+
+    def ask(self, request: Request) -> None:
+        self._orders.put(request)
+
+    def close(self) -> None:
+        self._post = lambda message: None
+        self._stopped.set()
+        self._orders.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    # --- in the thread --------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        self._say("connecting")
+        lost_since: float | None = None
+        while not self._stopped.is_set():
+            try:
+                with Client(self._address, timeout=_PATIENCE) as client:
+                    self._may_start, lost_since = False, None
+                    self._say("live")
+                    self._follow(client)
+            except (DaemonError, AddressError, OSError) as error:
+                if self._may_start and isinstance(error, DaemonUnreachable):
+                    self._start_daemon()
+                    continue
+                lost_since = time.time() if lost_since is None else lost_since
+                self._say("lost", lost_since, str(error))
+                self._wait_for_orders(_RETRY, None)
+
+    def _start_daemon(self) -> None:
+        self._may_start = False
+        self._say("connecting", reason="starting a local daemon")
+        try:
+            start_daemon()
+        except DaemonUnreachable as error:
+            self._say("lost", reason=str(error))
+
+    def _say(self, state: LinkState, since: float | None = None, reason: str = "") -> None:
+        try:
+            address = find_daemon(self._address)
+        except AddressError:
+            address = self._address or ""
+        self._post(LinkChanged(Link(state, address, time.time() if since is None else since, reason)))
+
+    def _follow(self, client: Client) -> None:
+        """Until the feed is closed; raises `DaemonError` once the daemon is lost."""
+        with client.follow(None) as runs:
+            self._post(RunsChanged(client.runs()))
+            watched: _Watched | None = None
+            heard = time.monotonic()
+            while not self._stopped.is_set():
+                if watched is None or watched.run != self._wanted:
+                    if watched is not None:
+                        watched.close()
+                    watched = self._open(client)
+                tick = time.monotonic() + _TICK
+                news = self._take_runs(runs)
+                if watched is not None and watched.take(client):
+                    self._post(RunChanged(watched.model.snapshot()))
+                    news = True
+                if news:
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > _SILENCE:
+                    client.ask(Greet(limits.PROTOCOL))
+                    heard = time.monotonic()
+                self._wait_for_orders(tick - time.monotonic(), client)
+
+    def _open(self, client: Client) -> "_Watched | None":
+        """Begin to follow the wanted run, None where there is none (or not yet) of that name."""
+        if self._wanted is None:
+            return None
+        try:
+            watched = _Watched(client, self._wanted)
+        except Refusal:
+            return None
+        self._post(RunChanged(watched.model.snapshot()))
+        return watched
+
+    def _take_runs(self, follower: Follower) -> bool:
+        newest: RunList | None = None
+        while (news := follower.receive(0)) is not None:
+            if isinstance(news.message, RunList):
+                newest = news.message
+        if newest is not None:
+            self._post(RunsChanged(newest.runs))
+        return newest is not None
+
+    def _wait_for_orders(self, seconds: float, client: Client | None) -> None:
+        """Carry out what was ordered, for `seconds` at least; without a client requests are refused."""
+        end = time.monotonic() + seconds
+        while not self._stopped.is_set():
+            try:
+                order = self._orders.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                return
+            if isinstance(order, _Watch):
+                self._wanted = order.run
+                return
+            if order is not None:
+                self._carry_out(order, client)
+
+    def _carry_out(self, request: Request, client: Client | None) -> None:
+        if client is None:
+            self._post(Answered(request, None, "no link to the daemon: it was not sent"))
+            return
+        try:
+            reply, _ = client.ask(request)
+        except Refusal as refusal:
+            self._post(Answered(request, None, refusal.reason))
+        except DaemonUnreachable:
+            self._post(Answered(request, None, "the daemon did not answer: see below whether it took it"))
+            raise
+        else:
+            self._post(Answered(request, reply.command if isinstance(reply, Accepted) else None))
+
+
+class _Watched:
+    """A run that is followed: its model, and the subscription that keeps it up to date."""
+
+    def __init__(self, client: Client, run: str) -> None:
+        """Raises `Refusal` where there is no such run."""
+        self.run = run
+        self._follower = client.follow(run)
+        self.model = RunModel(*client.view(run))
+
+    def take(self, client: Client) -> bool:
+        """Fold in what was published since; whether anything was."""
+        changed = False
+        while (news := self._follower.receive(0)) is not None:
+            if not isinstance(news.message, Delta) or news.series is None or news.tensors is None:
+                continue
+            if not self.model.update(news.message, news.series, news.tensors):
+                self.model = RunModel(*client.view(self.run))
+            changed = True
+        return changed
+
+    def close(self) -> None:
+        self._follower.close()
