@@ -59,6 +59,8 @@ class Entry(msgspec.Struct, kw_only=True):
     attempt: int = 0
     n: int = 0
     sent_at: float = 0.0
+    sessions: dict[int, str] = {}
+    """The process that each rank's proposal went to."""
     steps: tuple[int, ...] = ()
     reports: dict[int, ReportState] = {}
     before: float | str | None = None
@@ -84,8 +86,8 @@ class Peer:
     control: str
 
 
-Send = Callable[[str, Prepare], bool]
-"""Send a `Prepare` to a session; whether it was handed to the socket."""
+Send = Callable[[str, Prepare], None]
+"""Send a `Prepare` to a session."""
 
 
 class Book:
@@ -137,7 +139,7 @@ class Book:
             raise CommandError(
                 "forbidden", f"{action} is not allowed in this run: its attach() allows {allowed}"
             )
-        if isinstance(parsed, ScaleLr) and parsed.factor and self.lr_scale * parsed.factor < LR_FLOOR:
+        if isinstance(parsed, ScaleLr) and parsed.factor and _too_low(self.lr_scale * parsed.factor):
             raise CommandError(
                 "bad_request",
                 f"the LR scale is {self.lr_scale:g} and × {parsed.factor:g} would take it under "
@@ -215,7 +217,11 @@ class Book:
         for entry in self.open():
             if entry.command.state == "proposed":
                 continue
-            if now - entry.command.asked_at > EXPIRY and now - entry.sent_at > EXPIRY:
+            if gone := _gone(entry, peers):
+                self._set(entry, state="expired", reason=gone)
+            elif entry.vote and entry.n == 1 and peers and peers[0].fresh:
+                continue  # it lies with the agent, whose next step will apply it: nothing to time out
+            elif now - entry.command.asked_at > EXPIRY and now - entry.sent_at > EXPIRY:
                 reason = "" if entry.attempt else obstacle(peers, world_size, step_time)
                 self._set(entry, state="expired", reason=reason or "no agent answered in time")
             elif not entry.vote and not obstacle(peers, world_size, step_time):
@@ -237,6 +243,11 @@ class Book:
                 self._note_force(entry, report)
         self._conclude(entry, applied, report)
         return entry
+
+    def end(self, reason: str) -> None:
+        """The run is over: what is still open will not be applied."""
+        for entry in self.open():
+            self._set(entry, state="expired", reason=reason)
 
     def begin_session(self) -> None:
         """The agents are new processes: no scale and no clip of ours is in force in them."""
@@ -269,6 +280,7 @@ class Book:
         entry.attempt += 1
         entry.sent_at = now
         entry.reports = {}
+        entry.sessions = {peer.rank: peer.session for peer in peers}
         entry.steps = ()
         if world_size > 1:
             ahead = max(2, math.ceil(self.margin * 2 ** (entry.attempt - 1) / step_time))
@@ -393,6 +405,18 @@ def obstacle(peers: Sequence[Peer], world_size: int, step_time: float) -> str:
         if any(max(column) - min(column) > MAX_SKEW + blur for column in columns):
             return "the ranks are more than one step apart"
     return ""
+
+
+def _gone(entry: Entry, peers: Sequence[Peer]) -> str:
+    """Why nobody can apply a command any more: a process that it went to was replaced."""
+    for peer in peers:
+        if entry.vote and entry.sessions.get(peer.rank, peer.session) != peer.session:
+            return f"the process of rank {peer.rank} ended before it applied it"
+    return ""
+
+
+def _too_low(scale: float) -> bool:
+    return scale < LR_FLOOR * (1 - 1e-9)  # two cuts of 0.1 reach the floor, and may
 
 
 def _first(entry: Entry, state: str) -> int:

@@ -119,6 +119,8 @@ class Desk:
             self._store.audit(time.time(), user, "", "refused", type(request).__name__)
             return Refused("forbidden", f"the key of {user} has the role {role}: it may not do this"), ()
         if isinstance(request, ACTING):
+            if self._store.trouble and not isinstance(request, StopDaemon):
+                return Refused("unavailable", f"nothing can be commanded while {self._store.trouble}"), ()
             run = getattr(request, "run", "")
             self._store.audit(time.time(), user, run, type(request).__name__, str(request)[: limits.MAX_TEXT])
             log.info("%s asks: %s", user, request)

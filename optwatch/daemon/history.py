@@ -1,7 +1,7 @@
 """History: series read back from the store."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -186,16 +186,19 @@ def samples(step: np.ndarray, stats: np.ndarray, counts: np.ndarray, schema: Sch
     )
 
 
-def record_samples(records: list[Record]) -> Samples | None:
-    """Records of one schema as samples."""
-    if not records:
-        return None
-    return samples(
-        np.array([record.step for record in records], dtype=np.int64),
-        np.stack([record.stats for record in records]),
-        np.stack([record.counts for record in records]),
-        records[0].schema,
+def with_samples(points: Points, records: Sequence[Record]) -> Points:
+    """Points with the records of their steps: those that have the schema of the last of them."""
+    own = [record for record in records if points.step[0] <= record.step <= points.step[-1]]
+    own = [record for record in own if record.schema == own[-1].schema]
+    if not own:
+        return points
+    sampled = samples(
+        np.array([record.step for record in own], dtype=np.int64),
+        np.stack([record.stats for record in own]),
+        np.stack([record.counts for record in own]),
+        own[-1].schema,
     )
+    return Points(points.step, points.columns, points.wall, sampled)
 
 
 def _numel(tensor: TensorInfo) -> int:

@@ -26,6 +26,7 @@ from optwatch.wire.messages import (
     DaemonMessage,
     Event,
     Hello,
+    Prepare,
     Rejected,
     Report,
     Schema,
@@ -49,13 +50,21 @@ Send = Callable[[bytes, DaemonMessage], bool]
 class Ingest:
     """Owns the sessions of all agents."""
 
-    def __init__(self, store: Store, runs: Runs, send: Send, daemon: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        runs: Runs,
+        send: Send,
+        prepare: Callable[[str, Prepare], None],
+        daemon: str,
+    ) -> None:
         self.counts: Counter[str] = Counter()
         """Messages that were dropped, by reason."""
         self.sessions: dict[str, Session] = {}
         self._store = store
         self._runs = runs
         self._send = send
+        self._prepare = prepare
         self._daemon = daemon
         self._taken: list[tuple[Session, int]] = []
         self._unsettled: dict[str, Session] = {}
@@ -132,6 +141,7 @@ class Ingest:
         self.sessions[hello.session] = session
         run = self._runs.for_agent(hello)
         run.greet(session)
+        run.resend(session, now, self._prepare)
         self._store.save_session(hello, session.received, session.left)
         self._send(identity, Welcome(daemon=self._daemon, session=hello.session, acked=session.acked))
         session.nudged = now

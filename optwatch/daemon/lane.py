@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from optwatch.daemon.history import Record
+from optwatch.daemon.history import History, Record
 from optwatch.series.coverage import Coverage
 from optwatch.series.merge import Merger
 from optwatch.series.points import Points
@@ -16,6 +16,9 @@ from optwatch.wire.requests import Tensors
 
 RECORD_BYTES = 32 << 20
 """Memory for the newest per-tensor records of one lane."""
+LOADED_RECORDS = 128
+NEAR = 256
+"""Steps that a rank may be behind the first one and still be waited for after a restart."""
 
 
 class Lane:
@@ -30,6 +33,20 @@ class Lane:
         self.incarnation = 0
         """The newest incarnation that sent to it."""
         self._bytes = 0
+
+    def load(self, history: History, run: str, optimizer: int) -> None:
+        """Read the series from the store: merged as far as all ranks have sent, the rest as pending."""
+        self.coverage = history.coverage(run, optimizer)
+        last = max((coverage.last for coverage in self.coverage.values()), default=0)
+        current = [rank for rank, coverage in self.coverage.items() if coverage.last > last - NEAR]
+        complete = min((self.coverage[rank].last for rank in current), default=0)
+        for points in history.points(run, optimizer, last=complete):
+            self.timeline.append(points)
+        self.merger.rewind(complete)
+        for rank in current:
+            for points in history.points(run, optimizer, rank, first=complete + 1):
+                self.merger.add(rank, points, float("-inf"))
+        self.keep(history.records(run, optimizer, None, None, limit=LOADED_RECORDS))
 
     @property
     def step(self) -> int:

@@ -1,24 +1,31 @@
 """Run: one training, its ranks merged, its findings, its commands."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
 from optwatch.daemon.changes import Changes
-from optwatch.daemon.commands import Book, Entry, Peer, obstacle
-from optwatch.daemon.history import History, Record, samples, scalar_points
+from optwatch.daemon.commands import Book, CommandError, Entry, Peer, Send, obstacle
+from optwatch.daemon.diagnosis import Diagnosis
+from optwatch.daemon.history import History, Record, samples, scalar_points, with_samples
 from optwatch.daemon.lane import Lane
 from optwatch.daemon.sessions import Link, Rank, Session
 from optwatch.daemon.store import Store
+from optwatch.policy.budget import ASKED_BY
 from optwatch.series.points import Points
 from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.messages import ConfigValue, Event, Hello, OptimizerInfo, Report, Schema
 from optwatch.wire.requests import Marker, Mode, RankInfo, RunInfo, RunState, RunStatus
 
+log = logging.getLogger(__name__)
+
+CHECKPOINT = 2.0
+"""Seconds between two checkpoints while nothing is found."""
+REPLAYED_RECORDS = 1_024
 MAX_MARKERS = 2_000
 RATE_POINTS = 200
 MAX_RECORDS = 16
@@ -42,6 +49,7 @@ class Head(msgspec.Struct, kw_only=True):
     ended: bool = False
     step: int = 0
     loss: float | None = None
+    worst: str | None = None
 
 
 class Run:
@@ -59,6 +67,11 @@ class Run:
         """Whether anything changed that a screen would show."""
         self.new_markers: list[Marker] = []
         self.new_records: list[Record] = []
+        self.diagnosis = Diagnosis(head.run, head.mode)
+        self._new_findings: dict[int, Finding] = {}  # for the store, with the next checkpoint
+        self._told_findings: dict[int, Finding] = {}  # for the subscribers
+        self._checkpoint_at: float | None = None
+        """Monotonic time by which a checkpoint is due."""
         self._links: dict[int, Link] = {}
         self._store = store
 
@@ -84,12 +97,24 @@ class Run:
         self.markers = [Marker(*row) for row in rows]
         for (optimizer,) in read("SELECT DISTINCT optimizer FROM chunk WHERE run = ?", (run,)).fetchall():
             lane = self.lane(optimizer)
-            for points in history.points(run, optimizer):
-                lane.timeline.append(points)
-            lane.merger.rewind(lane.step)
-            lane.keep(history.records(run, optimizer, None, None, limit=128))
-            lane.coverage = history.coverage(run, optimizer)
+            lane.load(history, run, optimizer)
             lane.incarnation = self.head.incarnation
+        self._load_diagnosis(history)
+
+    def _load_diagnosis(self, history: History) -> None:
+        run = self.head.run
+        row = self._store.reader.execute("SELECT data FROM checkpoint WHERE run = ?", (run,)).fetchone()
+        known = row is None or self.diagnosis.restore(row[0])
+        if not known:
+            self._store.drop_findings(run)
+            self.findings.clear()
+        if self.head.ended and known:
+            return
+        # What an earlier version has already acted on is looked at again, but not acted on again.
+        mode = self.head.mode if known else "observe"
+        records = history.records(run, 0, self.diagnosis.step + 1, None, limit=REPLAYED_RECORDS)
+        for points in history.points(run, 0, first=self.diagnosis.step + 1, last=self.lane(0).step):
+            self._conclude(with_samples(points, records), mode)
 
     # --- from the agents ------------------------------------------------------------------------------
 
@@ -112,10 +137,18 @@ class Run:
             if hello.rank == 0:
                 head.optimizers, head.allow = hello.optimizers, hello.allow
                 head.config, head.versions = hello.config, hello.versions
+                self._found(self.diagnosis.setup(hello.optimizers))
+                self._checkpoint_at = 0.0
             for number in [r for r in self.ranks if r >= head.world_size]:
                 del self.ranks[number]
         self.save_head()
         self.touched = True
+
+    def resend(self, session: Session, now: float, send: Send) -> None:
+        """Repeat the commands that a session may have missed."""
+        for peer in self.peers(now):
+            if peer.session == session.hello.session:
+                self.book.resend(peer, time.time(), send)
 
     def take_batch(self, session: Session, schema: Schema, blocks: BatchBlocks, now: float) -> None:
         """Take the rows of a batch: into the store, and into the merged series."""
@@ -128,6 +161,9 @@ class Run:
         lane.cover(hello.rank, points)
         if len(points) and points.step[0] <= lane.merger.step and self._repeats(session, lane, points):
             lane.rewind(int(points.step[0]))
+            if schema.optimizer == 0:
+                self.diagnosis.repeat(int(points.step[0]))
+                self._checkpoint_at = now
         if primary:
             records = [
                 Record(step, schema, blocks.stats[at].copy(), blocks.counts[at].copy())
@@ -142,23 +178,29 @@ class Run:
     def take_event(self, event: Event) -> None:
         """Take a mark of the user's, or something the agent noticed."""
         self._store.add_marker(self.head.run, event)
-        self.mark(Marker(event.step, event.kind, event.text))
-
-    def mark(self, marker: Marker) -> None:
+        marker = Marker(event.step, event.kind, event.text)
         self.markers.append(marker)
         self.new_markers.append(marker)
         del self.markers[:-MAX_MARKERS]
+        if event.kind == "mark":
+            self.diagnosis.mark(event.step)
+            self._checkpoint_at = 0.0
         self.touched = True
 
     def take_report(self, session: Session, report: Report) -> None:
         """Take what became of a command on one rank."""
-        self.book.report(session.hello.rank, report, time.time())
+        entry = self.book.report(session.hello.rank, report, time.time())
+        if entry is not None and entry.command.state == "applied" and entry.command.step is not None:
+            self.diagnosis.acted(entry.command.step, entry.command.action)
+            self._checkpoint_at = 0.0
 
     def leave(self, session: Session) -> None:
         """A rank ended in good order; when all have, the run is over."""
         session.left = True
         if self.ranks and all(rank.session.left for rank in self.ranks.values()):
             self.head.ended = True
+            self.book.end("the run ended before it was applied")
+            self._checkpoint_at = 0.0
             self.save_head()
         self.touched = True
 
@@ -214,15 +256,12 @@ class Run:
         """ "armed", or why nothing can be commanded now."""
         if self.head.ended:
             return "the run has ended"
-        return obstacle(self.peers(now), self.head.world_size, 1 / (self.rate() or 1.0)) or "armed"
-
-    def work(self, now: float, send: Callable[[str, Any], bool]) -> None:
-        """Move the commands on."""
-        if self.book.open():
-            self.book.work(self.peers(now), self.head.world_size, 1 / (self.rate() or 1.0), time.time(), send)
+        return obstacle(self.peers(now), self.head.world_size, self._step_time()) or "armed"
 
     def worst(self) -> str | None:
         """The highest severity among the findings that are not over."""
+        if not self.loaded:
+            return self.head.worst
         ranks = [SEVERITIES.index(f.severity) for f in self.findings.values() if f.resolved_step is None]
         return SEVERITIES[max(ranks)] if ranks else None
 
@@ -270,7 +309,7 @@ class Run:
         )
 
     def save_head(self) -> None:
-        self.head.step = self.step
+        self.head.step, self.head.worst = self.step, self.worst()
         lane = self.lanes.get(0)
         if lane is not None:
             self.head.loss = lane.timeline.last("loss")
@@ -293,25 +332,84 @@ class Run:
             self._links = links
             self.touched = True
 
-    def drain_changes(self, changes: Changes) -> None:
-        """Hand on what changed since the last time: to the subscribers, and to the store."""
+    def advance(self, now: float, send: Send, changes: Changes) -> None:
+        """Everything that follows from what was taken and from time passing.
+
+        What changed is put where the subscribers get it, and described to the store.
+        """
+        live = self.live(now)
+        for optimizer, lane in self.lanes.items():
+            for points in lane.take(live, now):
+                self.touched = True
+                if optimizer == 0:
+                    changes.points.append(points)
+                    self._conclude(points, self.head.mode)
+                    if self._checkpoint_at is None:
+                        self._checkpoint_at = now + CHECKPOINT
+        if self.book.open():
+            self.book.work(self.peers(now), self.head.world_size, self._step_time(), time.time(), send)
+        self._describe(now, changes)
+
+    def checkpoint(self) -> None:
+        """Put the diagnosis and its findings into the unit that is about to be submitted."""
+        self._checkpoint_at = None
+        for finding in self._new_findings.values():
+            self._store.save_finding(finding)
+        self._new_findings.clear()
+        self._store.save_checkpoint(self.head.run, self.diagnosis.checkpoint())
+
+    def _conclude(self, points: Points, mode: Mode) -> None:
+        """Let detectors and policy see points, and enter what they want."""
+        conclusions = self.diagnosis.take(points, self.book.commands, self.head.allow, mode)
+        self._found(conclusions.findings)
+        for number, outcome in conclusions.outcomes:
+            self.book.judge(number, outcome)
+        for proposal in conclusions.proposals:
+            try:
+                self.book.ask(
+                    proposal.action,
+                    proposal.args,
+                    asked_by=ASKED_BY,
+                    why=proposal.why,
+                    now=time.time(),
+                    allow=self.head.allow,
+                    finding=proposal.finding,
+                    undo_of=proposal.undo_of,
+                    approved=proposal.send,
+                )
+            except CommandError as error:
+                log.warning("run %s: the policy wanted what cannot be: %s", self.head.name, error)
+        if conclusions.proposals or conclusions.outcomes:
+            self._checkpoint_at = 0.0
+
+    def _found(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            if finding.id not in self.findings:
+                log.info("run %s: %s %s", self.head.name, finding.severity, finding.summary)
+            self.findings[finding.id] = finding
+            self._new_findings[finding.id] = finding
+            self._told_findings[finding.id] = finding
+            self.touched = True
+
+    def _describe(self, now: float, changes: Changes) -> None:
         if self.book.changed:
             for number, entry in self.book.changed.items():
                 changes.commands[number] = entry.command
                 self._store.save_command(entry.command, entry)
             self.book.changed.clear()
             self.touched = True
+        changes.findings.update(self._told_findings)
+        self._told_findings.clear()
         changes.markers.extend(self.new_markers)
         self.new_markers.clear()
         changes.records.extend(self.new_records)
         self.new_records.clear()
+        if self._checkpoint_at is not None and now >= self._checkpoint_at:
+            self.checkpoint()
 
-    def take_ready(self, now: float) -> list[tuple[int, Points]]:
-        """The points that became complete, by optimizer."""
-        live = self.live(now)
-        ready = [(at, points) for at, lane in self.lanes.items() for points in lane.take(live, now)]
-        self.touched = self.touched or bool(ready)
-        return ready
+    def _step_time(self) -> float:
+        """Seconds per step lately; one where nothing is known."""
+        return 1 / (self.rate() or 1.0)
 
     def _is_primary(self, session: Session, schema: Schema, now: float) -> bool:
         """Whether this rank's per-tensor records count: no lower live rank holds the same shards."""

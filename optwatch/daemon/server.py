@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections import deque
 from typing import Any
 
 import zmq
@@ -11,11 +12,11 @@ from optwatch.daemon.access import Access
 from optwatch.daemon.desk import Desk
 from optwatch.daemon.ingest import Ingest
 from optwatch.daemon.publish import Publisher
-from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.store import Store
 from optwatch.wire.frames import AGENT, CLIENT, pack
 from optwatch.wire.messages import DaemonMessage, Prepare
+from optwatch.wire.requests import Accepted
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,12 @@ class Server:
         self._stopping = False
         self._busy = time.monotonic()
         self._next_slow = 0.0
+        self._held: list[tuple[bytes, list[Any]]] = []
+        self._outbox: deque[tuple[int, bytes, list[Any]]] = deque()
+        """What may go out once the store has what it rests on: (ticket, routing id, parts)."""
         daemon = os.urandom(8).hex()
         self._publisher = Publisher(xpub, runs)
-        self._ingest = Ingest(store, runs, self._send, daemon)
+        self._ingest = Ingest(store, runs, self._send, self._prepare, daemon)
         publish = xpub.getsockopt_string(zmq.LAST_ENDPOINT)
         self._desk = Desk(store, runs, self._publisher, daemon, publish, self.stop)
         self._poller = zmq.Poller()
@@ -72,10 +76,12 @@ class Server:
                 break
         for run in self._runs.by_id.values():
             if run.loaded and not run.head.ended:
+                run.advance(time.monotonic(), self._prepare, self._publisher.of(run))
+                run.checkpoint()
                 run.save_head()
         self._settle()
         self._store.settle()
-        self._ingest.acknowledge()
+        self._release()
         self._publisher.tick(float("inf"))
 
     def _turn(self, timeout: float) -> None:
@@ -91,7 +97,6 @@ class Server:
             self._drain(now)
         self._advance(now)
         self._settle()
-        self._ingest.acknowledge()
         self._publisher.tick(now)
 
     def _drain(self, now: float) -> int:
@@ -115,7 +120,11 @@ class Server:
         elif kind == CLIENT and len(frames) == 4 and len(frames[2]) == 8:
             self._busy = now
             reply, blocks = self._desk.answer([frames[3].buffer], user, role, now)
-            self._write(identity, [frames[2].bytes, *pack(reply, blocks)])
+            parts = [frames[2].bytes, *pack(reply, blocks)]
+            if isinstance(reply, Accepted):
+                self._held.append((identity, parts))
+            else:
+                self._write(identity, parts)
         else:
             self._ingest.counts["malformed"] += 1
 
@@ -127,26 +136,30 @@ class Server:
         for run in self._runs.by_id.values():
             if not run.loaded:
                 continue
-            changes = self._publisher.of(run)
-            for optimizer, points in run.take_ready(now):
-                if optimizer == 0:
-                    changes.points.append(points)
-            self._tell(run, now)
+            run.advance(now, self._prepare, self._publisher.of(run))
             if slow:
                 run.watch_links(now)
 
-    def _tell(self, run: Run, now: float) -> None:
-        """Send commands, and put what changed where subscribers and the store get it."""
-        run.work(now, self._prepare)
-        run.drain_changes(self._publisher.of(run))
-
-    def _prepare(self, session: str, message: Prepare) -> bool:
+    def _prepare(self, session: str, message: Prepare) -> None:
+        """Send a command to an agent, but not before it is in the books."""
         found = self._ingest.sessions.get(session)
-        return found is not None and self._send(found.identity, message)
+        if found is not None:
+            self._held.append((found.identity, pack(message)))
 
     def _settle(self) -> None:
+        """Hand this turn's changes to the store, and send what rests on earlier ones."""
         self._ingest.describe()
-        self._ingest.submitted(self._store.submit())
+        ticket = self._store.submit()
+        self._ingest.submitted(ticket)
+        self._outbox.extend((ticket, identity, parts) for identity, parts in self._held)
+        self._held.clear()
+        self._release()
+
+    def _release(self) -> None:
+        while self._outbox and self._outbox[0][0] <= self._store.committed:
+            _, identity, parts = self._outbox.popleft()
+            self._write(identity, parts)
+        self._ingest.acknowledge()
 
     def _send(self, identity: bytes, message: DaemonMessage) -> bool:
         return self._write(identity, pack(message))

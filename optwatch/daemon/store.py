@@ -144,6 +144,9 @@ class Store:
             "INSERT OR REPLACE INTO finding VALUES (?, ?, ?)", finding.run, finding.id, _encode(finding)
         )
 
+    def drop_findings(self, run: str) -> None:
+        self._write("DELETE FROM finding WHERE run = ?", run)
+
     def save_command(self, command: Command, record: msgspec.Struct) -> None:
         self._write(
             "INSERT OR REPLACE INTO command VALUES (?, ?, ?)", command.run, int(command.id), _encode(record)

@@ -1,0 +1,103 @@
+"""Diagnosis: one run's detectors and policy, and how they go on after a restart.
+
+A checkpoint is the state of both after an exact step of the merged series. It is written in one unit
+with the findings and commands that came of it; what was recorded after it is taken again from the store
+and leads to the same findings. So a kill at any moment neither loses nor repeats a finding or a command.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from optwatch.detect.panel import Panel
+from optwatch.policy.engine import Engine, Proposal
+from optwatch.series.points import Points
+from optwatch.wire.actions import Command, Outcome
+from optwatch.wire.findings import Finding
+from optwatch.wire.messages import OptimizerInfo
+from optwatch.wire.requests import Mode
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint(msgspec.Struct, kw_only=True):
+    """What the store keeps of a diagnosis."""
+
+    step: int
+    """The last step of the merged series that is in it."""
+    panel: dict[str, Any]
+    engine: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """What some points led to."""
+
+    findings: Sequence[Finding]
+    proposals: Sequence[Proposal]
+    outcomes: Sequence[tuple[str, Outcome]]
+
+
+class Diagnosis:
+    """Detectors and policy of one run."""
+
+    def __init__(self, run: str, mode: Mode) -> None:
+        self.step = 0
+        """The last step taken."""
+        self._run = run
+        self._panel = Panel(run)
+        self._engine = Engine(mode)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return self._panel.findings
+
+    def take(
+        self, points: Points, commands: Sequence[Command], allow: Sequence[str], mode: Mode
+    ) -> Conclusions:
+        """Take the next points of the merged series."""
+        self.step = int(points.step[-1])
+        self._engine.mode = mode
+        findings = self._panel.update(points)
+        proposals = self._engine.update(points, findings, commands, allow)
+        return Conclusions(findings, proposals, self._engine.outcomes())
+
+    def setup(self, optimizers: Sequence[OptimizerInfo]) -> list[Finding]:
+        """Look over the optimizers; what is to be said about them."""
+        return self._panel.setup(optimizers)
+
+    def mark(self, step: int) -> None:
+        """A planned change: what follows is not compared with what was before."""
+        self._panel.mark(step)
+        self._engine.mark(step)
+
+    def repeat(self, step: int) -> None:
+        """A new incarnation repeats the steps from `step` on."""
+        self._panel.mark(step)
+        self.step = step - 1
+
+    def acted(self, step: int, action: str) -> None:
+        """A command took effect."""
+        self._panel.acted(step, action)
+
+    def checkpoint(self) -> bytes:
+        return msgspec.msgpack.encode(
+            Checkpoint(step=self.step, panel=self._panel.state(), engine=self._engine.state())
+        )
+
+    def restore(self, data: bytes) -> bool:
+        """Go on from a checkpoint; False, and anew from the first step, where another version wrote it."""
+        try:
+            checkpoint = msgspec.msgpack.decode(data, type=Checkpoint)
+            self._panel.restore(checkpoint.panel)
+            self._engine.restore(checkpoint.engine)
+            self.step = checkpoint.step
+        except (msgspec.DecodeError, ValueError) as error:
+            log.warning("run %s: its detectors begin anew (%s)", self._run, error)
+            self._panel = Panel(self._run)
+            self._engine = Engine(self._engine.mode)
+            return False
+        return True
