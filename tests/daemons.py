@@ -38,7 +38,7 @@ class DaemonProcess:
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
         if "listening on" not in line:
-            self.process.wait(GUARD)
+            self.kill()
             raise AssertionError(f"the daemon did not start: {self.log.read_bytes()[before:].decode()}")
         self.address = line.split()[-1]
         return self

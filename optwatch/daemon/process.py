@@ -11,6 +11,7 @@ from pathlib import Path
 import zmq
 
 from optwatch.daemon.access import Access
+from optwatch.daemon.boards import Boards
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.server import Server
@@ -55,6 +56,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
     raise_file_limit()
     wake, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     store = Store(settings.store or state_dir(), notify=lambda: _ring(bell))
+    boards: Boards | None = None
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 65_535)
     try:
@@ -62,12 +64,16 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
         router, xpub = (open_socket(context, kind, access) for kind in (zmq.ROUTER, zmq.XPUB))
         bound = bind(router, address, any_port=settings.listen is None)
         publish = bind(xpub, publish_address(bound), any_port=True)
-        server = Server(store, Runs(store, settings.mode), access, router, xpub, wake, settings.idle_exit)
+        boards = Boards(settings.tensorboard, store.path) if settings.tensorboard else None
+        runs = Runs(store, settings.mode)
+        server = Server(store, runs, access, router, xpub, wake, settings.idle_exit, boards)
         with _signals(server.stop), _published(bound, publish, store, settings.insecure):
             log.info("listening on %s, store %s, mode %s", bound, store.directory, settings.mode)
             ready(bound)
             server.serve()
     finally:
+        if boards is not None:
+            boards.close()
         store.close()
         context.destroy(linger=300)
         os.close(wake)

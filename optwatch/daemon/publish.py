@@ -1,5 +1,6 @@
 """Publishing: what changed in a run, to whoever is subscribed, at most four times a second."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,14 @@ MAX_POINTS = 4_000
 class Publisher:
     """Numbers every change of a run, and sends it where somebody listens."""
 
-    def __init__(self, socket: "zmq.Socket[Any]", runs: Runs) -> None:
+    def __init__(
+        self, socket: "zmq.Socket[Any]", runs: Runs, also: Callable[[Run, Changes], None] | None
+    ) -> None:
+        """`also` is told all that is published, whether anybody is subscribed or not."""
         self.subscribers: dict[bytes, int] = {}
         self._socket = socket
         self._runs = runs
+        self._also = also
         self._changes: dict[str, Changes] = {}
         self._list_seq = 0
         self._next = 0.0
@@ -85,6 +90,8 @@ class Publisher:
 
     def _publish(self, run: Run, changes: Changes, now: float) -> None:
         changes.seq += 1
+        if self._also is not None:
+            self._also(run, changes)
         topic = run.head.run.encode()
         if topic in self.subscribers:
             series, series_blocks = _series(run, changes.points)

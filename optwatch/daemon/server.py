@@ -9,6 +9,7 @@ from typing import Any
 import zmq
 
 from optwatch.daemon.access import Access
+from optwatch.daemon.boards import Boards
 from optwatch.daemon.desk import Desk
 from optwatch.daemon.ingest import Ingest
 from optwatch.daemon.publish import Publisher
@@ -38,6 +39,7 @@ class Server:
         xpub: "zmq.Socket[Any]",
         wake: int,
         idle_exit: float | None,
+        boards: Boards | None,
     ) -> None:
         self._store = store
         self._runs = runs
@@ -53,7 +55,7 @@ class Server:
         self._outbox: deque[tuple[int, bytes, list[Any]]] = deque()
         """What may go out once the store has what it rests on: (ticket, routing id, parts)."""
         daemon = os.urandom(8).hex()
-        self._publisher = Publisher(xpub, runs)
+        self._publisher = Publisher(xpub, runs, boards.tell if boards else None)
         self._ingest = Ingest(store, runs, self._send, self._prepare, daemon)
         publish = xpub.getsockopt_string(zmq.LAST_ENDPOINT)
         self._desk = Desk(store, runs, self._publisher, daemon, publish, self.stop)
