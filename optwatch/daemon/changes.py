@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from optwatch.daemon.history import Record
+from optwatch.daemon.assembly import Record
 from optwatch.series.points import Points
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import Finding

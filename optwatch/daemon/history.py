@@ -2,30 +2,21 @@
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
+from optwatch.daemon.assembly import Record, assemble
 from optwatch.daemon.chunks import split
 from optwatch.daemon.writer import read_schema
 from optwatch.series.coverage import Coverage
 from optwatch.series.merge import merge, select
+from optwatch.series.norms import Norms
 from optwatch.series.points import Column, Points, Samples
 from optwatch.wire.messages import Schema, TensorInfo
 
 WINDOW = 16_384
 """Rows that are merged at once."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """The per-tensor statistics of one step. stats f4[T, S], counts u8[T, C]."""
-
-    step: int
-    schema: Schema
-    stats: np.ndarray
-    counts: np.ndarray
 
 
 class _Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -70,7 +61,16 @@ class History:
         ceilings = self._ceilings(run, optimizer)
         pending: dict[int, list[Points]] = {}
         waiting = 0
+        norms = Norms() if rank is None else None
+        incarnation = -1
         for at, chunk in enumerate(chunks):
+            if chunk.incarnation > incarnation:  # other processes, which may hold other parts
+                incarnation = chunk.incarnation
+                if (merged := merge(pending, norms)) is not None:
+                    yield merged
+                pending, waiting = {}, 0
+                if norms is not None:
+                    norms.forget()
             points = self._read_scalars(run, optimizer, chunk)
             points = _between(
                 points, first, min(last or ceilings[chunk.incarnation], ceilings[chunk.incarnation])
@@ -84,15 +84,19 @@ class History:
             ready = {r: [select(p, p.step < bound) for p in parts] for r, parts in pending.items()}
             pending = {r: [select(p, p.step >= bound) for p in parts] for r, parts in pending.items()}
             waiting = sum(len(p) for parts in pending.values() for p in parts)
-            yield from merge(ready)
+            if (merged := merge(ready, norms)) is not None:
+                yield merged
 
     def records(
         self, run: str, optimizer: int, first: int | None, last: int | None, limit: int
     ) -> list[Record]:
-        """The last `limit` per-tensor records of a range, in order of step, one per step."""
+        """The last `limit` per-tensor records of a range, in order of step, one per step.
+
+        A step at which ranks hold parts of the tensors and some part is missing is left out.
+        """
         chunks = self._chunks(run, optimizer, "t", None, first, last)
         ceilings = self._ceilings(run, optimizer)
-        found: dict[int, Record] = {}
+        found: dict[int, dict[int, Record]] = {}
         for chunk in sorted(chunks, key=lambda chunk: (chunk.last, -chunk.rank), reverse=True):
             if len(found) >= limit and chunk.last < min(sorted(found)[-limit:]):
                 break
@@ -103,8 +107,9 @@ class History:
             ceiling = ceilings[chunk.incarnation]
             for row, number in enumerate(step[:, 0].tolist()):
                 if (first is None or number >= first) and number <= min(ceiling, last or ceiling):
-                    found[number] = Record(number, schema, stats[row], counts[row])
-        return [found[step] for step in sorted(found)[-limit:]] if limit else []
+                    there = found.setdefault(number, {})
+                    there[chunk.rank] = Record(number, schema, stats[row], counts[row])
+        return assemble([found[step] for step in sorted(found)[-limit:]]) if limit else []
 
     def coverage(self, run: str, optimizer: int) -> dict[int, Coverage]:
         """For each rank the steps whose scalars are in the store."""
@@ -190,15 +195,19 @@ def with_samples(points: Points, records: Sequence[Record]) -> Points:
     """Points with the records of their steps: those that have the schema of the last of them."""
     own = [record for record in records if points.step[0] <= record.step <= points.step[-1]]
     own = [record for record in own if record.schema == own[-1].schema]
-    if not own:
-        return points
-    sampled = samples(
-        np.array([record.step for record in own], dtype=np.int64),
-        np.stack([record.stats for record in own]),
-        np.stack([record.counts for record in own]),
-        own[-1].schema,
+    return Points(points.step, points.columns, points.wall, record_samples(own)) if own else points
+
+
+def record_samples(records: Sequence[Record]) -> Samples | None:
+    """Records of one schema as samples."""
+    if not records:
+        return None
+    return samples(
+        np.array([record.step for record in records], dtype=np.int64),
+        np.stack([record.stats for record in records]),
+        np.stack([record.counts for record in records]),
+        records[0].schema,
     )
-    return Points(points.step, points.columns, points.wall, sampled)
 
 
 def _numel(tensor: TensorInfo) -> int:

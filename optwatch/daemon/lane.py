@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from optwatch.daemon.history import History, Record
+from optwatch.daemon.assembly import Assembly, Record
+from optwatch.daemon.history import History, record_samples
 from optwatch.series.coverage import Coverage
 from optwatch.series.merge import Merger
 from optwatch.series.points import Points
@@ -26,6 +27,7 @@ class Lane:
 
     def __init__(self) -> None:
         self.merger = Merger()
+        self.assembly = Assembly()
         self.timeline = Timeline()
         self.coverage: dict[int, Coverage] = {}
         """For each rank the steps whose scalars were taken."""
@@ -80,15 +82,31 @@ class Lane:
             self.timeline.append(points)
         return ready
 
-    def keep(self, records: Iterable[Record]) -> None:
-        """Add records behind those that are there; one for each step, the first that came."""
+    def sample(self, rank: int, records: list[Record]) -> list[Record]:
+        """Take a rank's per-tensor records; those of whole tensors that are new."""
+        fresh = self.keep(self.assembly.add(rank, records))
+        if (sampled := record_samples(fresh)) is not None:
+            self.merger.add_samples(sampled)
+        return fresh
+
+    def begin(self, incarnation: int) -> None:
+        """Other processes go on with the run."""
+        self.incarnation = incarnation
+        self.assembly.clear()
+        self.merger.norms.forget()
+
+    def keep(self, records: Iterable[Record]) -> list[Record]:
+        """Add records behind those that are there, one for each step; those that were added."""
+        added = []
         for record in records:
             if self.records and record.step <= self.records[-1].step:
                 continue
             self.records.append(record)
+            added.append(record)
             self._bytes += record.stats.nbytes + record.counts.nbytes
         while self._bytes > RECORD_BYTES and len(self.records) > 1:
             self._drop(self.records.popleft())
+        return added
 
     def rewind(self, step: int) -> None:
         """A new incarnation repeats the steps from `step` on: what was there of them goes."""

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from optwatch.daemon.assembly import Record
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.commands import Book, CommandError, Entry, Peer, Send, obstacle
 from optwatch.daemon.diagnosis import Diagnosis
-from optwatch.daemon.history import History, Record, samples, scalar_points, with_samples
+from optwatch.daemon.history import History, scalar_points, with_samples
 from optwatch.daemon.lane import Lane
 from optwatch.daemon.sessions import Link, Rank, Session
 from optwatch.daemon.store import Store
@@ -154,26 +155,28 @@ class Run:
         """Take the rows of a batch: into the store, and into the merged series."""
         hello = session.hello
         lane = self.lane(schema.optimizer)
-        primary = self._is_primary(session, schema, now)
-        self._store.add_batch(hello, schema, blocks, tensors=primary)
-        sampled = samples(blocks.sample_step, blocks.stats, blocks.counts, schema) if primary else None
-        points = scalar_points(blocks.step, blocks.wall, blocks.scalars, blocks.logged, schema, sampled)
+        if hello.incarnation > lane.incarnation:
+            if len(blocks.step) and blocks.step[0] <= lane.merger.step:
+                lane.rewind(int(blocks.step[0]))
+                if schema.optimizer == 0:
+                    self.diagnosis.repeat(int(blocks.step[0]))
+                    self._checkpoint_at = now
+            lane.begin(hello.incarnation)
+        needed = hello.incarnation == lane.incarnation and lane.assembly.needs(hello.rank, schema)
+        self._store.add_batch(hello, schema, blocks, tensors=needed)
+        points = scalar_points(blocks.step, blocks.wall, blocks.scalars, blocks.logged, schema)
         lane.cover(hello.rank, points)
-        if len(points) and points.step[0] <= lane.merger.step and self._repeats(session, lane, points):
-            lane.rewind(int(points.step[0]))
-            if schema.optimizer == 0:
-                self.diagnosis.repeat(int(points.step[0]))
-                self._checkpoint_at = now
-        if primary:
-            records = [
-                Record(step, schema, blocks.stats[at].copy(), blocks.counts[at].copy())
-                for at, step in enumerate(blocks.sample_step.tolist())
-            ]
-            lane.keep(records)
+        if needed:
+            records = lane.sample(
+                hello.rank,
+                [
+                    Record(step, schema, blocks.stats[at].copy(), blocks.counts[at].copy())
+                    for at, step in enumerate(blocks.sample_step.tolist())
+                ],
+            )
             if schema.optimizer == 0:
                 self.new_records.extend(records[-MAX_RECORDS:])
         lane.merger.add(hello.rank, points, now)
-        lane.incarnation = max(lane.incarnation, hello.incarnation)
 
     def take_event(self, event: Event) -> None:
         """Take a mark of the user's, or something the agent noticed."""
@@ -330,6 +333,9 @@ class Run:
         links = {number: rank.session.link(now) for number, rank in self.ranks.items()}
         if links != self._links:
             self._links = links
+            live = self.live(now)
+            for lane in self.lanes.values():
+                lane.assembly.keep_only(live)
             self.touched = True
 
     def advance(self, now: float, send: Send, changes: Changes) -> None:
@@ -411,21 +417,6 @@ class Run:
         """Seconds per step lately; one where nothing is known."""
         return 1 / (self.rate() or 1.0)
 
-    def _is_primary(self, session: Session, schema: Schema, now: float) -> bool:
-        """Whether this rank's per-tensor records count: no lower live rank holds the same shards."""
-        mine = _shards(schema)
-        for number in sorted(self.live(now)):
-            other = self.ranks[number].session
-            if number >= session.hello.rank:
-                return True
-            if any(_shards(s) == mine for (o, _), s in other.schemas.items() if o == schema.optimizer):
-                return False
-        return True
-
-    def _repeats(self, session: Session, lane: Lane, points: Points) -> bool:
-        """Whether points behind the merged step are a new incarnation's, and not merely late."""
-        return session.hello.incarnation > lane.incarnation
-
 
 def new_head(hello: Hello, mode: Mode) -> Head:
     """The head of a run that is heard of for the first time."""
@@ -486,7 +477,3 @@ def _rank_info(rank: Rank, now: float) -> RankInfo:
 
 def _age(hello: Hello) -> tuple[int, float]:
     return hello.incarnation, hello.started
-
-
-def _shards(schema: Schema) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
-    return tuple((tensor.name, tensor.shard) for tensor in schema.tensors)

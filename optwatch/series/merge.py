@@ -1,8 +1,8 @@
 """Merging: the numbers of several ranks become one series.
 
 Scalars: `step_time` is the slowest rank's; hyper-parameters and global norms, which replicas share, are
-the lowest rank's that has them; everything else (losses, what the user logs) is the mean over the ranks
-that logged it. Per-tensor records: one per tensor and step, the lowest rank's; the others are replicas.
+the lowest rank's that has them, or added up from parts (see `norms`); everything else (losses, what the
+user logs) is the mean over the ranks that logged it. Per-tensor records come merged already (`shards`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from optwatch.series.norms import Norms, parse_part
 from optwatch.series.points import Column, Points, Samples
 
 WAIT = 2.0
@@ -33,6 +34,8 @@ class Merger:
         """The last step handed on."""
         self.late = 0
         """Points that came after their step was handed on: in the store, but in no merged series."""
+        self.norms = Norms()
+        self._samples: list[Samples] = []
         self._pending: dict[int, list[_Arrival]] = {}
         self._reached: dict[int, int] = {}
 
@@ -48,10 +51,15 @@ class Merger:
         if len(points):
             self._pending.setdefault(rank, []).append(_Arrival(now, points))
 
+    def add_samples(self, samples: Samples) -> None:
+        """Take per-tensor statistics of whole tensors, in order of step, before their steps are taken."""
+        self._samples.append(samples)
+
     def rewind(self, step: int) -> None:
         """Begin again behind `step`: a new incarnation repeats what follows. What is pending goes."""
         self.step = step
         self._pending.clear()
+        self._samples.clear()
         self._reached.clear()
 
     def take(self, live: Collection[int], now: float) -> list[Points]:
@@ -79,33 +87,42 @@ class Merger:
                 self._pending[rank] = keep
             else:
                 del self._pending[rank]
-        merged = merge(parts)
-        if merged:
-            self.step = int(merged[-1].step[-1])
-        return merged
+        merged = merge(parts, self.norms)
+        if merged is None:
+            return []
+        self.step = int(merged.step[-1])
+        sampled = [part for samples in self._samples if (part := _upto(samples, self.step))]
+        self._samples = [part for samples in self._samples if (part := _beyond(samples, self.step))]
+        return _attach(merged, _merge_samples(sampled))
 
 
-def merge(parts: Mapping[int, Sequence[Points]]) -> list[Points]:
-    """Merge the points of ranks (rank → its points in order) into points in order of step.
+def merge(parts: Mapping[int, Sequence[Points]], norms: Norms | None) -> Points | None:
+    """Merge the scalars of ranks (rank → its points in order) into points in order of step, None if none.
 
-    The result is cut where the names of the sampled tensors change.
+    `norms` adds up the columns that are parts of a norm; with None they stay as they are.
     """
     pieces = [(rank, points) for rank in sorted(parts) for points in parts[rank] if len(points)]
     if not pieces:
-        return []
-    if len(pieces) == 1:
-        return [pieces[0][1]]
+        return None
+    split = norms is not None and any(parse_part(name) for _, points in pieces for name in points.columns)
+    if len(pieces) == 1 and not split:
+        return pieces[0][1]
     all_steps = np.concatenate([points.step for _, points in pieces])
     step, row = np.unique(all_steps, return_inverse=True)
     rows = np.split(row, np.cumsum([len(points) for _, points in pieces])[:-1])
-    names = dict.fromkeys(name for _, points in pieces for name in points.columns)
+    names = dict.fromkeys(
+        name for _, points in pieces for name in points.columns if not (split and parse_part(name))
+    )
     columns = {name: _merge_column(name, pieces, rows, len(step)) for name in names}
+    if norms is not None and split:
+        columns |= norms.fold(
+            len(step), [(points.columns, at) for (_, points), at in zip(pieces, rows, strict=True)]
+        )
     wall = np.full(len(step), np.inf)
     for (_, points), at in zip(pieces, rows, strict=True):
         if points.wall is not None:
             np.minimum.at(wall, at, points.wall)
-    merged = Points(step, columns, np.where(np.isfinite(wall), wall, np.nan))
-    return _attach(merged, _merge_samples([points.samples for _, points in pieces if points.samples]))
+    return Points(step, columns, np.where(np.isfinite(wall), wall, np.nan))
 
 
 def _merge_column(
@@ -182,26 +199,35 @@ def _attach(points: Points, samples: Sequence[Samples]) -> list[Points]:
     return [part for part in out if len(part)]
 
 
+def _upto(samples: Samples, step: int) -> Samples | None:
+    return _pick(samples, samples.step <= step)
+
+
+def _beyond(samples: Samples, step: int) -> Samples | None:
+    return _pick(samples, samples.step > step)
+
+
+def _pick(samples: Samples, where: np.ndarray) -> Samples | None:
+    if where.all():
+        return samples
+    if not where.any():
+        return None
+    return Samples(
+        samples.step[where],
+        samples.names,
+        samples.numel,
+        {name: stat[where] for name, stat in samples.stats.items()},
+        {name: count[where] for name, count in samples.counts.items()},
+    )
+
+
 def select(points: Points, where: np.ndarray) -> Points:
     """The points where a bool[n] is true, with the samples of their steps."""
     step = points.step[where]
     samples = points.samples
-    if samples is not None:
-        kept = np.isin(samples.step, step)
-        samples = (
-            Samples(
-                samples.step[kept],
-                samples.names,
-                samples.numel,
-                {name: stat[kept] for name, stat in samples.stats.items()},
-                {name: count[kept] for name, count in samples.counts.items()},
-            )
-            if kept.any()
-            else None
-        )
     return Points(
         step,
         {name: Column(c.values[where], c.logged[where]) for name, c in points.columns.items()},
         None if points.wall is None else points.wall[where],
-        samples,
+        None if samples is None else _pick(samples, np.isin(samples.step, step)),
     )
