@@ -1,0 +1,139 @@
+"""The training loss, seen where every loop shows it: at backward().
+
+While an agent is attached, `torch.autograd.backward` and `GradScaler.scale` are wrapped, once for the
+process. The first backward after any step opens a window; the step that follows reads it, and so does a
+second optimizer that steps without another backward in between. `torch.autograd.grad` is not seen.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_lock = threading.Lock()
+
+
+class LossTap:
+    """The losses of the passes since the last step."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.backwards = 0
+        self.muted = False
+        self._values: list[Tensor | float] = []
+        self._divisors: list[float] = []
+        self._closed = True
+        self._scaled: tuple[weakref.ref[Tensor], Tensor] | None = None
+        self._originals: dict[str, Callable[..., Any]] = {}
+        self._wrappers: dict[str, Callable[..., Any]] = {}
+
+    def install(self) -> None:
+        with _lock:
+            self.users += 1
+            if self.users == 1 and not self._wrappers:
+                self._wrap()
+
+    def remove(self) -> None:
+        """Undo `install`. A wrapper that somebody has wrapped in turn stays, and does nothing."""
+        with _lock:
+            self.users -= 1
+            if self.users > 0 or not self._wrappers:
+                return
+            self._values, self._divisors, self._scaled = [], [], None
+            scaler = torch.amp.grad_scaler.GradScaler
+            if (
+                torch.autograd.backward is self._wrappers["backward"]
+                and scaler.scale is self._wrappers["scale"]
+            ):
+                torch.autograd.backward = self._originals["backward"]
+                scaler.scale = self._originals["scale"]  # type: ignore[method-assign]
+                self._wrappers, self._originals = {}, {}
+
+    def read(self) -> tuple[Tensor | float | None, int]:
+        """The loss of the step that ends, and how many backward passes it is made of.
+
+        Several passes: the sum where each was divided by their number (gradient accumulation), else the
+        mean.
+        """
+        n = len(self._values)
+        if n == 0:
+            return None, 0
+        if n == 1:
+            return self._values[0], 1
+        loss: Tensor | float = sum(self._values[1:], start=self._values[0])
+        if not all(abs(divisor / n - 1) < 1e-6 for divisor in self._divisors):
+            loss = loss / n
+        return loss, n
+
+    def close(self) -> None:
+        """A step was taken: the next backward opens a new window."""
+        self._closed = True
+
+    def _saw(self, tensors: Any, grad_tensors: Any) -> None:
+        if self.users == 0 or self.muted:
+            return
+        try:
+            if not isinstance(tensors, Tensor):
+                if not isinstance(tensors, (tuple, list)) or len(tensors) != 1:
+                    return
+                (tensors,) = tensors
+            if grad_tensors is not None or tensors.numel() != 1:
+                return
+            if self._closed:
+                self._values, self._divisors, self._closed = [], [], False
+            self.backwards += 1
+            if self._scaled is not None and self._scaled[0]() is tensors:
+                tensors = self._scaled[1]
+            self._divisors.append(_divisor(tensors))
+            tensors = tensors.detach()
+            self._values.append(tensors.item() if tensors.device.type == "cpu" else tensors.clone())
+        except Exception:  # noqa: BLE001 - never in the way of a backward pass
+            self._closed = True
+
+    def _wrap(self) -> None:
+        backward = torch.autograd.backward
+        scaler = torch.amp.grad_scaler.GradScaler
+        scale = scaler.scale
+
+        def watched_backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+            self._saw(tensors, grad_tensors)
+            return backward(tensors, grad_tensors, *args, **kwargs)
+
+        def watched_scale(scaler: Any, outputs: Any) -> Any:
+            result = scale(scaler, outputs)
+            if self.users and isinstance(outputs, Tensor) and isinstance(result, Tensor):
+                self._scaled = (weakref.ref(result), outputs)
+            return result
+
+        # Not recursive: the code under it is the user's and may be compiled.
+        disable: Any = torch._dynamo.disable  # type: ignore[attr-defined]
+        self._originals = {"backward": backward, "scale": scale}
+        self._wrappers = {"backward": disable(watched_backward, recursive=False), "scale": watched_scale}
+        torch.autograd.backward = self._wrappers["backward"]
+        scaler.scale = watched_scale  # type: ignore[method-assign,assignment]
+
+
+def _divisor(loss: Tensor) -> float:
+    """The number that a loss was divided by in the script's last operation, else 1."""
+    node: Any = loss.grad_fn
+    if node is None:
+        return 1.0
+    name = node.name()
+    if name == "DivBackward0":
+        other = node._saved_other
+    elif name == "MulBackward0":
+        other = node._saved_other
+    else:
+        return 1.0
+    if not isinstance(other, Tensor) or other.numel() != 1 or other.device.type != "cpu":
+        return 1.0
+    value = float(other.item())
+    if name == "MulBackward0":
+        return 1.0 / value if value else 1.0
+    return value
+
+
+TAP = LossTap()

@@ -1,0 +1,91 @@
+"""Accurate norms of many tensors in few passes.
+
+torch's own norms add up large float32 tensors in float32: the squared norm of 16 M elements is wrong by
+1e-3. Here rows of 4,096 elements are reduced by torch and combined in float64 (error ≤ 3e-7). Where the
+squares leave the range of float32 although the values do not, they are computed anew in float64.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ROW = 4096
+LARGE = 65_536
+"""Elements from which torch's own float32 sum is too inexact."""
+
+_SLICE = 1 << 20
+_LEAST_MEAN_SQUARE = 1e-30
+"""Below it, the squares of float32 values lose bits."""
+
+
+def sum_of_squares(x: Tensor) -> float:
+    """Σ x² of a strided real tensor, accurate to 1e-6 at any size, dtype and magnitude."""
+    if x.numel() == 0:
+        return 0.0
+    return _checked(_fast(x), x)
+
+
+def squares(tensors: Sequence[Tensor]) -> list[float]:
+    """Σ x² of each of many strided real tensors; the small ones go through one foreach kernel."""
+    small = [i for i, x in enumerate(tensors) if _is_small(x)]
+    sums = [0.0] * len(tensors)
+    if small:
+        norms = torch.stack(torch._foreach_norm([tensors[i] for i in small])).double()
+        for i, value in zip(small, norms.square_().tolist(), strict=True):
+            sums[i] = _checked(value, tensors[i])
+    if len(small) < len(tensors):
+        for i, x in enumerate(tensors):
+            if not _is_small(x):
+                sums[i] = sum_of_squares(x)
+    return sums
+
+
+def total_norm(tensors: Sequence[Tensor]) -> float:
+    """The 2-norm of all tensors together; inf or NaN if an element is."""
+    if tensors and all(_is_small(x) for x in tensors):  # the common case needs no number per tensor
+        norms = torch.stack(torch._foreach_norm(tensors)).double()
+        total = float(norms.square_().sum())
+        if _LEAST_MEAN_SQUARE * sum(x.numel() for x in tensors) <= total < math.inf:
+            return math.sqrt(total)
+    return math.sqrt(sum(squares(tensors)))
+
+
+def total(x: Tensor) -> float:
+    """Σ x of a contiguous tensor, float32 rows combined in float64."""
+    if x.dtype == torch.float64 or x.numel() < ROW:
+        return float(x.sum(dtype=torch.float64))
+    whole = x.numel() // ROW * ROW
+    rows = float(x[:whole].view(-1, ROW).sum(1).sum(dtype=torch.float64))
+    return rows + (float(x[whole:].sum(dtype=torch.float64)) if whole < x.numel() else 0.0)
+
+
+def _is_small(x: Tensor) -> bool:
+    return 0 < x.numel() < LARGE and x.dtype in (torch.float32, torch.float64)
+
+
+def _fast(x: Tensor) -> float:
+    if x.dtype not in (torch.float32, torch.float64):
+        flat = x.reshape(-1)
+        return sum(_fast(flat[i : i + _SLICE].float()) for i in range(0, flat.numel(), _SLICE))
+    if x.numel() < LARGE or not x.is_contiguous():
+        if x.numel() < LARGE:
+            return float(torch.linalg.vector_norm(x)) ** 2
+        x = x.contiguous()
+    flat = x.view(-1)
+    whole = flat.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1).double()
+    result = float(rows.square_().sum())
+    if whole < flat.numel():
+        result += float(torch.linalg.vector_norm(flat[whole:])) ** 2
+    return result
+
+
+def _checked(fast: float, x: Tensor) -> float:
+    if _LEAST_MEAN_SQUARE * x.numel() <= fast < math.inf:
+        return fast
+    flat = x.reshape(-1)
+    return sum(
+        float(flat[i : i + _SLICE].double().square_().sum()) for i in range(0, flat.numel(), _SLICE)
+    )

@@ -1,0 +1,31 @@
+"""What the statistics read of a tensor: plain, strided, real, and local to this process."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The elements of `tensor` that this process holds, as a strided real tensor that shares memory.
+
+    A DTensor gives its local shard, a sparse tensor its coalesced values, a complex one its parts.
+    """
+    shard: Any = tensor
+    if hasattr(shard, "to_local"):
+        tensor = shard.to_local()
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.coalesce().values()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor
+
+
+def scalar(value: Any) -> float:
+    """A number that torch may hold as a tensor (a step count, a capturable LR)."""
+    return float(value.item()) if isinstance(value, Tensor) else float(value)
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
