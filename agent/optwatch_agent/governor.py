@@ -29,12 +29,12 @@ class Governor:
         self._purse = 0.0
         self._since_norm = 0
         self._since_sample = 0
-        self._shares = 0.0
+        self._cost = self._time = 0.0
 
     @property
     def overhead(self) -> float:
         """Share of the step time taken, an average over the last hundred steps or so."""
-        return self._shares
+        return self._cost / self._time if self._time else 0.0
 
     def wants_norm(self) -> bool:
         """Whether the step that begins should measure the gradient norm."""
@@ -43,7 +43,7 @@ class Governor:
     def wants_sample(self) -> bool:
         """Whether the step that begins should measure every tensor."""
         due = self._since_sample + 1 >= self.sample_every
-        return due and (self._purse + self._sample * 0.5 >= self._sample * 0.5 or self._since_sample >= _MOST)
+        return due and (self._purse >= 0 or self._since_sample >= _MOST)
 
     def spent(self, step_time: float | None, fixed: float, norm: float | None, sample: float | None) -> None:
         """Take account of a step: its whole time, and what the agent's parts took, in seconds."""
@@ -58,7 +58,8 @@ class Governor:
             return
         self._step_time = step_time if self._step_time is None else _blend(self._step_time, step_time)
         cost = fixed + (norm or 0.0) + (sample or 0.0)
-        self._shares += 0.02 * (cost / max(step_time, cost, 1e-9) - self._shares)
+        self._cost = 0.99 * self._cost + cost
+        self._time = 0.99 * self._time + step_time
         # What was earned long ago is not saved up for a burst, nor is a debt carried for ever.
         earned = self.budget * step_time - cost
         self._purse = min(max(self._purse + earned, -4 * self._sample), self._norm)

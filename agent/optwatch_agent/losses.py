@@ -21,8 +21,6 @@ class LossTap:
 
     def __init__(self) -> None:
         self.users = 0
-        self.backwards = 0
-        self.muted = False
         self._values: list[Tensor | float] = []
         self._divisors: list[float] = []
         self._closed = True
@@ -52,6 +50,11 @@ class LossTap:
                 scaler.scale = self._originals["scale"]  # type: ignore[method-assign]
                 self._wrappers, self._originals = {}, {}
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a backward pass has been seen since the last step."""
+        return not self._closed
+
     def read(self) -> tuple[Tensor | float | None, int]:
         """The loss of the step that ends, and how many backward passes it is made of.
 
@@ -73,7 +76,7 @@ class LossTap:
         self._closed = True
 
     def _saw(self, tensors: Any, grad_tensors: Any) -> None:
-        if self.users == 0 or self.muted:
+        if self.users == 0:
             return
         try:
             if not isinstance(tensors, Tensor):
@@ -84,7 +87,6 @@ class LossTap:
                 return
             if self._closed:
                 self._values, self._divisors, self._closed = [], [], False
-            self.backwards += 1
             if self._scaled is not None and self._scaled[0]() is tensors:
                 tensors = self._scaled[1]
             self._divisors.append(_divisor(tensors))
@@ -109,7 +111,7 @@ class LossTap:
             return result
 
         # Not recursive: the code under it is the user's and may be compiled.
-        disable: Any = torch._dynamo.disable  # type: ignore[attr-defined]
+        disable: Any = torch._dynamo.disable
         self._originals = {"backward": backward, "scale": scale}
         self._wrappers = {"backward": disable(watched_backward, recursive=False), "scale": watched_scale}
         torch.autograd.backward = self._wrappers["backward"]
@@ -122,12 +124,9 @@ def _divisor(loss: Tensor) -> float:
     if node is None:
         return 1.0
     name = node.name()
-    if name == "DivBackward0":
-        other = node._saved_other
-    elif name == "MulBackward0":
-        other = node._saved_other
-    else:
+    if name not in ("DivBackward0", "MulBackward0"):
         return 1.0
+    other = node._saved_other
     if not isinstance(other, Tensor) or other.numel() != 1 or other.device.type != "cpu":
         return 1.0
     value = float(other.item())

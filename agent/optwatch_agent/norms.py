@@ -45,7 +45,7 @@ def squares(tensors: Sequence[Tensor]) -> list[float]:
 def total_norm(tensors: Sequence[Tensor]) -> float:
     """The 2-norm of all tensors together; inf or NaN if an element is."""
     if tensors and all(_is_small(x) for x in tensors):  # the common case needs no number per tensor
-        norms = torch.stack(torch._foreach_norm(tensors)).double()
+        norms = torch.stack(torch._foreach_norm(list(tensors))).double()
         total = float(norms.square_().sum())
         if _LEAST_MEAN_SQUARE * sum(x.numel() for x in tensors) <= total < math.inf:
             return math.sqrt(total)
@@ -86,6 +86,4 @@ def _checked(fast: float, x: Tensor) -> float:
     if _LEAST_MEAN_SQUARE * x.numel() <= fast < math.inf:
         return fast
     flat = x.reshape(-1)
-    return sum(
-        float(flat[i : i + _SLICE].double().square_().sum()) for i in range(0, flat.numel(), _SLICE)
-    )
+    return sum(float(flat[i : i + _SLICE].double().square_().sum()) for i in range(0, flat.numel(), _SLICE))

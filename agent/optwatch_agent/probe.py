@@ -291,7 +291,7 @@ def _pack(sums: Sums, members: Sequence[Member], roles: Roles) -> None:
     one = members[0]
 
     def joined(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat(tensors).double()
+        return torch.cat(list(tensors)).double()
 
     x = Member(
         index=-1,

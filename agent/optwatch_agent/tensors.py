@@ -5,16 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optwatch_agent import shards
+
 
 def local(tensor: Tensor) -> Tensor:
     """The elements of `tensor` that this process holds, as a strided real tensor that shares memory.
 
     A DTensor gives its local shard, a sparse tensor its coalesced values, a complex one its parts.
     """
-    shard: Any = tensor
-    if hasattr(shard, "to_local"):
-        tensor = shard.to_local()
-    tensor = tensor.detach()
+    tensor = shards.local(tensor).detach()
     if tensor.layout is not torch.strided:
         tensor = tensor.coalesce().values()
     if tensor.is_complex():

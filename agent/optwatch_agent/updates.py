@@ -139,9 +139,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 sgd = Rule(_sgd, _options("lr", "weight_decay", "momentum", "nesterov"))
 adam = Rule(_adam, _options("lr", "weight_decay", "eps"), _MOMENTS, ("max_exp_avg_sq",))
-adamw = Rule(
-    _adam, _options("lr", "weight_decay", "eps", decoupled=True), _MOMENTS, ("max_exp_avg_sq",)
-)
+adamw = Rule(_adam, _options("lr", "weight_decay", "eps", decoupled=True), _MOMENTS, ("max_exp_avg_sq",))
 nadam = Rule(_nadam, _options("lr", "weight_decay", "eps", "momentum_decay"), _MOMENTS)
 radam = Rule(_radam, _options("lr", "weight_decay", "eps"), _MOMENTS)
 adamax = Rule(_adamax, _options("lr", "eps"), ("exp_avg", "exp_inf"))

@@ -1,0 +1,280 @@
+"""What the agent can do to an optimizer: restart it, scale its LR, clip its gradients.
+
+Each works in place on the optimizer as it is now and caches nothing of it: `load_state_dict` replaces
+the state and the groups. All are called by the training thread, between the beginning of a step and its
+update.
+"""
+
+import functools
+import math
+import types
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optwatch.wire.actions import Action, Clip, Restart, ScaleLr
+from optwatch_agent.norms import total_norm
+from optwatch_agent.roles import Roles, roles_of
+from optwatch_agent.tensors import local, scalar
+
+_GROUP_COUNTERS = ("step", "k", "weight_sum")
+"""Counters that third-party optimizers keep in the group; left behind they disable bias correction."""
+
+_RECENT = 200
+_AUTO_LEAST = 20
+
+
+class Actuators:
+    """The interventions in force on one optimizer."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.lr_scale = LrScale(optimizer)
+        self.max_norm: float | None = None
+        self.recent_norms: deque[float] = deque(maxlen=_RECENT)
+        """Global gradient norms before any clip of ours, for `clip --max-norm auto`."""
+        self._optimizer = optimizer
+
+    def refusal(self, action: Action) -> str | None:
+        """Why an action cannot be done, None where it can."""
+        match action:
+            case Restart():
+                return _restart_refusal(self._optimizer, action)
+            case ScaleLr():
+                if any(not isinstance(g.get("lr"), (int, float, Tensor)) for g in self._groups):
+                    return f"{type(self._optimizer).__name__} has a param_group without an lr"
+            case Clip(max_norm="auto") if len(self.recent_norms) < _AUTO_LEAST:
+                return f"clip auto needs {_AUTO_LEAST} measured gradient norms, there are fewer yet"
+        return None
+
+    def needs_wrapper(self, action: Action) -> bool:
+        """Whether `step` has to be wrapped before the action takes effect."""
+        return isinstance(action, ScaleLr) or (isinstance(action, Restart) and action.warmup > 0)
+
+    def apply(self, action: Action) -> dict[str, float]:
+        """Do it, now; numbers for the report."""
+        match action:
+            case Restart():
+                restart(self._optimizer, roles_of(self._optimizer), action.moments)
+                if action.warmup:
+                    self.lr_scale.warm_up(action.warmup)
+                return {}
+            case ScaleLr():
+                target = 1.0 if action.factor is None else self.lr_scale.target * action.factor
+                self.lr_scale.go_to(target, action.ramp)
+                return {"lr_scale": target}
+            case Clip():
+                if action.max_norm == "auto":
+                    self.max_norm = usual_norm(self.recent_norms)
+                else:
+                    self.max_norm = action.max_norm
+                return {} if self.max_norm is None else {"max_norm": self.max_norm}
+
+    def clip(self) -> float | None:
+        """Clip the gradients where a clip is in force; their global norm before."""
+        if self.max_norm is None:
+            return None
+        grads = [p.grad for group in self._groups for p in group["params"] if p.grad is not None]
+        scaled_by = getattr(self._optimizer, "grad_scale", None)  # a fused step under a GradScaler
+        norm = total_norm([local(grad) for grad in grads])
+        if scaled_by is not None:
+            norm /= scalar(scaled_by)
+        # As torch.nn.utils.clip_grad_norm_ does. A non-finite norm is for others to handle.
+        coefficient = self.max_norm / (norm + 1e-6)
+        if math.isfinite(norm) and coefficient < 1:
+            torch._foreach_mul_(grads, coefficient)
+        return norm
+
+    def release(self) -> None:
+        """Undo all that is in force and leave no trace."""
+        self.max_norm = None
+        self.lr_scale.release()
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
+
+
+class LrScale:
+    """A factor on the LR that is there during a step only, so that schedulers and checkpoints never see it.
+
+    `enter` multiplies the groups' lr before the update and `leave` puts it back after. Only a wrapper of
+    `step` can put it back when the step raises; it is there while a factor is in force.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.target = 1.0
+        self._optimizer = optimizer
+        self._from = 1.0
+        self._ramp = 0
+        self._ramp_done = 0
+        self._warmup = 0
+        self._warmup_done = 0
+        self._saved: list[tuple[dict[str, Any], Any, Any]] = []
+        self._wrapper: types.MethodType | None = None
+        self._former: Any = None
+        self._inside = False
+
+    @property
+    def in_force(self) -> bool:
+        return self.target != 1.0 or self._ramp_done < self._ramp or self._warmup_done < self._warmup
+
+    @property
+    def factor(self) -> float:
+        """The factor of the step that is under way or comes next."""
+        factor = self.target
+        if self._ramp_done < self._ramp:
+            part = (self._ramp_done + 1) / (self._ramp + 1)
+            factor = self._from + (self.target - self._from) * part
+        if self._warmup_done < self._warmup:
+            factor *= (self._warmup_done + 1) / (self._warmup + 1)
+        return factor
+
+    @property
+    def ready(self) -> bool:
+        """Whether the step that is under way came through the wrapper."""
+        return self._inside
+
+    @property
+    def armed(self) -> bool:
+        return self._wrapper is not None
+
+    def go_to(self, target: float, ramp: int) -> None:
+        """Move the factor to `target` in `ramp` further steps, linearly; 0: at once."""
+        self._from, self.target = self.factor if self.in_force else 1.0, target
+        self._ramp, self._ramp_done = ramp, 0
+
+    def warm_up(self, steps: int) -> None:
+        """Begin with a small LR that rises to the full one over `steps` steps."""
+        self._warmup, self._warmup_done = steps, 0
+
+    def scheduled(self) -> list[Any]:
+        """The lr of each group as the schedule has it, also while the factor is in."""
+        saved = {id(group): lr for group, lr, _ in self._saved}
+        return [saved.get(id(group), group.get("lr")) for group in self._optimizer.param_groups]
+
+    def enter(self) -> float | None:
+        """Multiply the lr for the step that begins; the factor, None where none is in force."""
+        self.leave()
+        if not self.in_force:
+            return None
+        factor = self.factor
+        kept: dict[int, Tensor] = {}  # groups may share one tensor
+        for group in self._optimizer.param_groups:
+            lr = group["lr"]
+            if isinstance(lr, Tensor):
+                with torch.no_grad():
+                    if id(lr) not in kept:
+                        kept[id(lr)] = lr.detach().clone()
+                        lr.mul_(factor)
+                self._saved.append((group, kept[id(lr)], lr))
+            else:
+                group["lr"] = lr * factor
+                self._saved.append((group, lr, group["lr"]))
+        self._ramp_done = min(self._ramp_done + 1, self._ramp)
+        self._warmup_done = min(self._warmup_done + 1, self._warmup)
+        return factor
+
+    def leave(self) -> None:
+        """Put the scheduled lr back, exactly; an lr that was set during the step stays."""
+        saved, self._saved = self._saved, []
+        for group, scheduled, scaled in saved:
+            if isinstance(scaled, Tensor):
+                with torch.no_grad():
+                    scaled.copy_(scheduled)
+            elif group.get("lr") == scaled:
+                group["lr"] = scheduled
+
+    def arm(self) -> None:
+        """Wrap `step` so that the lr comes back also when it raises."""
+        if self._wrapper is not None:
+            return
+        optimizer: Any = self._optimizer
+        former = optimizer.step
+        scale = self
+
+        @functools.wraps(former.__func__ if isinstance(former, types.MethodType) else former)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            scale._inside = True
+            try:
+                return former(*args, **kwargs)
+            finally:
+                scale._inside = False
+                scale.leave()
+
+        # A bound method: schedulers take `step.__func__`, which a plain function has not.
+        self._former = former if "step" in vars(optimizer) else None
+        self._wrapper = types.MethodType(step, optimizer)
+        optimizer.step = self._wrapper
+
+    def disarm(self) -> None:
+        """Take the wrapper off once nothing is in force; under somebody else's it stays and does nothing."""
+        optimizer: Any = self._optimizer
+        if self._wrapper is None or self.in_force or vars(optimizer).get("step") is not self._wrapper:
+            return
+        if self._former is not None:
+            optimizer.step = self._former
+        else:
+            del optimizer.step
+        self._wrapper = self._former = None
+
+    def release(self) -> None:
+        self.leave()
+        self.target, self._ramp, self._warmup = 1.0, 0, 0
+        self.disarm()
+
+
+def restart(optimizer: torch.optim.Optimizer, roles: Roles, moments: str) -> None:
+    """Zero the moments, and the step with them, in place.
+
+    A kept step would make the first update of Adam (1 - β1)/sqrt(1 - β2) ≈ 3.2 × too large.
+    """
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                state = optimizer.state.get(param)
+                if state is None:
+                    continue
+                if moments in ("all", "first"):
+                    _fill(state, roles.first, 0.0)
+                if moments in ("all", "second"):
+                    _fill(state, roles.second, 0.0)
+                    for key, value in roles.resets.items():
+                        _fill(state, key, scalar(group[value]) if isinstance(value, str) else value)
+            if moments in ("all", "second"):
+                for key in _GROUP_COUNTERS:
+                    if key in group:
+                        _fill(group, key, 0.0)
+
+
+def usual_norm(norms: deque[float]) -> float:
+    """exp(median + 4 MAD) of the logarithms of recent norms: far above the usual, below a spike."""
+    logs = torch.tensor([math.log(norm) for norm in norms if norm > 0 and math.isfinite(norm)])
+    median = logs.median()
+    return float((median + 4 * (logs - median).abs().median()).exp())
+
+
+def _restart_refusal(optimizer: torch.optim.Optimizer, action: Restart) -> str | None:
+    roles = roles_of(optimizer)
+    kind = type(optimizer).__name__
+    if reason := roles.refusals.get("restart"):
+        return reason
+    if action.moments == "first" and roles.first is None:
+        return f"{kind} has no first moment"
+    if action.moments == "second":
+        if roles.second is None:
+            return f"{kind} has no second moment"
+        if roles.first == "exp_avg":
+            return f"{kind} corrects both moments by one step count: restart all of them"
+    return None
+
+
+def _fill(state: dict[str, Any], key: str | None, value: float) -> None:
+    if key is None or key not in state:
+        return
+    held = state[key]
+    if isinstance(held, Tensor):
+        held.fill_(value)
+    elif isinstance(held, (int, float)) and not isinstance(held, bool):
+        state[key] = type(held)(value)

@@ -1,0 +1,186 @@
+"""The agent of one attachment: its tracks, its control and its link, and what they tell the daemon."""
+
+import atexit
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from optwatch.wire.frames import BatchBlocks
+from optwatch.wire.limits import MAX_TEXT, PROTOCOL
+from optwatch.wire.messages import Beat, ConfigValue, Event, Hello, Prepare, Report, Schema
+from optwatch_agent import clips, identity, losses, naming
+from optwatch_agent.control import Control
+from optwatch_agent.link import Durable, Link
+from optwatch_agent.track import Track
+
+_MOST_EVENTS = 10_000
+
+
+class Agent:
+    """Everything behind a `Watch`. The training thread calls `close`; the link's thread the rest."""
+
+    def __init__(
+        self,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        *,
+        model: torch.nn.Module | None,
+        name: str | None,
+        address: str | None,
+        see_loss: bool,
+        config: Mapping[str, ConfigValue],
+        step: int | None,
+        allow: Sequence[str],
+        budget: float,
+    ) -> None:
+        self.closed = False
+        self.identity = identity.identify(name)
+        self.tracks: list[Track] = []
+        names = naming.names_of(model)
+        losses.TAP.install()
+        clips.TAP.install()
+        try:
+            for index, (label, optimizer) in enumerate(optimizers.items()):
+                self.tracks.append(Track(index, label, optimizer, names, budget, step, see_loss))
+        except BaseException:
+            for track in self.tracks:
+                track.close()
+            losses.TAP.remove()
+            clips.TAP.remove()
+            raise
+        self.control = Control(
+            self.identity.session,
+            allow,
+            [track.actuators for track in self.tracks],
+            self.identity.world_size,
+        )
+        self.control.follow(lambda: tuple(track.under_way for track in self.tracks))
+        for track in self.tracks:
+            track.control = self.control
+        self._allow = tuple(allow)
+        self._config = dict(config)
+        self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self._told_degraded: set[int] = set()
+        self._optimizers = tuple(naming.describe(track.name, track.optimizer) for track in self.tracks)
+        self.link = Link(self, self.identity.session, address)
+        _agents.add(self)
+        atexit.register(self._at_exit)
+        self.link.start()
+
+    def event(self, kind: Any, text: str, step: int | None = None, optimizer: int = 0) -> None:
+        """Tell of something that happened."""
+        self._events.append(
+            Event(
+                session=self.identity.session,
+                seq=0,
+                optimizer=optimizer,
+                step=self.tracks[optimizer].completed if step is None else step,
+                kind=kind,
+                text=text[:MAX_TEXT],
+            )
+        )
+
+    def close(self, reason: str) -> None:
+        """Take everything off and say goodbye."""
+        if self.closed:
+            return
+        self.closed = True
+        for track in self.tracks:
+            track.close()
+        losses.TAP.remove()
+        clips.TAP.remove()
+        atexit.unregister(self._at_exit)
+        identity.leave(self.identity.run)
+        if self.identity.pid == os.getpid():
+            self.link.stop(reason)
+
+    def abandon(self) -> None:
+        """In a forked child: the socket and the thread are the parent's. Be still."""
+        self.closed = True
+        for track in self.tracks:
+            track.active = False
+
+    def _at_exit(self) -> None:
+        self.close("the process ends")
+
+    # --- what the link carries ------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        who = self.identity
+        return Hello(
+            protocol=PROTOCOL,
+            session=who.session,
+            run=who.run,
+            name=who.name,
+            incarnation=who.incarnation,
+            job=who.job,
+            rank=who.rank,
+            world_size=who.world_size,
+            host=who.host,
+            pid=who.pid,
+            started=who.started,
+            optimizers=self._optimizers,
+            allow=self._allow,
+            control=self.control.state,
+            config=self._config,
+            versions=identity.versions(),
+        )
+
+    def collect(self, everything: bool) -> list[tuple[Durable, BatchBlocks | None, Schema | None]]:
+        session = self.identity.session
+        out: list[tuple[Durable, BatchBlocks | None, Schema | None]] = []
+        for i, track in enumerate(self.tracks):
+            for schema, batch, blocks in track.recorder.take(session, everything):
+                out.append((batch, blocks, schema))
+            if track.degraded and i not in self._told_degraded:
+                self._told_degraded.add(i)
+                self.event("degraded", f"nothing is measured any more: {track.degraded}", optimizer=i)
+        while self._events:
+            out.append((self._events.popleft(), None, None))
+        while self.control.outcomes:
+            outcome = self.control.outcomes.popleft()
+            report = Report(
+                session=session,
+                seq=0,
+                command=outcome.prepare.command,
+                vote=outcome.prepare.vote,
+                state=outcome.state,
+                steps=outcome.steps,
+                reason=outcome.reason[:MAX_TEXT],
+                numbers=outcome.numbers,
+            )
+            out.append((report, None, None))
+        return out
+
+    def beat(self) -> Beat:
+        first = self.tracks[0]
+        return Beat(
+            session=self.identity.session,
+            steps=tuple(track.under_way for track in self.tracks),
+            phase=first.phase,
+            phase_time=time.monotonic() - first.phase_since,
+            overhead=max(track.governor.overhead for track in self.tracks),
+            sample_every=first.governor.sample_every,
+            queued=self.link.queued,
+            dropped=self.link.dropped + sum(track.recorder.dropped for track in self.tracks),
+            control=self.control.state,
+            oldest=self.link.oldest,
+        )
+
+    def take(self, prepare: Prepare) -> None:
+        self.control.take(prepare)
+
+
+_agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for agent in tuple(_agents):
+        agent.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork)

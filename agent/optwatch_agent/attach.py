@@ -1,0 +1,129 @@
+"""`attach`: the one line that a training script needs."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+
+from optwatch.wire.actions import ACTIONS
+from optwatch.wire.messages import ConfigValue
+from optwatch.wire.places import find_daemon
+from optwatch_agent import naming
+from optwatch_agent.agent import Agent
+from optwatch_agent.watch import Watch
+
+_INNER = ("optimizer", "base_optimizer", "_optimizer", "optim", "base")
+"""Attributes under which wrappers keep the optimizer that does the work."""
+
+
+def attach(
+    optimizer: Any,
+    *,
+    model: torch.nn.Module | None = None,
+    name: str | None = None,
+    daemon: str | None = None,
+    loss: Literal["auto"] | None = "auto",
+    config: Mapping[str, Any] | None = None,
+    step: int | None = None,
+    allow: Iterable[str] | Literal["all"] = ("restart", "scale_lr", "clip"),
+    budget: float = 0.01,
+) -> Watch:
+    """Watch an optimizer, or several, from now on.
+
+    Args:
+        optimizer: a torch.optim.Optimizer, a wrapper around one, or {name: optimizer} for several.
+        model: names the tensors; may be wrapped (DDP, torch.compile).
+        name: the run's name, by default the script's.
+        daemon: its address, by default $OPTWATCH_DAEMON, the connection file or tcp://127.0.0.1:47017.
+        loss: "auto" sees the loss at backward(); None leaves it to `Watch.log(loss=…)`.
+        config: shown with the run and exported as hyper-parameters.
+        step: global_step of the last completed step, when resuming; by default the optimizer's own count.
+        allow: the actions that the daemon may command; () only observes.
+        budget: the most of the step time that measuring may take.
+
+    Raises:
+        TypeError, ValueError: the call is wrong; the sentence says how. Nothing else ever raises.
+    """
+    optimizers = _optimizers(optimizer)
+    if model is not None and not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model has to be a torch.nn.Module, not {type(model).__name__}")
+    if loss not in ("auto", None):
+        raise ValueError(f'loss is "auto" or None, not {loss!r}; give your own by watch.log(loss=…)')
+    if step is not None and (not isinstance(step, int) or isinstance(step, bool) or step < 0):
+        raise ValueError(f"step has to be a whole number of completed steps, not {step!r}")
+    if not isinstance(budget, (int, float)) or not math.isfinite(budget) or not 0 < budget <= 1:
+        raise ValueError(f"budget is a share of the step time such as 0.01, not {budget!r}")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name has to be a string, not {type(name).__name__}")
+    find_daemon(daemon)  # raises a ValueError for an address that cannot be parsed
+    agent = Agent(
+        optimizers,
+        model=model,
+        name=name,
+        address=daemon,
+        see_loss=loss == "auto",
+        config=_config(config),
+        step=step,
+        allow=_allowed(allow),
+        budget=float(budget),
+    )
+    return Watch(agent)
+
+
+def _optimizers(given: Any) -> dict[str, torch.optim.Optimizer]:
+    if not isinstance(given, Mapping):
+        return {"optimizer": _innermost(given)}
+    if not given:
+        raise ValueError("attach was given an empty mapping of optimizers")
+    found = {str(name): _innermost(each) for name, each in given.items()}
+    if len({id(each) for each in found.values()}) < len(found):
+        raise ValueError("attach was given the same optimizer under two names")
+    return found
+
+
+def _innermost(given: Any) -> torch.optim.Optimizer:
+    """The optimizer that does the work, inside wrappers such as Accelerate's."""
+    found, seen = given, {id(given)}
+    while True:
+        for attribute in _INNER:
+            inner = getattr(found, attribute, None)
+            if isinstance(inner, torch.optim.Optimizer) or (
+                inner is not None and not isinstance(found, torch.optim.Optimizer) and _wraps(inner)
+            ):
+                break
+        else:
+            break
+        if id(inner) in seen:
+            break
+        seen.add(id(inner))
+        found = inner
+    if not isinstance(found, torch.optim.Optimizer) or not hasattr(found, "_optimizer_step_pre_hooks"):
+        raise TypeError(
+            f"attach takes a torch.optim.Optimizer (or {{name: optimizer}}), not {type(given).__name__}"
+        )
+    return found
+
+
+def _wraps(thing: Any) -> bool:
+    return any(hasattr(thing, attribute) for attribute in _INNER)
+
+
+def _allowed(allow: Iterable[str] | Literal["all"]) -> tuple[str, ...]:
+    if allow == "all":
+        return tuple(ACTIONS)
+    if isinstance(allow, str):
+        raise ValueError(f'allow is "all" or a sequence of actions such as ("clip",), not {allow!r}')
+    chosen = tuple(allow)
+    for action in chosen:
+        if action not in ACTIONS:
+            raise ValueError(f"unknown action {action!r} in allow: it is one of {', '.join(ACTIONS)}")
+    return chosen
+
+
+def _config(config: Mapping[str, Any] | None) -> dict[str, ConfigValue]:
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config has to be a mapping, not {type(config).__name__}")
+    return {str(key): naming.plain(value) for key, value in config.items()}

@@ -1,0 +1,331 @@
+"""The link to the daemon: a thread that wakes ten times a second, sends what is ready, takes what came.
+
+Training never waits for it. Durable messages are numbered and kept in a ring until the daemon has
+acknowledged them, so a daemon that was away is sent what it missed. Each connection is a socket of its
+own: after a loss the address and the key are looked up anew, and nothing that was queued for the old
+daemon can reach another one.
+"""
+
+import logging
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from optwatch.wire.frames import (
+    AGENT,
+    BatchBlocks,
+    Buffer,
+    WireError,
+    daemon_decoder,
+    pack,
+    unpack,
+)
+from optwatch.wire.keys import daemon_key, key_pair
+from optwatch.wire.messages import (
+    Ack,
+    Batch,
+    Beat,
+    Bye,
+    Event,
+    Hello,
+    Prepare,
+    Rejected,
+    Report,
+    Schema,
+    Welcome,
+)
+from optwatch.wire.places import find_daemon
+
+log = logging.getLogger("optwatch")
+
+_TURN = 0.1
+_BEAT = 1.0
+_RETRY = (0.5, 5.0)
+"""Seconds between two attempts to connect: at first, and at most."""
+_HANDSHAKE = 3.0
+_RING_BYTES = 64 << 20
+_IN_FLIGHT = 64
+_LINGER_MS = 300
+_GRACE = 2.0
+"""Seconds that the end of a run waits for the daemon to have everything."""
+
+Durable = Batch | Event | Report | Bye
+
+
+class Source(Protocol):
+    """What the link carries."""
+
+    def hello(self) -> Hello:
+        """The first message of a connection."""
+        ...
+
+    def collect(self, everything: bool) -> list[tuple[Durable, BatchBlocks | None, Schema | None]]:
+        """What has happened since the last call, in order, with seq 0."""
+        ...
+
+    def beat(self) -> Beat: ...
+
+    def take(self, prepare: Prepare) -> None: ...
+
+
+class Held(NamedTuple):
+    """A durable message until it is acknowledged. `steps`: how many a loss of it would lose."""
+
+    seq: int
+    parts: list[Buffer]
+    size: int
+    steps: int
+    schema: str
+
+
+class Link:
+    """Carries one attachment's messages. All but `start`, `stop` and the properties is the thread's."""
+
+    def __init__(self, source: Source, session: str, address: str | None) -> None:
+        self.dropped = 0
+        """Steps that were lost because the ring was full."""
+        self.welcomed = False
+        """Whether a daemon is connected and has taken our hello."""
+        self._source = source
+        self._session = session
+        self._address = address
+        self._seq = 0
+        self._acked = 0
+        self._sent = 0
+        self._ring: deque[Held] = deque()
+        self._ring_bytes = 0
+        self._schemas: dict[str, list[Buffer]] = {}
+        self._known: set[str] = set()
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: Any = None
+        self._connected = False
+        self._since = 0.0
+        self._next_try = 0.0
+        self._retry = _RETRY[0]
+        self._next_beat = 0.0
+        self._warned = ""
+        self._reason = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="optwatch-link", daemon=True)
+
+    @property
+    def queued(self) -> int:
+        """Durable messages that are not acknowledged."""
+        return len(self._ring)
+
+    @property
+    def oldest(self) -> int:
+        """The lowest seq that can still be sent, or that comes next."""
+        return self._ring[0].seq if self._ring else self._seq + 1
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, reason: str, timeout: float = _GRACE + 1.0) -> None:
+        """Send what is left and end the thread; after `timeout` seconds at the latest it is left behind."""
+        self._reason = reason
+        self._stop.set()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    # --- the thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(_TURN):
+                self._turn()
+            self._finish()
+        except Exception as error:  # noqa: BLE001 - training goes on, without a link
+            log.warning("optwatch: the link to the daemon failed and stays off: %r", error)
+        finally:
+            self._disconnect()
+            if self._context is not None:
+                self._context.destroy(linger=_LINGER_MS)
+
+    def _turn(self, everything: bool = False) -> None:
+        for message, blocks, schema in self._source.collect(everything):
+            self._hold(message, blocks, schema)
+        now = time.monotonic()
+        if self._socket is None and now >= self._next_try:
+            self._connect(now)
+        if self._socket is not None:
+            self._watch_connection(now)
+        if self._socket is not None and self._connected:
+            self._receive()
+            if self.welcomed:
+                self._send_held()
+                if now >= self._next_beat:
+                    self._next_beat = now + _BEAT
+                    self._send(pack(self._source.beat()))
+
+    def _finish(self) -> None:
+        """Everything out, as far as a daemon takes it within the grace."""
+        self._turn(everything=True)
+        self._hold(Bye(session=self._session, seq=0, reason=self._reason), None, None)
+        self._next_try = 0.0
+        deadline = time.monotonic() + _GRACE
+        while self._ring and time.monotonic() < deadline:
+            self._turn()
+            if self._socket is None:  # there is nobody to wait for
+                break
+            time.sleep(0.01)
+
+    def _hold(self, message: Durable, blocks: BatchBlocks | None, schema: Schema | None) -> None:
+        self._seq += 1
+        message = msgspec.structs.replace(message, seq=self._seq)
+        parts = pack(message, blocks.blocks() if blocks is not None else ())
+        if schema is not None and schema.digest not in self._schemas:
+            self._schemas[schema.digest] = pack(schema)
+        size = sum(len(part) for part in parts)
+        steps = message.steps if isinstance(message, Batch) else 0
+        self._ring.append(Held(self._seq, parts, size, steps, schema.digest if schema else ""))
+        self._ring_bytes += size
+        while self._ring_bytes > _RING_BYTES and len(self._ring) > 1:
+            lost = self._ring.popleft()
+            self._ring_bytes -= lost.size
+            self.dropped += lost.steps
+
+    # --- the connection -------------------------------------------------------------------------------
+
+    def _connect(self, now: float) -> None:
+        self._next_try = now + self._retry * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+        self._retry = min(self._retry * 1.5, _RETRY[1])
+        try:
+            address = find_daemon(self._address)
+            key = daemon_key(address)
+            if key is None and os.environ.get("OPTWATCH_INSECURE") == "1":
+                key = ""
+            if key is None:
+                if self._address or os.environ.get("OPTWATCH_DAEMON"):
+                    self._warn(f"no key is known for the daemon at {address}: set $OPTWATCH_DAEMON_KEY to it")
+                return
+            pair = key_pair("user") if key else None
+        except (ValueError, OSError) as error:
+            self._warn(str(error))
+            return
+        if self._context is None:
+            self._context = zmq.Context()
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        socket.setsockopt(zmq.SNDHWM, _IN_FLIGHT)
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
+        if pair is not None and key:
+            socket.setsockopt(zmq.CURVE_SERVERKEY, key.encode())
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public.encode())
+            socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
+        self._monitor = socket.get_monitor_socket()
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            self._warn(f"cannot connect to {address}: {error}")
+            socket.disable_monitor()
+            socket.close(0)
+            return
+        self._socket, self._since = socket, now
+
+    def _watch_connection(self, now: float) -> None:
+        while self._monitor is not None and self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connected = True
+                self._known.clear()
+                self._send(pack(self._source.hello()))
+            elif event in _ENDINGS:
+                self._disconnect()
+                return
+        if not self._connected and now - self._since > _HANDSHAKE:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        self._connected = self.welcomed = False
+        socket, self._socket, self._monitor = self._socket, None, None
+        if socket is not None:
+            socket.disable_monitor()
+            socket.close()
+
+    # --- messages -------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        assert self._socket is not None
+        while self._socket is not None and self._socket.poll(0):
+            parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            try:
+                message, _ = unpack(parts, daemon_decoder)
+            except WireError as error:
+                self._warn(f"the daemon sent what cannot be read: {error}")
+                continue
+            if message.session != self._session:
+                continue
+            match message:
+                case Welcome(acked=acked):
+                    self._forget(acked)
+                    self._sent = max(acked, self.oldest - 1)
+                    self.welcomed = True
+                    self._retry, self._next_beat = _RETRY[0], 0.0
+                case Ack(acked=acked):
+                    self._forget(acked)
+                case Prepare():
+                    self._source.take(message)
+                case Rejected(reason=reason):
+                    self._warn(f"the daemon refuses this agent: {reason}")
+                    self._disconnect()
+                    self._retry = _RETRY[1]
+                    self._next_try = time.monotonic() + self._retry
+
+    def _forget(self, acked: int) -> None:
+        self._acked = max(self._acked, min(acked, self._seq))
+        while self._ring and self._ring[0].seq <= self._acked:
+            self._ring_bytes -= self._ring.popleft().size
+
+    def _send_held(self) -> None:
+        for held in tuple(self._ring):
+            if held.seq <= self._sent:
+                continue
+            if held.seq - self._acked > _IN_FLIGHT and held.seq - self.oldest >= _IN_FLIGHT:
+                return
+            if held.schema and held.schema not in self._known:
+                if not self._send(self._schemas[held.schema]):
+                    return
+                self._known.add(held.schema)
+            if not self._send(held.parts):
+                return
+            self._sent = held.seq
+
+    def _send(self, parts: Sequence[Buffer]) -> bool:
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send_multipart([AGENT, *parts], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def _warn(self, text: str) -> None:
+        """Log what the user can put right, once."""
+        if text != self._warned:
+            self._warned = text
+            log.warning("optwatch: %s", text)
+
+
+_ENDINGS = frozenset(
+    {
+        zmq.EVENT_DISCONNECTED,
+        zmq.EVENT_CLOSED,
+        zmq.EVENT_CONNECT_RETRIED,
+        zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+        zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+        zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+        zmq.EVENT_MONITOR_STOPPED,
+    }
+)

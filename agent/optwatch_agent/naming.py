@@ -1,0 +1,89 @@
+"""Names, shapes and numbers that describe an optimizer to the daemon."""
+
+import hashlib
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from optwatch.wire.limits import MAX_NAME, MAX_TEXT
+from optwatch.wire.messages import ConfigValue, GroupInfo, OptimizerInfo, TensorInfo
+from optwatch_agent.roles import is_known, roles_of
+from optwatch_agent.shards import shard_key
+
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+"""What DDP, torch.compile and FSDP put into the names of a model's parameters."""
+
+
+def names_of(model: nn.Module | None) -> dict[int, str]:
+    """The names of a model's parameters by id; the wrappers' parts of them are left out."""
+    names: dict[int, str] = {}
+    if model is not None:
+        for name, param in model.named_parameters():
+            for part in _WRAPPERS:
+                name = name.replace(part, "")
+            names.setdefault(id(param), name)
+    return names
+
+
+def tensors_of(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> tuple[TensorInfo, ...]:
+    """The parameters in the optimizer's order: named by the model, else by the group, else by number."""
+    tensors: list[TensorInfo] = []
+    for number, group in enumerate(optimizer.param_groups):
+        own = group.get("param_names") or ()
+        for i, param in enumerate(group["params"]):
+            name = names.get(id(param)) or (own[i] if i < len(own) else f"param.{len(tensors)}")
+            tensors.append(
+                TensorInfo(
+                    name=name[:MAX_NAME],
+                    shape=tuple(param.shape),
+                    dtype=str(param.dtype).removeprefix("torch."),
+                    group=number,
+                    shard=shard_key(param),
+                )
+            )
+    return tuple(tensors)
+
+
+def describe(name: str, optimizer: torch.optim.Optimizer) -> OptimizerInfo:
+    """What the daemon shows of an optimizer, and what has to agree over ranks."""
+    kind = type(optimizer).__name__
+    groups = tuple(
+        GroupInfo(
+            options={
+                key: value
+                for key, option in group.items()
+                if key not in ("params", "param_names")
+                for value in (plain(option),)
+                if value is not None
+            },
+            tensors=len(group["params"]),
+            numel=sum(param.numel() for param in group["params"]),
+        )
+        for group in optimizer.param_groups
+    )
+    shapes = [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups]
+    digest = hashlib.sha256(msgspec.msgpack.encode((kind, shapes))).hexdigest()[:16]
+    return OptimizerInfo(name=name, kind=kind, groups=groups, digest=digest, hints=_hints(optimizer))
+
+
+def plain(value: Any) -> ConfigValue:
+    """A value that the wire carries; others as text, None where there is nothing to show."""
+    if isinstance(value, Tensor):
+        return float(value.item()) if value.numel() == 1 and value.device.type == "cpu" else None
+    if value is None or isinstance(value, (bool, float, str)):
+        return value[:MAX_TEXT] if isinstance(value, str) else value
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else float(value)
+    if isinstance(value, tuple | list):
+        return ", ".join(str(plain(item)) for item in value)[:MAX_TEXT]
+    return str(value)[:MAX_TEXT]
+
+
+def _hints(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    roles = roles_of(optimizer)
+    hints = [f"{action}: {reason}" for action, reason in roles.refusals.items()]
+    if not is_known(optimizer):
+        hints.append(f"update: {type(optimizer).__name__} is not known; its updates are seen as differences")
+    return tuple(hints)

@@ -1,0 +1,167 @@
+"""Rows of one optimizer on their way from the training thread to the link's thread.
+
+The training thread only appends; the other thread takes. Deques make both safe without a lock.
+"""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+from torch import Tensor
+
+from optwatch.wire.frames import BatchBlocks
+from optwatch.wire.limits import MAX_BLOCK_BYTES, MAX_NAME, MAX_SCALARS
+from optwatch.wire.messages import COUNTS, STATS, Batch, Schema, TensorInfo
+from optwatch_agent.probe import Sample
+
+_MOST_ROWS = 65_536
+"""Rows kept while the link's thread cannot take them."""
+
+_MOST_IN_BATCH = 4_096
+_HELD_FOR = 0.5
+"""Seconds that the newest row waits for values logged after its step."""
+
+Value = float | Tensor
+
+
+class Row:
+    """One completed step: global_step, unix seconds, and values by column."""
+
+    __slots__ = ("step", "values", "wall")
+
+    def __init__(self, step: int, wall: float, values: dict[str, Value]) -> None:
+        self.step = step
+        self.wall = wall
+        self.values = values
+
+
+class Recorder:
+    """The rows and samples of one optimizer, and the schema that names their columns."""
+
+    def __init__(self, optimizer: int, tensors: tuple[TensorInfo, ...]) -> None:
+        self.dropped = 0
+        self._optimizer = optimizer
+        self._tensors = tensors
+        self._columns: dict[str, int] = {}
+        self._newest: deque[Row] = deque(maxlen=1)
+        self._rows: deque[Row] = deque()
+        self._samples: deque[tuple[int, Sample, tuple[TensorInfo, ...]]] = deque()
+
+    # --- the training thread --------------------------------------------------------------------------
+
+    def add(self, step: int, values: dict[str, Value]) -> None:
+        """Record a completed step."""
+        self.release()
+        if len(self._rows) >= _MOST_ROWS:
+            self._rows.popleft()
+            self.dropped += 1
+        self._newest.append(Row(step, time.time(), values))
+
+    def amend(self, values: Mapping[str, Value]) -> bool:
+        """Add values to the newest step; False where it is on its way already."""
+        try:
+            row = self._newest.pop()
+        except IndexError:
+            return False
+        row.values.update(values)
+        self._newest.append(row)
+        return True
+
+    def sample(self, step: int, sample: Sample) -> None:
+        """Record a measurement of every tensor, taken at a step."""
+        self._samples.append((step, sample, self._tensors))
+
+    def rename(self, tensors: tuple[TensorInfo, ...]) -> None:
+        """Other tensors from now on: parameters were added."""
+        self._tensors = tensors
+
+    def release(self) -> None:
+        """Let go of the newest row: nothing will be added to it."""
+        try:
+            self._rows.append(self._newest.pop())
+        except IndexError:
+            return
+
+    # --- the link's thread ----------------------------------------------------------------------------
+
+    def take(self, session: str, everything: bool) -> list[tuple[Schema, Batch, BatchBlocks]]:
+        """What was recorded since the last call, in order; `seq` of the batches is 0.
+
+        `everything`: also the newest row, to which values might still be added.
+        """
+        if self._newest and (everything or time.time() - self._newest[0].wall > _HELD_FOR):
+            self.release()
+        batches = []
+        while self._rows or self._samples:
+            rows = _take(self._rows, _MOST_IN_BATCH)
+            tensors = self._samples[0][2] if self._samples else self._tensors
+            samples = []
+            room = MAX_BLOCK_BYTES // 2
+            while self._samples and self._samples[0][2] is tensors and room > 0:
+                step, sample, _ = self._samples.popleft()
+                samples.append((step, sample))
+                room -= sample.stats.nbytes + sample.counts.nbytes
+            schema = self._schema(session, rows, tensors)
+            batch = Batch(
+                session=session,
+                seq=0,
+                optimizer=self._optimizer,
+                schema=schema.digest,
+                steps=len(rows),
+                sampled=len(samples),
+                dropped=self.dropped,
+            )
+            batches.append((schema, batch, self._blocks(rows, samples, len(tensors))))
+        return batches
+
+    def _schema(self, session: str, rows: list[Row], tensors: tuple[TensorInfo, ...]) -> Schema:
+        for row in rows:
+            for name in row.values:
+                if name not in self._columns and len(self._columns) < MAX_SCALARS:
+                    self._columns[name] = len(self._columns)
+        scalars = tuple(self._columns)
+        digest = hashlib.sha256(msgspec.msgpack.encode((scalars, tensors))).hexdigest()[:16]
+        return Schema(
+            session=session,
+            optimizer=self._optimizer,
+            digest=digest,
+            scalars=scalars,
+            tensors=tensors,
+        )
+
+    def _blocks(self, rows: list[Row], samples: list[tuple[int, Sample]], tensors: int) -> BatchBlocks:
+        scalars = np.full((len(rows), len(self._columns)), np.nan)
+        logged = np.zeros(scalars.shape, dtype=np.uint8)
+        for i, row in enumerate(rows):
+            for name, value in row.values.items():
+                if (j := self._columns.get(name)) is not None:
+                    scalars[i, j] = value.item() if isinstance(value, Tensor) else value
+                    logged[i, j] = 1
+        return BatchBlocks(
+            step=np.array([row.step for row in rows], dtype=np.int64),
+            wall=np.array([row.wall for row in rows]),
+            scalars=scalars,
+            logged=logged,
+            sample_step=np.array([step for step, _ in samples], dtype=np.int64),
+            stats=np.stack([sample.stats for _, sample in samples])
+            if samples
+            else np.zeros((0, tensors, len(STATS)), dtype=np.float32),
+            counts=np.stack([sample.counts for _, sample in samples])
+            if samples
+            else np.zeros((0, tensors, len(COUNTS)), dtype=np.uint64),
+        )
+
+
+def column_name(name: str) -> str:
+    """A name that fits the wire."""
+    return name[:MAX_NAME]
+
+
+def _take(rows: deque[Row], most: int) -> list[Row]:
+    taken: list[Row] = []
+    while rows and len(taken) < most:
+        taken.append(rows.popleft())
+    return taken

@@ -1,0 +1,339 @@
+"""One optimizer under watch: its step hooks, what they measure, and when they act."""
+
+import functools
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optwatch_agent import clips, losses, naming, probe
+from optwatch_agent.actuators import Actuators
+from optwatch_agent.control import Control
+from optwatch_agent.governor import Governor
+from optwatch_agent.norms import total_norm
+from optwatch_agent.recorder import Recorder, Value
+from optwatch_agent.roles import roles_of
+from optwatch_agent.tensors import local, on_cpu, scalar
+
+log = logging.getLogger("optwatch")
+
+_FAILURES = 3
+"""Exceptions of ours on one optimizer after which it is left alone."""
+
+
+class Track:
+    """Follows one optimizer from step to step.
+
+    The pre-hook applies commands and what is in force; all that is measured is measured in the
+    post-hook, where gradients are unscaled and moments and parameters are new.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        name: str,
+        optimizer: torch.optim.Optimizer,
+        names: dict[int, str],
+        budget: float,
+        step: int | None,
+        see_loss: bool,
+    ) -> None:
+        self.optimizer = optimizer
+        self.name = name
+        self.completed = _steps_so_far(optimizer) if step is None else step
+        """global_step of the last completed step."""
+        self.under_way = self.completed
+        self.phase = "start"
+        self.phase_since = time.monotonic()
+        self.active = True
+        self.degraded = ""
+        """Why nothing is measured any more, "" while it is."""
+        self.actuators = Actuators(optimizer)
+        self.control: Control | None = None
+        self._index = index
+        self._names = names
+        self._see_loss = see_loss
+        self._layout = _layout(optimizer)
+        self._plain = False
+        tensors = naming.tensors_of(optimizer, names)
+        self.recorder = Recorder(index, tensors)
+        numel = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+        self.governor = Governor(budget, numel, len(tensors))
+        self._logged: dict[str, Value] = {}
+        self._depth = 0
+        self._began = 0.0
+        self._ended: float | None = None
+        self._spent = 0.0
+        self._sampling = False
+        self._before: dict[int, Tensor] = {}
+        self._turn = 0
+        self._closure_loss: float | Tensor | None = None
+        self._raw_norm: float | None = None
+        self._factor: float | None = None
+        self._failures = 0
+        # A compiled step keeps one graph.
+        disable: Any = torch.compiler.disable
+        self._handles = [
+            optimizer.register_step_pre_hook(disable(self._pre)),
+            optimizer.register_step_post_hook(disable(self._post)),
+        ]
+
+    def log(self, values: Mapping[str, Value]) -> None:
+        """Values for the step that was completed last, or for the next one once its backward has begun."""
+        if not losses.TAP.is_open and self.recorder.amend(values):
+            return
+        self._logged.update(values)
+
+    def close(self) -> None:
+        """Take the hooks off and undo what is in force. Inside a step the hooks stay, and do nothing."""
+        self.active = False
+        if self._depth == 0:
+            for handle in self._handles:
+                handle.remove()
+        self.actuators.release()
+        self.recorder.release()
+
+    # --- hooks ----------------------------------------------------------------------------------------
+
+    def _pre(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if not self.active:
+            return None
+        try:
+            began = time.perf_counter()
+            if self._depth and _is_nested(optimizer):
+                self._depth += 1  # a subclass that calls super().step()
+                return None
+            self._depth = 1
+            self._begin()
+            changed = self._wrap_closure(args, kwargs)
+            self._spent = time.perf_counter() - began
+        except Exception as error:  # noqa: BLE001 - never into the training loop
+            self._failed(error)
+            return None
+        return changed
+
+    def _post(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self.active or self._depth == 0:
+            return
+        self._depth -= 1
+        if self._depth:
+            return
+        try:
+            self._end(time.perf_counter())
+        except Exception as error:  # noqa: BLE001 - never into the training loop
+            self._failed(error)
+        finally:
+            losses.TAP.close()
+            self.actuators.lr_scale.leave()
+
+    def _begin(self) -> None:
+        self.under_way = step = self.completed + 1
+        self._enter("step")
+        if self.control is not None and self.control.pending:
+            self.control.apply_due(self._index, step)
+        actuators = self.actuators
+        self._factor = actuators.lr_scale.enter()
+        self._raw_norm = self._closure_loss = None
+        if actuators.max_norm is not None:
+            self._raw_norm = actuators.clip()
+        if actuators.lr_scale.armed and not actuators.lr_scale.in_force:
+            self._disarm_when_idle()
+        self._sampling = not self.degraded and self.governor.wants_sample()
+        if self._sampling and roles_of(self.optimizer).update is None:
+            self._copy_some()
+
+    def _disarm_when_idle(self) -> None:
+        waiting = self.control is not None and any(
+            self._index in pending.armed for pending in self.control.pending
+        )
+        if not waiting:
+            self.actuators.lr_scale.disarm()
+
+    def _wrap_closure(self, args: Any, kwargs: Any) -> Any:
+        """With a closure the gradients come during the step: its first loss counts, and so does a clip."""
+        closure = kwargs.get("closure") if kwargs else None
+        if closure is None and len(args) > 1 and callable(args[1]):
+            closure = args[1]
+        if closure is None:
+            return None
+
+        @functools.wraps(closure)
+        def watched() -> Any:
+            loss = closure()
+            if self._closure_loss is None and isinstance(loss, (Tensor, float)):
+                self._closure_loss = loss.detach().clone() if isinstance(loss, Tensor) else loss
+            if self.actuators.max_norm is not None:
+                self._raw_norm = self.actuators.clip()
+            return loss
+
+        if kwargs.get("closure") is closure:
+            return args, {**kwargs, "closure": watched}
+        return (args[0], watched, *args[2:]), kwargs
+
+    def _end(self, now: float) -> None:
+        """Record the step that is done."""
+        step = self.completed = self.under_way
+        values: dict[str, Value] = {}
+        self._add_loss(values)
+        lrs = self.actuators.lr_scale.scheduled()
+        values["lr"] = _number(lrs[0]) if lrs else float("nan")
+        for i, lr in enumerate(lrs[1:], start=1):
+            values[f"lr/{i}"] = _number(lr)
+        step_time = now - self._ended if self._ended is not None else None
+        if step_time is not None:
+            values["step_time"] = step_time
+        if self._factor is not None:
+            values["lr_scale"] = self._factor
+        if self.actuators.max_norm is not None:
+            values["clip"] = self.actuators.max_norm
+        if self._logged:
+            logged, self._logged = self._logged, {}
+            values.update(logged)
+        norm_cost = sample_cost = None
+        if not self.degraded:
+            with torch.no_grad():
+                if self._sampling or self.governor.wants_norm():
+                    norm_cost = self._add_norm(values)
+                if self._sampling:
+                    sample_cost = self._add_sample(step, values)
+        self.recorder.add(step, values)
+        self._enter("between steps")
+        self._ended = end = time.perf_counter()
+        fixed = self._spent + (end - now) - (norm_cost or 0.0) - (sample_cost or 0.0)
+        self.governor.spent(step_time, fixed, norm_cost, sample_cost)
+
+    # --- measuring ------------------------------------------------------------------------------------
+
+    def _add_loss(self, values: dict[str, Value]) -> None:
+        if not self._see_loss:
+            return
+        loss: float | Tensor | None
+        if self._closure_loss is not None:
+            loss, passes = self._closure_loss, 1
+        else:
+            loss, passes = losses.TAP.read()
+        if loss is None:
+            return
+        values["loss"] = loss.item() if isinstance(loss, Tensor) and on_cpu(loss) else loss
+        if passes > 1:
+            values["backward_passes"] = float(passes)
+
+    def _add_norm(self, values: dict[str, Value]) -> float:
+        """The global norm of the gradients that the optimizer used; what it took."""
+        began = time.perf_counter()
+        with_grad = [
+            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        grads = [p.grad for p in with_grad]
+        if not self._plain:
+            grads = [local(grad) for grad in grads]
+            self._plain = all(a is not None and _is_plain(a) for a in (p.grad for p in with_grad))
+        if grads and all(grad.device.type == "cpu" for grad in grads):
+            norm = total_norm(grads)
+            values["grad_norm"] = norm
+            raw = self._raw_norm
+            if raw is None and (clip := clips.TAP.take(with_grad)) is not None:
+                total, max_norm = clip
+                # The clipping divided by the norm that torch found; ours is the accurate one.
+                raw = norm / min(1.0, max_norm / (float(total) + 1e-6)) if max_norm > 0 else None
+            if raw is not None:
+                values["grad_norm_raw"] = raw
+            self.actuators.recent_norms.append(norm if raw is None else raw)
+        return time.perf_counter() - began
+
+    def _add_sample(self, step: int, values: dict[str, Value]) -> float:
+        began = time.perf_counter()
+        layout = _layout(self.optimizer)
+        if layout != self._layout:  # parameters were added
+            self._layout = layout
+            self._plain = False
+            self.recorder.rename(naming.tensors_of(self.optimizer, self._names))
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        differences = {
+            i: local(params[i]).double().sub_(before) for i, before in self._before.items() if i < len(params)
+        }
+        self._before = {}
+        sample = probe.measure(self.optimizer, params, roles_of(self.optimizer), differences)
+        self.recorder.sample(step, sample)
+        values["param_norm"] = sample.param_norm
+        if sample.update_norm is not None:
+            values["update_norm"] = sample.update_norm
+        return time.perf_counter() - began
+
+    def _copy_some(self) -> None:
+        """Copy the next parameters in turn, as many as the largest has elements, to see their update."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        room = max((p.numel() for p in params), default=0)
+        for _ in params:
+            i = self._turn % len(params)
+            room -= params[i].numel()
+            if room < 0:
+                return
+            self._turn = i + 1
+            if params[i].grad is not None or self._is_closure_step():
+                self._before[i] = local(params[i]).double()
+
+    def _is_closure_step(self) -> bool:
+        return isinstance(self.optimizer, torch.optim.LBFGS)
+
+    def _enter(self, phase: str) -> None:
+        self.phase, self.phase_since = phase, time.monotonic()
+
+    def _failed(self, error: Exception) -> None:
+        """Log once and go on with less: nothing measured, then nothing at all."""
+        self._failures += 1
+        self._depth = 0
+        if not self.degraded:
+            self.degraded = f"{type(error).__name__}: {error}"
+            log.warning(
+                "optwatch: measuring %s failed and stays off: %s", self.name, self.degraded, exc_info=error
+            )
+        elif self._failures >= _FAILURES:
+            self.active = False
+            self.actuators.release()
+
+
+def _steps_so_far(optimizer: torch.optim.Optimizer) -> int:
+    """Where the optimizer's own count stands, 0 where it has none."""
+    counts = [0.0]
+    for state in optimizer.state.values():
+        if isinstance(state, Mapping) and "step" in state:
+            counts.append(scalar(state["step"]))
+    for group in optimizer.param_groups:
+        if isinstance(group.get("step"), (int, float, Tensor)):
+            counts.append(scalar(group["step"]))
+    return int(max(counts))
+
+
+def _layout(optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
+    return tuple(len(group["params"]) for group in optimizer.param_groups)
+
+
+def _is_plain(grad: Tensor) -> bool:
+    """Whether the gradient can be read as it is."""
+    return type(grad) is Tensor and grad.layout is torch.strided and not grad.is_complex()
+
+
+def _number(lr: Any) -> Value:
+    if isinstance(lr, Tensor):
+        return float(lr.item()) if on_cpu(lr) else lr.detach().clone()
+    return float(lr) if isinstance(lr, (int, float)) else float("nan")
+
+
+def _is_nested(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether this pre-hook runs inside another step of the same optimizer.
+
+    Told from the stack: after a step that raised no post-hook has run either.
+    """
+    outer = sys._getframe(2)
+    found = 0
+    frame: Any = outer
+    while frame is not None:
+        if frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer:
+            found += 1
+        frame = frame.f_back
+    return found > 1
