@@ -39,12 +39,12 @@ def preview(action: str, snapshot: Snapshot) -> Preview:
             "cannot be undone; the moments build up again in about 1/(1-β2) steps",
         ),
         "scale_lr": (
-            f"every learning rate is multiplied; now × {formats.number(status.lr_scale)}",
+            f"every learning rate is multiplied; now × {formats.setting(status.lr_scale)}",
             "u restores the former scale; the schedule stays as it is",
         ),
         "clip": (
             "gradients with a larger global norm are scaled down to it"
-            + ("" if status.clip is None else f"; the limit in force is {formats.number(status.clip)}"),
+            + ("" if status.clip is None else f"; the limit in force is {formats.setting(status.clip)}"),
             "u restores what was in force before",
         ),
     }[action]

@@ -28,7 +28,7 @@ class OptwatchApp(App[None]):
     TITLE = "optwatch"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
     CSS = """
-    Screen { layout: vertical; }
+    Screen { layout: vertical; overflow: hidden; }
     #status { height: 2; }
     #keybar { height: 1; dock: bottom; }
     #upper, #lower, #lists { height: auto; }

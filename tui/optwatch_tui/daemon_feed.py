@@ -20,9 +20,9 @@ from optwatch_tui.model import Link, LinkState, RunModel
 
 _TICK = 0.25
 """Seconds between two snapshots: nobody reads faster."""
-_SILENCE = 1.0
+_SILENCE = 0.75
 """Seconds without a word after which the daemon is asked whether it is still there."""
-_PATIENCE = 2.0
+_PATIENCE = 1.5
 """Seconds that it has to answer."""
 _RETRY = 0.5
 

@@ -188,14 +188,14 @@ def status_pieces(snapshot: Snapshot, link: Link, now: float) -> list[tuple[int,
     role = {"live": "ok", "stale": "warning", "ended": "muted"}.get(state, "critical")
     state_text = f"{STATE_GLYPHS[state]} {state}"
     if link.state == "lost":
-        state_text += f" {formats.span(now - link.since)}"
+        state_text += f" {formats.span(now - link.since)}, trying again"
     control = "armed" if status.control == "armed" else f"not armed: {status.control}"
     pieces: list[tuple[int, Row]] = [
         (5, (("optwatch ▸", "muted"),)),
         (0, ((formats.plain(status.name)[:28], "title"), (f" {formats.short_id(status.run)}", "muted"))),
         (0, ((state_text, role),)),
         (0, (("step ", "muted"), (formats.count(status.step), "value"))),
-        (2, ((formats.rate(status.rate if status.state == "live" else None), "text"),)),
+        (2, ((formats.rate(status.rate if state == "live" else None), "text"),)),
         (3, (("ranks ", "muted"), (formats.links(status.ranks, status.world_size), "text"))),
         (1, (("mode ", "muted"), (status.mode, "text"))),
         (4 if status.control == "armed" else 1, (("control ", "muted"), (control, "text"))),

@@ -32,6 +32,14 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def setting(value: float | None) -> str:
+    """A number that somebody chose, without trailing zeros: 0.5, 1, 3e-4."""
+    if value is None:
+        return "-"
+    text = f"{value:.4g}"
+    return text.replace("e-0", "e-").replace("e+0", "e")
+
+
 def tick(value: float) -> str:
     """A label of an axis, at most 6 characters."""
     size = abs(value)
@@ -96,12 +104,12 @@ def action(name: str, args: Mapping[str, Any]) -> str:
         if args.get("reset"):
             return "LR scale back to 1"
         ramp = f" over {args['ramp']} steps" if args.get("ramp") else ""
-        return f"LR × {number(args.get('factor'))}{ramp}"
+        return f"LR × {setting(args.get('factor'))}{ramp}"
     if name == "clip":
         if args.get("off"):
             return "clip off"
         limit = args.get("max_norm")
-        return f"clip at {limit if isinstance(limit, str) else number(limit)}"
+        return f"clip at {limit if isinstance(limit, str) else setting(limit)}"
     if name == "restart":
         moments = args.get("moments", "all")
         which = "" if moments == "all" else f" {moments} moments"

@@ -25,10 +25,12 @@ _LOWER = ("lr", "update_ratio", "moments", "step_time", "rms_t")
 
 def arrange(width: int, height: int) -> Arrangement:
     """The best use of a terminal: loss, gradient norm and findings always, the rest as room allows."""
-    room = max(8, height - _TOP - _BOTTOM)
+    room = max(3, height - _TOP - _BOTTOM)
     upper_charts = ("loss", "grad_norm") if width >= 60 else ("loss",)
     lower_charts = _LOWER[: max(1, min(len(_LOWER), width // 38))]
     actions = width >= 70
+    if room < 9:
+        return Arrangement(room, 0, 0, 0, upper_charts, (), actions)
     if room < 18:
         lists = max(4, room * 2 // 5)
         return Arrangement(room - lists, 0, 0, lists, upper_charts, (), actions)

@@ -26,10 +26,7 @@ class Scale:
 
     def heights(self, values: F8) -> F8:
         """Values as parts of the height, 0 at the bottom; NaN where a value has no place."""
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            scaled = np.log10(np.where(values > 0, values, np.nan)) if self.log else values
-            share = (scaled - self.low) / (self.high - self.low)
-        return np.where(np.isfinite(share), share, np.nan)
+        return (_scaled(values, self.log) - self.low) / (self.high - self.low)
 
 
 def dots(
@@ -110,18 +107,26 @@ def value_range(parts: "list[F8]", log: bool, rows: int) -> tuple[float, float]:
     """Edges for the height of a plot: round numbers just outside all finite values (their log10 if `log`)."""
     lows, highs = [], []
     for values in parts:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            scaled = np.log10(values[values > 0]) if log else values
-        scaled = scaled[np.isfinite(scaled)]
+        scaled = _scaled(values, log)
+        scaled = scaled[~np.isnan(scaled)]
         if len(scaled):
             lows.append(float(scaled.min()))
             highs.append(float(scaled.max()))
     if not lows:
         return 0.0, 1.0
     low, high = min(lows), max(highs)
-    least = 0.2 if log else max(abs(high), abs(low)) * 1e-3 or 1.0
+    size = max(abs(high), abs(low))
+    least = 0.2 if log else size * 1e-3 if size > 1e-290 else 1.0
     if high - low < least:  # a flat line lies in the middle and its noise is not blown up
         middle = (high + low) / 2
         low, high = middle - least / 2, middle + least / 2
     step = nice_step(high - low, max(2 * rows, 4))
     return float(np.floor(low / step + 1e-9) * step), float(np.ceil(high / step - 1e-9) * step)
+
+
+def _scaled(values: F8, log: bool) -> F8:
+    """Values or their log10, NaN where they have none; within ±1e300, so that differences are finite."""
+    if not log:
+        return np.where(np.isfinite(values), np.clip(values, -1e300, 1e300), np.nan)
+    there = np.isfinite(values) & (values > 0)
+    return np.where(there, np.log10(np.where(there, values, 1.0)), np.nan)

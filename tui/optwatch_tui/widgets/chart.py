@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from optwatch_tui import raster
 from optwatch_tui.charts import Line, Picture
-from optwatch_tui.formats import number, short_count, tick
+from optwatch_tui.formats import number, setting, short_count, tick
 from optwatch_tui.raster import Scale
 from optwatch_tui.rows import Row, Span
 from optwatch_tui.widgets.frame import Framed
@@ -54,7 +54,7 @@ class Chart(Framed, can_focus=True):
         spans: list[Span] = []
         if self._picture.level is not None:
             label, value = self._picture.level
-            spans.append((f"{label} {number(value)} ╌", "third"))
+            spans.append((f"{label} {setting(value)} ╌", "third"))
         if self._picture.log:
             spans.append((" log" if spans else "log", "muted"))
         return tuple(spans)

@@ -65,10 +65,5 @@ def fitting(pieces: list[tuple[int, Row]], width: int) -> list[Row]:
 def link_sentence(link: Link) -> Row:
     """What to make of a link that is not live."""
     if link.state == "connecting":
-        return ((" ◌ ", "info"), ("looking for the daemon", "muted"))
-    return (
-        (" ✖ ", "critical"),
-        ("no daemon answers: ", "critical"),
-        (link.reason, "text"),
-        (" - trying again", "muted"),
-    )
+        return ((" ◌ ", "info"), (link.reason or "looking for the daemon", "muted"))
+    return ((" ✖ ", "critical"), (link.reason, "text"))
