@@ -100,7 +100,7 @@ class OptwatchApp(App[None]):
 
     def _changed(self) -> None:
         for screen in self._watch_screens():
-            if screen.is_mounted:
+            if screen.ready:
                 screen.changed()
 
     def _watch_screens(self) -> list[WatchScreen]:
@@ -128,10 +128,9 @@ class OptwatchApp(App[None]):
 
     def action_go_back(self) -> None:
         screen = self.screen
-        if screen.maximized is not None:
-            screen.minimize()
-            self.call_after_refresh(self._changed)
-        elif isinstance(screen, WatchScreen) and not isinstance(screen, RunsScreen):
+        if isinstance(screen, RunScreen) and screen.back():
+            return
+        if isinstance(screen, WatchScreen) and not isinstance(screen, RunsScreen):
             if isinstance(screen, RunScreen):
                 self.feed.watch(None)
                 self.snapshot = None

@@ -44,9 +44,7 @@ KEYS: tuple[Key, ...] = (
     Key("left", "←", "pan(-0.5)", "back in time", "earlier steps", ("run", "tensors")),
     Key("right", "→", "pan(0.5)", "forward", "later steps", ("run", "tensors")),
     Key("0", "0", "whole", "whole run", "all steps again, following", ("run", "tensors")),
-    Key(
-        "y", "y", "log", "log-y", "logarithmic axis, for the focused chart or for all", ("run", "tensors"), 9
-    ),
+    Key("y", "y", "log", "log-y", "logarithmic axis, for the focused chart or for all", ("run",), 9),
     Key("enter", "enter", "enlarge", "enlarge", "the focused panel alone; esc brings all back", ("run",)),
     Key("enter", "enter", "open", "open", "open the selected run", ("runs",), 1),
     Key("slash", "/", "filter", "filter", "keep only what contains a text", ("runs", "tensors", "ranks"), 2),

@@ -119,7 +119,7 @@ def run_item(run: RunInfo, now: float, width: int) -> Item:
     role = {"live": "ok", "stale": "warning", "ended": "muted"}[run.state]
     worst = run.worst or "none"
     sign = f"{SEVERITY_GLYPHS[worst]} {worst}" if worst in SEVERITY_GLYPHS else "-"
-    name = max(12, min(40, width - 66))
+    name = _name_width(width)
     row: Row = (
         (f" {STATE_GLYPHS[run.state]} {run.state:<6}", role),
         (f"{formats.plain(run.name)[:name]:<{name}} ", "title" if run.state == "live" else "text"),
@@ -133,9 +133,14 @@ def run_item(run: RunInfo, now: float, width: int) -> Item:
     return Item(run.run, (row,))
 
 
+def _name_width(width: int) -> int:
+    """Cells for a run's name beside the other columns."""
+    return max(10, min(40, width - 68))
+
+
 def run_head(width: int) -> Row:
     """The heading over `run_item`s."""
-    name = max(12, min(40, width - 66))
+    name = _name_width(width)
     text = f" {'state':<8}{'run':<{name}} {'id':<6}{'step':>10} {'rate':>11} {'loss':>8}"
     text += f"  {'findings':<11}{'age':>8}"
     return ((text, "muted"),)

@@ -20,13 +20,14 @@ class Arrangement:
     """Whether the actions have a panel of their own beside the findings."""
 
 
+UPPER = ("loss", "grad_norm")
 _LOWER = ("lr", "update_ratio", "moments", "step_time", "rms_t")
 
 
 def arrange(width: int, height: int) -> Arrangement:
     """The best use of a terminal: loss, gradient norm and findings always, the rest as room allows."""
     room = max(3, height - _TOP - _BOTTOM)
-    upper_charts = ("loss", "grad_norm") if width >= 60 else ("loss",)
+    upper_charts = UPPER if width >= 60 else UPPER[:1]
     lower_charts = _LOWER[: max(1, min(len(_LOWER), width // 38))]
     actions = width >= 70
     if room < 9:
@@ -42,3 +43,11 @@ def arrange(width: int, height: int) -> Arrangement:
     heat = room // 5
     lower = room // 5
     return Arrangement(room - lists - heat - lower, lower, heat, lists, upper_charts, lower_charts, actions)
+
+
+def alone(height: int, chart: str) -> Arrangement:
+    """One chart as large as can be, with the header and the keys."""
+    room = max(3, height - _TOP - _BOTTOM)
+    if chart in UPPER:
+        return Arrangement(room, 0, 0, 0, (chart,), (), False)
+    return Arrangement(0, room, 0, 0, (), (chart,), False)

@@ -144,9 +144,7 @@ async def test_a_refusal_is_shown() -> None:
 async def test_the_end_of_a_command_is_announced_on_its_way() -> None:
     model = recorded.model()
     async with shown(
-        RecordedFeed(
-            LinkChanged(recorded.LIVE), RunsChanged(recorded.RUNS), RunChanged(model.snapshot())
-        )
+        RecordedFeed(LinkChanged(recorded.LIVE), RunsChanged(recorded.RUNS), RunChanged(model.snapshot()))
     ) as pilot:
         for seq, (state, step) in enumerate((("scheduled", None), ("applied", 18_425)), start=11):
             command = msgspec.structs.replace(recorded.COMMANDS[1], state=state, step=step)

@@ -24,11 +24,21 @@ class WatchScreen(Screen[None]):
         """Draw what is not as it was."""
         raise NotImplementedError
 
+    ready = False
+    """Whether its panels are there to be drawn."""
+
     def on_mount(self) -> None:
+        self.ready = True
+        self.fit_panels()
         self.changed()
 
     def on_resize(self) -> None:
-        self.call_after_refresh(self.changed)
+        if self.ready:
+            self.fit_panels()
+            self.call_after_refresh(self.changed)
+
+    def fit_panels(self) -> None:
+        """Fit the panels to the size of the terminal."""
 
     def notice(self, row: Row) -> None:
         """Say a sentence in the place of the keys, for a while."""

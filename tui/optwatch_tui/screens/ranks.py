@@ -61,8 +61,8 @@ class RanksScreen(WatchScreen):
 
 
 _HEAD: Row = (
-    (f" {'link':<10}{'rank':>5} {'step':>11} {'behind':>7} {'phase':<12}", "muted"),
-    (f"{'agent':>7} {'every':>6} {'lost':>7}  host", "muted"),
+    (f" {'link':<10}{'rank':>5} {'step':>10} {'behind':>6} {'phase':<9}", "muted"),
+    (f"{'agent':>6} {'every':>5} {'lost':>5}  host", "muted"),
 )
 
 
@@ -72,12 +72,12 @@ def rank_item(rank: RankInfo, newest: int) -> Item:
     row: Row = (
         (f" {RANK_GLYPHS[rank.link]} {rank.link:<8}", _ROLES[rank.link]),
         (f"{rank.rank:>5} ", "title"),
-        (f"{formats.count(rank.step):>11} ", "text"),
-        (f"{behind or '-':>7} ", "warning" if behind > 1 else "muted"),
-        (f"{formats.plain(rank.phase)[:11]:<12}", "text"),
-        (f"{rank.overhead:>7.1%} ", "muted"),
-        (f"{rank.sample_every:>6} ", "muted"),
-        (f"{rank.dropped or '-':>7}", "warning" if rank.dropped else "muted"),
+        (f"{formats.count(rank.step):>10} ", "text"),
+        (f"{behind or '-':>6} ", "warning" if behind > 1 else "muted"),
+        (f"{formats.plain(rank.phase)[:8]:<9}", "text"),
+        (f"{rank.overhead:>6.1%} ", "muted"),
+        (f"{rank.sample_every:>5} ", "muted"),
+        (f"{rank.dropped or '-':>5}", "warning" if rank.dropped else "muted"),
         (f"  {formats.plain(rank.host)}:{rank.pid}", "muted"),
     )
     return Item(str(rank.rank), (row,))

@@ -9,12 +9,11 @@ from textual.containers import Horizontal
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import Finding
 from optwatch.wire.requests import Request
-from optwatch_tui import acting, charts, describe, formats
+from optwatch_tui import acting, charts, describe, formats, layout
 from optwatch_tui.acting import Preview
 from optwatch_tui.bindings import bindings, keys_of
 from optwatch_tui.charts import CHARTS, Window
 from optwatch_tui.heat import STATISTICS, heat
-from optwatch_tui.layout import arrange
 from optwatch_tui.model import Snapshot
 from optwatch_tui.rows import Row, Span
 from optwatch_tui.screens.base import WatchScreen
@@ -26,7 +25,6 @@ from optwatch_tui.widgets.keybar import KeyBar
 from optwatch_tui.widgets.listing import Listing
 from optwatch_tui.widgets.status import StatusHeader
 
-_UPPER = ("loss", "grad_norm")
 _ENDS = {"applied": "ok", "judged": "ok", "refused": "critical", "failed": "critical", "expired": "critical"}
 
 
@@ -40,6 +38,7 @@ class RunScreen(WatchScreen):
         self._window = Window()
         self._log: dict[str, bool] = {}
         self._statistic = 0
+        self._alone: str | None = None
         self._held: Snapshot | None = None
         self._command_states: dict[str, str] | None = None
 
@@ -47,11 +46,11 @@ class RunScreen(WatchScreen):
         yield StatusHeader(id="status")
         with Horizontal(id="upper"):
             for spec in CHARTS:
-                if spec.key in _UPPER:
+                if spec.key in layout.UPPER:
                     yield Chart(spec.key, spec.title, id=f"chart-{spec.key}")
         with Horizontal(id="lower"):
             for spec in CHARTS:
-                if spec.key not in _UPPER:
+                if spec.key not in layout.UPPER:
                     yield Chart(spec.key, spec.title, id=f"chart-{spec.key}")
         yield HeatMap(id="heat")
         with Horizontal(id="lists"):
@@ -60,16 +59,12 @@ class RunScreen(WatchScreen):
         yield KeyBar(keys_of("run", "app"), readonly=self.watch_app.readonly)
 
     def on_mount(self) -> None:
-        self._arrange()
         self.query_one("#chart-loss").focus()
         super().on_mount()
 
-    def on_resize(self) -> None:
-        self._arrange()
-        super().on_resize()
-
-    def _arrange(self) -> None:
-        plan = arrange(*self.app.size)
+    def fit_panels(self) -> None:
+        size = self.app.size
+        plan = layout.arrange(*size) if self._alone is None else layout.alone(size.height, self._alone)
         for name, lines in (
             ("upper", plan.upper),
             ("lower", plan.lower),
@@ -79,9 +74,10 @@ class RunScreen(WatchScreen):
             panel = self.query_one(f"#{name}")
             panel.styles.height = lines
             panel.display = lines > 0
-        shown = (*plan.upper_charts, *plan.lower_charts)
         for chart in self.query(Chart):
-            chart.display = chart.key in shown
+            chart.display = chart.key in (
+                plan.upper_charts if chart.key in layout.UPPER else plan.lower_charts
+            )
         self.query_one("#actions").display = plan.actions
 
     # --- drawing ------------------------------------------------------------------------------------
@@ -186,15 +182,22 @@ class RunScreen(WatchScreen):
     def action_enlarge(self) -> None:
         focused = self.focused
         if isinstance(focused, Chart):
-            if self.maximized is None:
-                self.maximize(focused)
-            else:
-                self.minimize()
-            self.call_after_refresh(self.changed)
+            self._show_alone(focused.key if self._alone is None else None)
         elif isinstance(focused, HeatMap):
             self.action_tensors()
         elif focused is not None and focused.id == "findings":
             self._open_finding()
+
+    def back(self) -> bool:
+        """Bring all panels back; whether one was alone."""
+        was_alone = self._alone is not None
+        self._show_alone(None)
+        return was_alone
+
+    def _show_alone(self, chart: str | None) -> None:
+        self._alone = chart
+        self.fit_panels()
+        self.call_after_refresh(self.changed)
 
     def action_next_finding(self) -> None:
         findings = self.query_one("#findings", Listing)
@@ -215,7 +218,8 @@ class RunScreen(WatchScreen):
     def _open_finding(self) -> None:
         finding = self._selected_finding()
         if finding is not None:
-            title = f"{finding.kind}  {describe.where(finding)}  since {formats.count(finding.onset_step)}"
+            place = f"  {describe.where(finding)}" if describe.where(finding) else ""
+            title = f"{finding.kind}{place}  since {formats.count(finding.onset_step)}"
             self.app.push_screen(TextScreen(title, lambda width: describe.finding_details(finding, width)))
 
     def _selected_finding(self) -> Finding | None:

@@ -80,7 +80,7 @@ class Chart(Framed, can_focus=True):
         return rows
 
     def foot(self, width: int) -> Row:
-        """The step axis: round steps where they lie, and the marks' glyphs."""
+        """The step axis: round steps where they lie."""
         picture = self._picture
         plot = width - _LABELS
         if picture is None or not picture.lines or plot < 8:
@@ -101,10 +101,6 @@ class Chart(Framed, can_focus=True):
                     roles[start : start + len(label)] = ["muted"] * len(label)
                     free = start + len(label) + 1
             at += step
-        for mark in picture.marks:
-            place = raster.cell_of(mark.step, scale, plot)
-            if place is not None:
-                text[place], roles[place] = mark.glyph, mark.role
         spans: list[Span] = [("─" * _LABELS, self.edge)]
         start = 0
         for end in range(1, plot + 1):
@@ -175,7 +171,8 @@ def _cells(
             codes[y, free], roles[y, free] = ord("╌"), 1 + _ROLES.index("third")
     for mark in picture.marks:
         at = raster.cell_of(mark.step, scale, width)
-        if at is not None:
+        if at is not None:  # a flag on a pole
+            codes[0, at], roles[0, at] = ord(mark.glyph), 1 + _ROLES.index(mark.role)
             free = codes[:, at] == _BLANK
             role = "critical" if mark.role == "critical" else "frame"
             codes[free, at], roles[free, at] = ord("┊"), 1 + _ROLES.index(role)
