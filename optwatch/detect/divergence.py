@@ -12,23 +12,27 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import from_state, median, push, to_state
+from optwatch.detect.memory import FIRST, from_state, median, push, to_state
 from optwatch.detect.ranges import LossRange, NormRange
 from optwatch.series.points import Points
 from optwatch.wire.findings import Severity
 
 LONG_RUN, SHORT_RUN = 2, 4
-"""Hot points in a row that make a divergence: out of the long range (200), or out of the short one (50).
+"""Hot points in a row that make a divergence: out of the long range (200), or out of the short one (20).
 
-Four are asked of the short range, since two in a row come by chance under heavy-tailed minibatch noise
-(log-normal with sigma 1: once in 60,000 points).
+Four are asked of the short range, since two in a row come by chance under heavy-tailed minibatch noise.
 """
+AT_ONCE = 4.0
+"""One of the first five losses over so many times the first is a divergence at once."""
 BACK = 5
 """Points in a row within the range before the excursion, after which it is over."""
 PATIENCE = 20
 """Points after which a spike that has not come back is an alarm."""
-CONFIRM = 10
-"""Points within which the loss confirms a gradient out of its range."""
+CONFIRM, CONFIRMED = 10, 2
+"""Points within which the loss confirms a gradient out of its range, by so many hot points in a row.
+
+One alone is what a batch with an outlier does.
+"""
 
 
 class Excursion(msgspec.Struct):
@@ -37,7 +41,7 @@ class Excursion(msgspec.Struct):
     kind: Literal["exploding_gradient", "loss_spike", "divergence"]
     onset: int
     level: float
-    """The greatest loss of the last 50 points before it."""
+    """The greatest loss of the last 20 points before it."""
     best: float
     first: float
     short_limit: float
@@ -88,9 +92,10 @@ class Divergence:
         return signals
 
     def mark(self, step: int) -> None:
-        """The ranges begin anew. What is open stays so until the loss is back where it was."""
+        """The ranges begin anew, L0 stays. What is open stays so until the loss is back where it was."""
         excursion = self._memory.excursion
-        self._memory = Memory()
+        loss = self._memory.loss
+        self._memory = Memory(loss=LossRange(first=loss.first, best=loss.best))
         if excursion is not None and excursion.kind != "exploding_gradient":
             self._memory.excursion = excursion
 
@@ -121,7 +126,7 @@ class Divergence:
             short_limit, long_limit = ranges.limits()
             hot, limit = not finite or x > short_limit, short_limit
         excursion = memory.excursion
-        if excursion is None and ranges.seen >= 5 and (hot or memory.since_norm == 0):
+        if excursion is None and ranges.seen and (hot or memory.since_norm == 0):
             short_limit, long_limit = ranges.limits()
             excursion = memory.excursion = Excursion(
                 kind="loss_spike" if hot else "exploding_gradient",
@@ -148,11 +153,13 @@ class Divergence:
         e.back = e.back + 1 if x <= e.level else 0
         push(e.losses, min(x, 1e300), PATIENCE)
         before = e.kind, e.severity, e.told
-        if e.long_run >= LONG_RUN or e.short_run >= SHORT_RUN:
+        at_once = self._memory.loss.seen < FIRST and x > AT_ONCE * abs(e.first)
+        if at_once or e.long_run >= LONG_RUN or e.short_run >= SHORT_RUN:
             e.kind, e.severity = "divergence", "critical"
         elif e.kind != "divergence" and e.short_run and self._memory.since_norm < CONFIRM:
             e.kind = "exploding_gradient"
-            e.severity = "warning"
+            if e.short_run >= CONFIRMED:
+                e.severity = "warning"
         elif (
             e.kind != "divergence"
             and e.peak > e.short_limit
@@ -164,7 +171,7 @@ class Divergence:
         over = e.back >= BACK and (e.kind != "exploding_gradient" or e.age >= CONFIRM)
         if over:
             self._memory.excursion = None
-            if e.kind == "loss_spike" and e.severity == "watch":
+            if e.peak > e.short_limit and e.severity == "watch":
                 e.severity = "info"
         if e.told and (over or (e.kind, e.severity, e.told) != before):
             signals.append(self._signal(e, step, over))

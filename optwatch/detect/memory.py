@@ -1,5 +1,6 @@
 """What a detector remembers: plain, typed, bounded, and carried exactly through a save and a restore."""
 
+import math
 from typing import Any, TypeVar
 
 import msgspec
@@ -43,6 +44,34 @@ def median(values: list[float]) -> float:
     return 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
+FIRST = 5
+"""Values that a start is judged by."""
+
+
+def start_of(values: list[float]) -> float:
+    """L0, the loss at the start, of the first values: the first or their mean, whichever is more.
+
+    The first alone where their median is over twice as much: that is a loss that explodes, not noise. In
+    the mean, no value counts as more than twice the median.
+    """
+    first, middle = values[0], median(values)
+    if middle > 2 * abs(first):
+        return first
+    return max(first, sum(_held(values)) / len(values))
+
+
+def start_error(values: list[float]) -> float:
+    """The standard error of that mean."""
+    held = _held(values)
+    mean = sum(held) / len(held)
+    return math.sqrt(sum((value - mean) ** 2 for value in held)) / len(held)
+
+
+def _held(values: list[float]) -> list[float]:
+    limit = 2 * abs(median(values))
+    return [min(value, limit) for value in values]
+
+
 class Extent(msgspec.Struct):
     """The least and the greatest of the last values, kept in blocks so that a value costs O(1).
 
@@ -76,3 +105,45 @@ class Extent(msgspec.Struct):
             self.low = value
         if value > self.high:
             self.high = value
+
+
+class Blocks(msgspec.Struct):
+    """The whole course of a quantity as at most `most` means over blocks of equal length.
+
+    When they are too many, neighbours are joined and the blocks are twice as long.
+    """
+
+    most: int = 400
+    size: int = 10
+    means: list[float] = []
+    sum: float = 0.0
+    count: int = 0
+    """Values in the block that is not full yet."""
+
+    def add(self, value: float) -> bool:
+        """Take a finite value; whether it completed a block."""
+        self.sum += value
+        self.count += 1
+        if self.count < self.size:
+            return False
+        self.means.append(self.sum / self.size)
+        self.sum, self.count = 0.0, 0
+        if len(self.means) >= self.most:
+            self.means = [0.5 * (a + b) for a, b in zip(self.means[::2], self.means[1::2], strict=True)]
+            self.size *= 2
+        return True
+
+    def last(self, values: int, groups: int) -> list[float]:
+        """Medians of `groups` equal parts of the last `values` values, or [] where they are too few."""
+        length = values // self.size // groups
+        if length == 0 or len(self.means) < length * groups:
+            return []
+        recent = self.means[-length * groups :]
+        return [median(recent[i : i + length]) for i in range(0, length * groups, length)]
+
+
+def trend(values: list[float]) -> float:
+    """The Mann-Kendall statistic S over its standard deviation: below -1.645 a decrease at 5 %."""
+    n = len(values)
+    score = sum((b > a) - (b < a) for i, a in enumerate(values) for b in values[i + 1 :])
+    return score / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)

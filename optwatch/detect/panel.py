@@ -13,14 +13,22 @@ from optwatch.detect.causes import Evidence, explain
 from optwatch.detect.divergence import Divergence
 from optwatch.detect.lint import lint
 from optwatch.detect.non_finite import NonFinite
+from optwatch.detect.oscillation import Oscillation
+from optwatch.detect.plateau import Plateau
+from optwatch.detect.regain import Regain
 from optwatch.series.points import Column, Points, Samples
-from optwatch.wire.findings import SEVERITIES, Finding
+from optwatch.wire.findings import ALARMS, SEVERITIES, Finding, Kind
 from optwatch.wire.messages import OptimizerInfo
 
 VERSION = 1
 """Of the state: one of another version is not restored."""
 
-DETECTORS: tuple[type[Detector], ...] = (NonFinite, Divergence)
+DETECTORS: tuple[type[Detector], ...] = (NonFinite, Divergence, Regain, Oscillation, Plateau)
+
+TOLD_BY: dict[Kind, frozenset[Kind]] = {
+    "slow_divergence": frozenset({"divergence", "loss_spike", "oscillation"}),
+}
+"""Kinds that are not reported while an alarm of these kinds is open."""
 
 MAX_FINDINGS = 1_000
 """Findings kept per run; once there are so many, only those already open change."""
@@ -119,7 +127,7 @@ class Panel:
         key = f"{detector}/{signal.key}"
         opened = self._open.get(key)
         if opened is None:
-            if (signal.over and signal.severity == "watch") or len(self._findings) >= MAX_FINDINGS:
+            if signal.over or self._is_told(signal) or len(self._findings) >= MAX_FINDINGS:
                 return None
             number = len(self._findings) + 1
             self._open[key] = number
@@ -154,6 +162,14 @@ class Panel:
             self._findings[number - 1] = finding
         return finding
 
+    def _is_told(self, signal: Signal) -> bool:
+        """Whether an open alarm says it already: a loss that diverged has lost its progress, too."""
+        told = TOLD_BY.get(signal.kind, frozenset())
+        return any(
+            finding.kind in told and finding.severity in ALARMS
+            for finding in (self._findings[number - 1] for number in self._open.values())
+        )
+
     def _parts(self, points: Points) -> list[tuple[Points, bool]]:
         """The points, cut where the LR returns to a height that it had before."""
         lr = points.column("lr")
@@ -164,7 +180,7 @@ class Panel:
         values = lr.values[where]
         former = np.concatenate(([self._lr], values[:-1]))
         top = np.maximum.accumulate(np.concatenate(([self._lr_top], values)))
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             restarts = where[(values > WARM_RESTART * former) & (values <= 1.05 * top[:-1])]
         self._lr, self._lr_top = float(values[-1]), float(top[-1])
         cuts = [0, *(int(cut) for cut in restarts if cut > 0), len(points)]

@@ -4,50 +4,46 @@ import math
 
 import msgspec
 
-from optwatch.detect.memory import Extent, median, push
-
-FIRST = 5
-"""Values before anything is judged."""
+from optwatch.detect.memory import FIRST, Extent, median, push
 
 
 class LossRange(msgspec.Struct):
-    """The loss over the last 50 and the last 200 points.
+    """The loss over the last 20 and the last 200 points.
 
-    Hot is what exceeds Lmax + 0.5 (Lmax - Lmin) + margin, the margin being 0.1 |median of 50| and at
-    least 2 % of what was won so far.
+    Hot is what exceeds Lmax + k (Lmax - Lmin) + margin, with k = 1.5 over the short range and 0.5 over
+    the long one; the margin is 0.1 |median of 50| and at least 5 % of what was won so far. Before there
+    are five points, hot is more than twice the first.
     """
 
     seen: int = 0
-    start: list[float] = []
-    """The first values, in order of size."""
+    first: float = math.nan
+    """L0, the loss at the start."""
     best: float = math.inf
     recent: list[float] = []
-    short: Extent = msgspec.field(default_factory=lambda: Extent(5, 10))
+    short: Extent = msgspec.field(default_factory=lambda: Extent(4, 5))
     long: Extent = msgspec.field(default_factory=lambda: Extent(10, 20))
-
-    @property
-    def first(self) -> float:
-        """L0, the loss at the start: the median of the first values."""
-        return median(self.start)
 
     def quiet_limit(self) -> float:
         """What no hot value stays below; cheap."""
         if self.seen < FIRST:
-            return math.inf
-        return self.short.high + 0.5 * (self.short.high - self.short.low)
+            return self.first + abs(self.first) if self.seen else math.inf
+        return self.short.high
 
     def limits(self) -> tuple[float, float]:
         """The hot limits over the short and over the long range."""
-        margin = max(0.1 * abs(median(self.recent[-50:])), 0.02 * (self.first - self.best))
-        short = self.short.high + 0.5 * (self.short.high - self.short.low) + margin
+        if self.seen < FIRST:
+            limit = self.first + abs(self.first)
+            return limit, limit
+        margin = max(0.1 * abs(median(self.recent[-50:])), 0.05 * (self.first - self.best))
+        short = self.short.high + 1.5 * (self.short.high - self.short.low) + margin
         long = self.long.high + 0.5 * (self.long.high - self.long.low) + margin
         return short, long
 
     def add(self, value: float, limit: float) -> None:
         """Remember a finite value, as no more than `limit`: one outlier shall not hide the next."""
+        if math.isnan(self.first):
+            self.first = value
         self.seen += 1
-        if self.seen <= FIRST:
-            self.start = sorted([*self.start, value])
         value = min(value, limit)
         self.best = min(self.best, value)
         self.short.add(value)

@@ -1,0 +1,215 @@
+"""Plateau: the loss no longer falls. Stuck near its start it is an alarm, after progress it is not."""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from optwatch.detect.base import Signal
+from optwatch.detect.memory import Blocks, from_state, median, start_error, start_of, to_state, trend
+from optwatch.series.points import Points
+
+WINDOW = 200
+"""Points that a plateau lasts at least; half of what has passed, if that is more."""
+STUCK_AFTER = 400
+"""Points before a run can be called stuck: healthy ones start late, flat for hundreds of points."""
+START = 20
+"""Points that L0 is taken from: it decides on what is an alarm, and so is not left to a few noisy ones."""
+GROUPS = 20
+FALL = -1.645
+"""One-sided 5 % of the Mann-Kendall statistic."""
+DROP = 0.01
+"""A fall over the window by less than this share of what was won is none."""
+STUCK = 0.15
+"""Less progress than this share of the start is none."""
+FINISHED = 0.05
+"""An LR below this share of its peak is that of a schedule that ends."""
+CUT = 50.0
+"""An LR that falls by this factor from one point to the next is no schedule's end."""
+CONFIRMED = 3
+"""Judgements in a row that make a run converged; there is no hurry."""
+SOLVED = 0.98
+"""Progress by this share of the start leaves nothing to win."""
+
+
+class Memory(msgspec.Struct):
+    seen: int = 0
+    first: float = math.nan
+    error: float = 0.0
+    """Standard error of L0."""
+    start: list[float] = []
+    early_peak: float = -math.inf
+    """The greatest loss of the first 50 points."""
+    losses: Blocks = msgspec.field(default_factory=Blocks)
+    norms: Blocks = msgspec.field(default_factory=Blocks)
+    rates: Blocks = msgspec.field(default_factory=Blocks)
+    norm: float = 0.0
+    lr: float = 0.0
+    lr_peak: float = 0.0
+    lr_cut: float = 1.0
+    """The greatest factor by which the LR fell at once, and where."""
+    lr_cut_step: int = 0
+    open: Literal["", "stuck", "flat", "converged"] = ""
+    flat: int = 0
+    """Judgements in a row that found it flat."""
+    level: float = math.inf
+
+
+class Plateau:
+    """The course over max(200, half of the run) points as 20 medians: Mann-Kendall finds no decrease at
+    5 %, and the drop is < 1 % of L0 - best. P = (L0 - L)/|L0| < 0.15 is stuck.
+
+    A run is also stuck that after 400 points is not below its start. One whose gradient grows, or whose
+    LR still warms up, is about to start, and is left in peace.
+    """
+
+    name: ClassVar[str] = "plateau"
+
+    def __init__(self) -> None:
+        self._memory = Memory()
+
+    def update(self, points: Points) -> list[Signal]:
+        loss, norm, lr = points.column("loss"), points.column("grad_norm"), points.column("lr")
+        signals: list[Signal] = []
+        m = self._memory
+        for step, x, has_loss, g, rate in zip(
+            points.step.tolist(),
+            loss.values.tolist(),
+            loss.logged.tolist(),
+            norm.values.tolist(),
+            lr.values.tolist(),
+            strict=True,
+        ):
+            if math.isfinite(rate):
+                if m.lr > m.lr_cut * rate > 0:
+                    m.lr_cut, m.lr_cut_step = m.lr / rate, step
+                m.lr = rate
+                m.lr_peak = max(m.lr_peak, rate)
+            if math.isfinite(g):
+                m.norm = min(g, 1e150)
+            if has_loss and math.isfinite(x):
+                self._point(step, min(max(x, -1e150), 1e150), signals)
+        return signals
+
+    def mark(self, step: int) -> None:
+        """The course begins anew, its start stays: progress is that of the run."""
+        old = self._memory
+        self._memory = Memory(
+            first=old.first,
+            error=old.error,
+            early_peak=old.early_peak,
+            lr=old.lr,
+            lr_peak=old.lr_peak,
+            open=old.open,
+            level=old.level,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return to_state(self._memory)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._memory = from_state(state, Memory)
+
+    def _point(self, step: int, x: float, signals: list[Signal]) -> None:
+        m = self._memory
+        m.seen += 1
+        if math.isnan(m.first):
+            m.start.append(x)
+            if len(m.start) == START:
+                m.first = start_of(m.start)
+                m.error = min(start_error(m.start), abs(m.first))
+        if m.seen <= 50:
+            m.early_peak = max(m.early_peak, x)
+        m.norms.add(m.norm)
+        m.rates.add(m.lr)
+        if m.losses.add(x) and m.seen >= WINDOW:
+            self._judge(step, signals)
+
+    def _judge(self, step: int, signals: list[Signal]) -> None:
+        m = self._memory
+        window = max(WINDOW, m.seen // 2)
+        course = m.losses.last(window, GROUPS)
+        if not course:
+            return
+        first, now = m.first, median(course[-4:])
+        won = max(first - min(m.losses.means), STUCK * abs(first))
+        drop = median(course[:4]) - now
+        slope = trend(course)
+        falls = slope < FALL and drop >= DROP * won
+        progress = (first - now) / abs(first) if first else 0.0
+        if m.open:
+            if progress >= 1.5 * STUCK if m.open == "stuck" else falls and now < m.level - 2 * DROP * won:
+                kind, m.open = m.open, ""
+                signals.append(self._signal(kind, step, window, progress, drop, slope, over=True))
+            return
+        found: Literal["", "stuck", "flat", "converged"] = ""
+        m.flat += 1
+        error = math.hypot(m.error, _deviation(course[-8:]) / 2) / abs(first or 1)
+        if progress + 2 * error < STUCK:
+            flat = not falls and slope >= FALL
+            if m.seen >= STUCK_AFTER and (flat or progress <= 0) and not self._starting(window):
+                found = "stuck"
+        elif progress >= STUCK and abs(slope) <= -FALL and abs(drop) < DROP * won:
+            found = "converged" if self._finished(progress) else "flat"
+        if not found:
+            m.flat = 0
+        elif found == "converged" and m.flat < CONFIRMED:
+            found = ""
+        if found:
+            m.open, m.level = found, now
+            signals.append(self._signal(found, step, window, progress, drop, slope))
+
+    def _starting(self, window: int) -> bool:
+        """Whether the run is about to start: its gradient grows, or its LR still warms up."""
+        m = self._memory
+        norms = m.norms.last(window, GROUPS)
+        grows = trend(norms) > -FALL and norms[-1] > 1.5 * norms[0]
+        rates = m.rates.last(window, GROUPS)
+        return grows or rates[-1] > 1.1 * rates[0]
+
+    def _finished(self, progress: float) -> bool:
+        """Whether a flat loss is the end of the run: a schedule that ended, or nothing left to win."""
+        m = self._memory
+        if m.lr_cut >= CUT:
+            return False
+        return progress >= SOLVED or not m.lr > FINISHED * m.lr_peak
+
+    def _signal(
+        self,
+        found: str,
+        step: int,
+        window: int,
+        progress: float,
+        drop: float,
+        slope: float,
+        over: bool = False,
+    ) -> Signal:
+        m = self._memory
+        if over:
+            text = f"the loss falls again, below {m.level:.4g}"
+        elif found == "stuck":
+            text = f"no progress: {m.level:.4g} after {m.seen} points, {progress:.1%} below the start"
+        else:
+            text = f"the loss is flat at {m.level:.4g} for {window} points, {progress:.0%} below its start"
+        return Signal(
+            kind="converged" if found == "converged" else "plateau",
+            step=step,
+            onset_step=step,
+            severity="warning" if found == "stuck" else "info",
+            summary=text,
+            over=over,
+            evidence={
+                "window": window,
+                "progress": progress,
+                "drop": drop,
+                "mann_kendall": slope,
+                "early_peak_over_start": m.early_peak / m.first if m.first else math.nan,
+                "lr_cut": m.lr_cut,
+                "lr_cut_step": m.lr_cut_step,
+            },
+        )
+
+
+def _deviation(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))

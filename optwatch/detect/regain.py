@@ -1,0 +1,141 @@
+"""Slow divergence: the loss gives back what it had won, too slowly to leave its range at once."""
+
+import math
+from typing import Any, ClassVar
+
+import msgspec
+
+from optwatch.detect.base import Signal
+from optwatch.detect.memory import FIRST, from_state, median, push, start_of, to_state
+from optwatch.series.points import Points
+
+SPAN = 20
+ALPHA = 2 / (SPAN + 1)
+AVERAGE_SD = math.sqrt(ALPHA / (2 - ALPHA))
+"""Standard deviation of the average of white noise of unit variance."""
+RESIDUALS = 100
+REFRESH = 10
+"""Points between two estimates of the noise."""
+WINSOR = 8.0
+LOST, SIGMAS, RUN = 0.10, 6.0, 10
+"""An alarm: this share of the progress is lost, by so many standard deviations, so many points in a row."""
+REARM = 0.05
+BEGIN = 50
+"""Points before anything is judged."""
+
+
+class Memory(msgspec.Struct):
+    seen: int = 0
+    start: list[float] = []
+    first: float = math.nan
+    average: float = math.nan
+    best: float = math.inf
+    best_step: int = 0
+    residuals: list[float] = []
+    noise: float = math.inf
+    run: int = 0
+    onset: int = 0
+    open: bool = False
+    worst: float = 0.0
+
+
+class Regain:
+    """R = (EMA - best) / (L0 - best) of the loss's EMA (span 20), its residuals held to 8 sigmas.
+
+    sigma is the larger of 1.4826 MAD and 1.2533 mean |r| of the last 100 residuals, so that a heavy tail
+    counts. The best is that of the segment; L0 - best counts as 5 % of |L0| at least.
+    """
+
+    name: ClassVar[str] = "regain"
+
+    def __init__(self) -> None:
+        self._memory = Memory()
+
+    def update(self, points: Points) -> list[Signal]:
+        loss = points.column("loss")
+        signals: list[Signal] = []
+        for step, x, logged in zip(
+            points.step.tolist(), loss.values.tolist(), loss.logged.tolist(), strict=True
+        ):
+            if logged and math.isfinite(x):
+                self._point(step, min(max(x, -1e150), 1e150), signals)
+        return signals
+
+    def mark(self, step: int) -> None:
+        """A new segment with its own best. L0 stays: progress is that of the run."""
+        old = self._memory
+        self._memory = Memory(first=old.first, open=old.open, onset=old.onset)
+
+    def state(self) -> dict[str, Any]:
+        return to_state(self._memory)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._memory = from_state(state, Memory)
+
+    def _point(self, step: int, x: float, signals: list[Signal]) -> None:
+        m = self._memory
+        m.seen += 1
+        if m.seen <= FIRST:
+            m.start.append(x)
+            m.average = median(m.start)
+            if m.seen == FIRST and math.isnan(m.first):
+                m.first = start_of(m.start)
+            return
+        residual = x - m.average
+        push(m.residuals, residual, RESIDUALS)
+        if m.seen % REFRESH == 0:
+            m.noise = _noise(m.residuals[-RESIDUALS:])
+        held = WINSOR * m.noise
+        m.average += ALPHA * min(max(residual, -held), held)
+        if m.average < m.best:
+            m.best, m.best_step = m.average, step
+        if m.seen <= BEGIN:
+            return
+        first = m.first
+        won = max(first - m.best, 0.05 * abs(first))
+        rise = m.average - m.best
+        lost = rise / won if won > 0 else 0.0
+        significant = rise > SIGMAS * AVERAGE_SD * m.noise
+        if lost > LOST and significant:
+            m.run += 1
+            if m.run == 1:
+                m.onset = step
+        else:
+            m.run = 0
+        m.worst = max(m.worst, lost) if m.open else lost
+        if m.run >= RUN and not m.open:
+            m.open = True
+            signals.append(self._signal(step, lost, first))
+        elif m.open and lost < REARM:
+            m.open = False
+            signals.append(self._signal(step, lost, first))
+
+    def _signal(self, step: int, lost: float, first: float) -> Signal:
+        m = self._memory
+        text = f"the loss has given back {lost:.0%} of what it won: {m.average:.4g}, best {m.best:.4g}"
+        if not m.open:
+            text = f"the loss is back within {REARM:.0%} of its best, after losing {m.worst:.0%}"
+        return Signal(
+            kind="slow_divergence",
+            step=step,
+            onset_step=m.onset,
+            severity="warning",
+            summary=text,
+            over=not m.open,
+            evidence={
+                "progress_lost": m.worst,
+                "average": m.average,
+                "best": m.best,
+                "best_step": m.best_step,
+                "first": first,
+                "noise": m.noise,
+            },
+        )
+
+
+def _noise(residuals: list[float]) -> float:
+    center = median(residuals)
+    deviation = 1.4826 * median([abs(r - center) for r in residuals])
+    held = WINSOR * deviation
+    mean = sum(min(abs(r - center), held) for r in residuals) / len(residuals)
+    return max(deviation, 1.2533 * mean)
