@@ -28,6 +28,8 @@ BACK = 5
 """Points in a row within the range before the excursion, after which it is over."""
 PATIENCE = 20
 """Points after which a spike that has not come back is an alarm."""
+GRACE = 50
+"""Points after a planned change in which the loss may go anywhere below its start."""
 CONFIRM, CONFIRMED = 10, 2
 """Points within which the loss confirms a gradient out of its range, by so many hot points in a row.
 
@@ -95,7 +97,7 @@ class Divergence:
         """The ranges begin anew, L0 stays. What is open stays so until the loss is back where it was."""
         excursion = self._memory.excursion
         loss = self._memory.loss
-        self._memory = Memory(loss=LossRange(first=loss.first, best=loss.best))
+        self._memory = Memory(loss=LossRange(grace=GRACE, first=loss.first, best=loss.best))
         if excursion is not None and excursion.kind != "exploding_gradient":
             self._memory.excursion = excursion
 
@@ -153,7 +155,9 @@ class Divergence:
         e.back = e.back + 1 if x <= e.level else 0
         push(e.losses, min(x, 1e300), PATIENCE)
         before = e.kind, e.severity, e.told
-        at_once = self._memory.loss.seen < FIRST and x > AT_ONCE * abs(e.first)
+        at_once = (
+            self._memory.loss.seen < FIRST and not self._memory.loss.grace and x > AT_ONCE * abs(e.first)
+        )
         if at_once or e.long_run >= LONG_RUN or e.short_run >= SHORT_RUN:
             e.kind, e.severity = "divergence", "critical"
         elif e.kind != "divergence" and e.short_run and self._memory.since_norm < CONFIRM:

@@ -18,6 +18,8 @@ START = 20
 GROUPS = 20
 FALL = -1.645
 """One-sided 5 % of the Mann-Kendall statistic."""
+GROWTH = 2.326
+"""One-sided 1 % of the same: a gradient that grows announces the escape from a saddle."""
 DROP = 0.01
 """A fall over the window by less than this share of what was won is none."""
 STUCK = 0.15
@@ -163,7 +165,7 @@ class Plateau:
         """Whether the run is about to start: its gradient grows, or its LR still warms up."""
         m = self._memory
         norms = m.norms.last(window, GROUPS)
-        grows = trend(norms) > -FALL and norms[-1] > 1.5 * norms[0]
+        grows = trend(norms) > GROWTH and median(norms[-4:]) > 1.15 * median(norms[:4])
         rates = m.rates.last(window, GROUPS)
         return grows or rates[-1] > 1.1 * rates[0]
 

@@ -12,10 +12,12 @@ class LossRange(msgspec.Struct):
 
     Hot is what exceeds Lmax + k (Lmax - Lmin) + margin, with k = 1.5 over the short range and 0.5 over
     the long one; the margin is 0.1 |median of 50| and at least 5 % of what was won so far. Before there
-    are five points, hot is more than twice the first.
+    are five points, hot is more than twice the greatest.
     """
 
     seen: int = 0
+    grace: int = 0
+    """After a planned change, the points in which only a loss above L0 is hot."""
     first: float = math.nan
     """L0, the loss at the start."""
     best: float = math.inf
@@ -25,19 +27,24 @@ class LossRange(msgspec.Struct):
 
     def quiet_limit(self) -> float:
         """What no hot value stays below; cheap."""
-        if self.seen < FIRST:
-            return self.first + abs(self.first) if self.seen else math.inf
+        if self.seen < max(FIRST, self.grace):
+            return self._early_limit() if self.seen else math.inf
         return self.short.high
 
     def limits(self) -> tuple[float, float]:
         """The hot limits over the short and over the long range."""
-        if self.seen < FIRST:
-            limit = self.first + abs(self.first)
+        if self.seen < max(FIRST, self.grace):
+            limit = self._early_limit()
             return limit, limit
         margin = max(0.1 * abs(median(self.recent[-50:])), 0.05 * (self.first - self.best))
         short = self.short.high + 1.5 * (self.short.high - self.short.low) + margin
         long = self.long.high + 0.5 * (self.long.high - self.long.low) + margin
         return short, long
+
+    def _early_limit(self) -> float:
+        if self.seen < self.grace:
+            return self.first
+        return self.short.high + abs(self.short.high)
 
     def add(self, value: float, limit: float) -> None:
         """Remember a finite value, as no more than `limit`: one outlier shall not hide the next."""

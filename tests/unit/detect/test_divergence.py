@@ -65,7 +65,7 @@ def test_it_works_from_the_fifth_point_on() -> None:
     assert (finding.kind, finding.onset_step, finding.step) == ("divergence", 6, 7)
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("noise", [0.05, 0.3, 0.5])
 def test_minibatch_noise_is_no_alarm(noise: float) -> None:
     for seed in range(5):
         findings = found(loss=falling(5_000, seed, noise=noise))
