@@ -43,7 +43,7 @@ class Excursion(msgspec.Struct):
     kind: Literal["exploding_gradient", "loss_spike", "divergence"]
     onset: int
     level: float
-    """The greatest loss of the last 20 points before it."""
+    """The greatest loss of the last 20 points before it; where there were fewer, what is hot."""
     best: float
     first: float
     short_limit: float
@@ -133,7 +133,7 @@ class Divergence:
             excursion = memory.excursion = Excursion(
                 kind="loss_spike" if hot else "exploding_gradient",
                 onset=step,
-                level=ranges.short.high,
+                level=ranges.short.high if ranges.seen >= PATIENCE else long_limit,
                 best=ranges.best,
                 first=ranges.first,
                 short_limit=short_limit,
