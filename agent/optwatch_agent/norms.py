@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 ROW = 4096
-LARGE = 65_536
+LARGE = 16_384
 """Elements from which torch's own float32 sum is too inexact."""
 
 _SLICE = 1 << 20

@@ -1,0 +1,185 @@
+"""An observing agent changes no bit of a training, and leaves nothing behind."""
+
+import copy
+import gc
+import os
+import pickle
+import threading
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import optwatch
+from tests.unit.agent.models import OPTIMIZERS, batches, classifier, fingerprint, train
+
+STEPS = 200
+
+
+def build(name: str, way: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = classifier()
+    try:
+        options = {"fused": True} if way == "fused" else {"foreach": way == "foreach"}
+        return model, OPTIMIZERS[name](model.parameters(), **options)
+    except (TypeError, RuntimeError):
+        pytest.skip(f"there is no {way} {name}")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("way", ["foreach", "fused", pytest.param("for-loop", marks=pytest.mark.slow)])
+def test_parameters_state_and_generator_are_bitwise_equal(name: str, way: str) -> None:
+    model, optimizer = build(name, way)
+    train(model, optimizer, batches(), STEPS)
+    plain = fingerprint(model, optimizer)
+    model, optimizer = build(name, way)
+    # With all of the step time as its budget the agent measures as often as it can.
+    with optwatch.attach(optimizer, model=model, budget=1.0):
+        train(model, optimizer, batches(), STEPS)
+        assert fingerprint(model, optimizer) == plain
+
+
+def amp_training(watched: bool) -> list[Any]:
+    """float16 autocast with a scaler whose first scale overflows, accumulation of two and clipping."""
+    model = classifier()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=20)
+    data = batches()
+    watch = optwatch.attach(optimizer, budget=1.0) if watched else None
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        for _ in range(2):
+            x, y = next(data)
+            with torch.autocast("cpu", dtype=torch.float16):
+                loss = nn.functional.cross_entropy(model(x).float(), y) / 2
+            scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        scaler.step(optimizer)
+        scaler.update()
+    if watch is not None:
+        watch.detach()
+    return [*fingerprint(model, optimizer), scaler.state_dict()]
+
+
+def test_amp_is_bitwise_equal() -> None:
+    assert amp_training(watched=True) == amp_training(watched=False)
+
+
+def closure_training(watched: bool) -> list[Any]:
+    model = classifier()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+    data = batches()
+    watch = optwatch.attach(optimizer, budget=1.0) if watched else None
+    for _ in range(30):
+        x, y = next(data)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)  # noqa: B023 - called at once
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    if watch is not None:
+        watch.detach()
+    return fingerprint(model, optimizer)
+
+
+def test_closures_are_bitwise_equal() -> None:
+    assert closure_training(watched=True) == closure_training(watched=False)
+
+
+def traces(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Everything that an attachment could leave behind."""
+    return [
+        sorted(vars(optimizer)),
+        len(optimizer._optimizer_step_pre_hooks),
+        len(optimizer._optimizer_step_post_hooks),
+        [sorted(map(str, group)) for group in optimizer.param_groups],
+        torch.autograd.backward,
+        torch.amp.grad_scaler.GradScaler.scale,
+        torch.amp.grad_scaler.GradScaler.update,
+        torch.nn.utils.clip_grad._clip_grads_with_norm_,
+        type(optimizer).step,
+        sorted(thread.name for thread in threading.enumerate()),
+        len(os.listdir("/proc/self/fd")),
+    ]
+
+
+@pytest.fixture
+def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = classifier()
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+def test_detach_leaves_nothing(model_and_optimizer: tuple[nn.Module, torch.optim.Optimizer]) -> None:
+    model, optimizer = model_and_optimizer
+    before = traces(optimizer)
+    watch = optwatch.attach(optimizer, model=model)
+    assert traces(optimizer) != before
+    train(model, optimizer, batches(), 20)
+    watch.detach()
+    assert traces(optimizer) == before
+    watch.detach()
+    assert traces(optimizer) == before
+
+
+def test_two_attachments_come_and_go_in_any_order() -> None:
+    first, second = classifier(), classifier(1)
+    one = torch.optim.SGD(first.parameters(), lr=0.1)
+    two = torch.optim.SGD(second.parameters(), lr=0.1)
+    before = traces(one), traces(two)
+    watch_one, watch_two = optwatch.attach(one), optwatch.attach(two)
+    assert watch_one.run != watch_two.run
+    watch_one.detach()
+    train(second, two, batches(), 3)
+    watch_two.detach()
+    assert (traces(one), traces(two)) == before
+
+
+def test_attaching_again_continues_the_run(
+    model_and_optimizer: tuple[nn.Module, torch.optim.Optimizer],
+) -> None:
+    model, optimizer = model_and_optimizer
+    with optwatch.attach(optimizer) as first:
+        train(model, optimizer, batches(), 5)
+    with optwatch.attach(optimizer) as second:
+        assert second.run == first.run
+
+
+def test_an_optimizer_under_watch_can_be_copied_pickled_and_restored(
+    model_and_optimizer: tuple[nn.Module, torch.optim.Optimizer],
+) -> None:
+    model, optimizer = model_and_optimizer
+    data = batches()
+    with optwatch.attach(optimizer, model=model, budget=1.0):
+        train(model, optimizer, data, 5)
+        twin = copy.deepcopy(optimizer)
+        again = pickle.loads(pickle.dumps(optimizer))
+        assert not twin._optimizer_step_pre_hooks
+        assert not again._optimizer_step_pre_hooks
+        assert "step" not in vars(twin)
+        saved = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
+        rng = torch.get_rng_state()
+        train(model, optimizer, batches(7), 5)
+        once = fingerprint(model, optimizer)
+        optimizer.load_state_dict(saved[0])
+        model.load_state_dict(saved[1])
+        torch.set_rng_state(rng)
+        train(model, optimizer, batches(7), 5)
+        assert fingerprint(model, optimizer) == once
+
+
+def test_a_detached_agent_is_collected(
+    model_and_optimizer: tuple[nn.Module, torch.optim.Optimizer],
+) -> None:
+    model, optimizer = model_and_optimizer
+    watch = optwatch.attach(optimizer, model=model)
+    train(model, optimizer, batches(), 3)
+    agent = weakref.ref(watch._agent)
+    watch.detach()
+    del watch
+    gc.collect()
+    assert agent() is None

@@ -1,0 +1,176 @@
+"""What is reported of each tensor, against values computed independently in float64."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optwatch.wire.messages import COUNTS, STATS
+from optwatch_agent.probe import BLOCK, Sample, measure
+from optwatch_agent.roles import roles_of
+from tests.unit.agent.models import OPTIMIZERS, WITHOUT_RULE, batches, classifier, train
+
+FIRST = ("exp_avg", "momentum_buffer")
+SECOND = ("exp_avg_sq", "square_avg", "sum", "exp_inf", "variance")
+CORRECTED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
+
+
+def rms(x: Tensor) -> float:
+    return float(x.detach().double().square().mean().sqrt())
+
+
+def found(state: Mapping[str, Any], keys: tuple[str, ...]) -> Tensor | None:
+    for key in keys:
+        if isinstance(state.get(key), Tensor) and state[key].numel():
+            return state[key].double()
+    return None
+
+
+def expected(optimizer: torch.optim.Optimizer, param: Tensor, before: Tensor) -> dict[str, float]:
+    """The statistics of one tensor by their definitions, NaN where the optimizer has no such thing."""
+    state, group = optimizer.state[param], optimizer.param_groups[0]
+    grad = param.grad.double()
+    values = dict.fromkeys(STATS, np.nan)
+    values |= {
+        "grad_rms": rms(grad),
+        "grad_max": float(grad.abs().max()),
+        "param_rms": rms(param),
+        "param_max": float(param.detach().abs().max()),
+        "update_rms": rms(param.detach().double() - before),
+    }
+    first, second = found(state, FIRST), found(state, SECOND)
+    if first is not None:
+        values["exp_avg_rms"] = rms(first)
+        values["cos_grad_exp_avg"] = float((grad * first).sum() / (grad.norm() * first.norm()))
+    if second is not None and second.shape == grad.shape:
+        values["exp_avg_sq_mean"] = float(second.mean())
+        values["exp_avg_sq_min"] = float(second.min())
+        values["exp_avg_sq_max"] = float(second.max())
+        hat = second
+        if isinstance(optimizer, CORRECTED):
+            hat = second / (1 - group["betas"][1] ** float(state["step"]))
+        eps = 0.0 if isinstance(optimizer, torch.optim.Adamax | torch.optim.Adafactor) else group["eps"]
+        root = second if isinstance(optimizer, torch.optim.Adamax) else hat.sqrt()
+        values["rms_t"] = rms(grad / root.clamp(min=eps))
+        values["eps_share"] = float((root < 10 * eps).double().mean())
+    return values
+
+
+def check(sample: Sample, i: int, wanted: Mapping[str, float], tolerance: float) -> None:
+    got = dict(zip(STATS, sample.stats[i].tolist(), strict=True))
+    for name, value in wanted.items():
+        assert got[name] == pytest.approx(value, rel=tolerance, abs=1e-7, nan_ok=True), name
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("way", ["foreach", "fused", "for-loop"])
+@pytest.mark.parametrize("steps", [1, 7])
+def test_statistics_of_every_optimizer(name: str, way: str, steps: int) -> None:
+    """In float64, where the update can be seen as a difference."""
+    model, data = classifier(dtype=torch.float64), batches(dtype=torch.float64)
+    try:
+        options = {"fused": True} if way == "fused" else {"foreach": way == "foreach"}
+        optimizer = OPTIMIZERS[name](model.parameters(), **options)
+    except (TypeError, RuntimeError):
+        pytest.skip(f"there is no {way} {name}")
+    params = list(model.parameters())
+    train(model, optimizer, data, steps - 1)
+    before = [p.detach().clone() for p in params]
+    train(model, optimizer, data, 1)
+    differences = {}
+    if name in WITHOUT_RULE:
+        differences = {i: p.detach() - b for i, (p, b) in enumerate(zip(params, before, strict=True))}
+    sample = measure(optimizer, params, roles_of(optimizer), differences)
+    wanted = [expected(optimizer, p, b) for p, b in zip(params, before, strict=True)]
+    for i in range(len(params)):
+        check(sample, i, wanted[i], 1e-6)
+    updates = torch.cat([(p.detach() - b).flatten() for p, b in zip(params, before, strict=True)])
+    assert sample.update_norm == pytest.approx(float(updates.norm()), rel=1e-6)
+    whole = torch.cat([p.detach().flatten() for p in params])
+    assert sample.param_norm == pytest.approx(float(whole.norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["nesterov", "adamw", "rmsprop", "adagrad"])
+def test_large_float32_tensors(name: str) -> None:
+    """A tensor of several blocks and a remainder, beside small ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(301, 1009), nn.Tanh(), nn.Linear(1009, 7))
+    optimizer = OPTIMIZERS[name](model.parameters())
+    assert model[0].weight.numel() > 4 * BLOCK
+    params = list(model.parameters())
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        before = [p.detach().double() for p in params]
+        optimizer.zero_grad()
+        model(torch.randn(16, 301, generator=generator)).square().mean().backward()
+        optimizer.step()
+    sample = measure(optimizer, params, roles_of(optimizer))
+    for i, (param, old) in enumerate(zip(params, before, strict=True)):
+        wanted = expected(optimizer, param, old)
+        seen = wanted.pop("update_rms")
+        check(sample, i, wanted, 2e-6)
+        # The difference of float32 parameters has lost bits that the rule has not.
+        assert sample.stats[i, STATS.index("update_rms")] == pytest.approx(seen, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_parameters(dtype: torch.dtype) -> None:
+    model, data = classifier(dtype=dtype), batches(dtype=dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    train(model, optimizer, data, 3)
+    params = list(model.parameters())
+    sample = measure(optimizer, params, roles_of(optimizer))
+    for i, param in enumerate(params):
+        wanted = expected(optimizer, param, param.detach().double())
+        del wanted["update_rms"]
+        check(sample, i, wanted, 1e-6)
+
+
+def test_complex_parameters() -> None:
+    param = nn.Parameter(torch.randn(5, 3, dtype=torch.complex64))
+    optimizer = torch.optim.Adam([param], lr=0.1)
+    param.abs().square().sum().backward()
+    optimizer.step()
+    sample = measure(optimizer, [param], roles_of(optimizer))
+    parts = torch.view_as_real(param.grad).double()
+    assert sample.stats[0, STATS.index("grad_rms")] == pytest.approx(rms(parts), rel=1e-6)
+    assert sample.stats[0, STATS.index("update_rms")] == pytest.approx(0.1, rel=1e-4)
+
+
+def test_zeros_and_non_finite_elements_are_counted() -> None:
+    small, large = nn.Parameter(torch.ones(10)), nn.Parameter(torch.ones(3 * BLOCK))
+    optimizer = torch.optim.SGD([small, large], lr=0.1)
+    small.grad, large.grad = torch.ones(10), torch.ones(3 * BLOCK)
+    small.grad[:3] = 0
+    small.grad[5] = torch.inf
+    large.grad[:BLOCK] = 0
+    large.grad[-2:] = torch.nan
+    counts = measure(optimizer, [small, large], roles_of(optimizer)).counts
+    zeros, broken = COUNTS.index("grad_zeros"), COUNTS.index("grad_nonfinite")
+    assert counts[:, zeros].tolist() == [3, BLOCK]
+    assert counts[:, broken].tolist() == [1, 2]
+
+
+def test_frozen_and_unused_parameters() -> None:
+    used, unused = nn.Parameter(torch.ones(4)), nn.Parameter(torch.full((4,), 2.0))
+    optimizer = torch.optim.Adam([used, unused], lr=0.1)
+    used.sum().backward()
+    optimizer.step()
+    sample = measure(optimizer, [used, unused], roles_of(optimizer))
+    assert np.isnan(sample.stats[1, STATS.index("grad_rms")])
+    assert sample.stats[1, STATS.index("param_rms")] == 2.0
+    assert sample.update_norm == pytest.approx(0.2, rel=1e-4)
+
+
+def test_sparse_gradients() -> None:
+    table = nn.Embedding(50, 4, sparse=True)
+    optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.1)
+    table(torch.tensor([3, 3, 7])).sum().backward()
+    optimizer.step()
+    sample = measure(optimizer, [table.weight], roles_of(optimizer))
+    values = table.weight.grad.coalesce().values()
+    assert sample.stats[0, STATS.index("grad_max")] == float(values.abs().max())
+    assert sample.stats[0, STATS.index("param_rms")] == pytest.approx(rms(table.weight), rel=1e-6)
