@@ -8,6 +8,7 @@ import os
 import queue
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from optwatch.client import Client, DaemonError, DaemonUnreachable, Follower, Refusal
@@ -98,15 +99,14 @@ class DaemonFeed:
 
     def _follow(self, client: Client) -> None:
         """Until the feed is closed; raises `DaemonError` once the daemon is lost."""
-        with client.follow(None) as runs:
+        watched: _Watched | None = None
+        with client.follow(None) as runs, ExitStack() as followed:
             self._post(RunsChanged(client.runs()))
-            watched: _Watched | None = None
             heard = time.monotonic()
             while not self._stopped.is_set():
                 if watched is None or watched.run != self._wanted:
-                    if watched is not None:
-                        watched.close()
-                    watched = self._open(client)
+                    followed.close()
+                    watched = self._open(client, followed)
                 tick = time.monotonic() + _TICK
                 news = self._take_runs(runs)
                 if watched is not None and watched.take(client):
@@ -119,13 +119,15 @@ class DaemonFeed:
                     heard = time.monotonic()
                 self._wait_for_orders(tick - time.monotonic(), client)
 
-    def _open(self, client: Client) -> "_Watched | None":
+    def _open(self, client: Client, followed: ExitStack) -> "_Watched | None":
         """Begin to follow the wanted run, None where there is none (or not yet) of that name."""
         if self._wanted is None:
             return None
         try:
-            watched = _Watched(client, self._wanted)
+            follower = followed.enter_context(client.follow(self._wanted))
+            watched = _Watched(client, self._wanted, follower)
         except Refusal:
+            followed.close()
             return None
         self._post(RunChanged(watched.model.snapshot()))
         return watched
@@ -171,10 +173,10 @@ class DaemonFeed:
 class _Watched:
     """A run that is followed: its model, and the subscription that keeps it up to date."""
 
-    def __init__(self, client: Client, run: str) -> None:
+    def __init__(self, client: Client, run: str, follower: Follower) -> None:
         """Raises `Refusal` where there is no such run."""
         self.run = run
-        self._follower = client.follow(run)
+        self._follower = follower
         self.model = RunModel(*client.view(run))
 
     def take(self, client: Client) -> bool:
@@ -187,6 +189,3 @@ class _Watched:
                 self.model = RunModel(*client.view(self.run))
             changed = True
         return changed
-
-    def close(self) -> None:
-        self._follower.close()
