@@ -11,11 +11,15 @@ import numpy as np
 from optwatch.detect.base import Detector, Signal
 from optwatch.detect.causes import Evidence, explain
 from optwatch.detect.divergence import Divergence
+from optwatch.detect.limits import ClipSaturated, LossScale
 from optwatch.detect.lint import lint
 from optwatch.detect.non_finite import NonFinite
 from optwatch.detect.oscillation import Oscillation
+from optwatch.detect.overfitting import Overfitting
 from optwatch.detect.plateau import Plateau
 from optwatch.detect.regain import Regain
+from optwatch.detect.tensors import Tensors
+from optwatch.detect.vanishing import Vanishing
 from optwatch.series.points import Column, Points, Samples
 from optwatch.wire.findings import ALARMS, SEVERITIES, Finding, Kind
 from optwatch.wire.messages import OptimizerInfo
@@ -23,10 +27,22 @@ from optwatch.wire.messages import OptimizerInfo
 VERSION = 1
 """Of the state: one of another version is not restored."""
 
-DETECTORS: tuple[type[Detector], ...] = (NonFinite, Divergence, Regain, Oscillation, Plateau)
+DETECTORS: tuple[type[Detector], ...] = (
+    NonFinite,
+    Divergence,
+    Regain,
+    Oscillation,
+    Plateau,
+    Overfitting,
+    Vanishing,
+    Tensors,
+    ClipSaturated,
+    LossScale,
+)
 
 TOLD_BY: dict[Kind, frozenset[Kind]] = {
     "slow_divergence": frozenset({"divergence", "loss_spike", "oscillation"}),
+    "epsilon_dominated": frozenset({"dead_parameters", "vanishing_gradient"}),
 }
 """Kinds that are not reported while an alarm of these kinds is open."""
 

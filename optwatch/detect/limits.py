@@ -1,0 +1,130 @@
+"""Signals at their limits: a clip that always cuts, a loss scale that collapses."""
+
+import math
+from typing import Any, ClassVar
+
+import msgspec
+
+from optwatch.detect.base import Signal
+from optwatch.detect.memory import from_state, median, push, to_state
+from optwatch.series.points import Points
+
+WINDOW = 500
+SATURATED, FREED = 0.95, 0.5
+"""Share of the last 500 points that were clipped, from which on and below which it is over."""
+DEPTH = 3.0
+"""The norm before clipping over the one after, in the median, from which clipping is more than a guard."""
+LEAST_SCALE = 1.0
+"""A loss scale below this makes small gradients smaller still."""
+
+
+class ClipMemory(msgspec.Struct):
+    ratios: list[float] = []
+    clipped: int = 0
+    open: bool = False
+    onset: int = 0
+
+
+class ClipSaturated:
+    """Gradients clipped in > 95 % of 500 points, to a third or less: the clip sets the step's length."""
+
+    name: ClassVar[str] = "clip_saturated"
+
+    def __init__(self) -> None:
+        self._memory = ClipMemory()
+
+    def update(self, points: Points) -> list[Signal]:
+        raw, norm = points.column("grad_norm_raw"), points.column("grad_norm")
+        if not raw.logged.any():
+            return []
+        signals: list[Signal] = []
+        m = self._memory
+        for step, before, after in zip(
+            points.step.tolist(), raw.values.tolist(), norm.values.tolist(), strict=True
+        ):
+            if not (math.isfinite(before) and 0 < after < math.inf):
+                continue
+            push(m.ratios, before / after, WINDOW)
+            if len(m.ratios) < WINDOW or step % 10:
+                continue
+            last = m.ratios[-WINDOW:]
+            share = sum(ratio > 1.001 for ratio in last) / WINDOW
+            if not m.open and share > SATURATED and median(last) > DEPTH:
+                m.open, m.onset = True, step
+                signals.append(self._signal(step, share, median(last)))
+            elif m.open and share < FREED:
+                m.open = False
+                signals.append(self._signal(step, share, median(last)))
+        return signals
+
+    def mark(self, step: int) -> None:
+        """The share is counted anew."""
+        self._memory.ratios = []
+
+    def state(self) -> dict[str, Any]:
+        return to_state(self._memory)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._memory = from_state(state, ClipMemory)
+
+    def _signal(self, step: int, share: float, depth: float) -> Signal:
+        return Signal(
+            kind="clip_saturated",
+            step=step,
+            onset_step=self._memory.onset,
+            severity="warning",
+            summary=f"{share:.0%} of the last {WINDOW} steps were clipped, to 1/{depth:.3g} in the median",
+            over=not self._memory.open,
+            evidence={"share": share, "median_ratio": depth},
+        )
+
+
+class ScaleMemory(msgspec.Struct):
+    peak: float = 0.0
+    open: bool = False
+    onset: int = 0
+
+
+class LossScale:
+    """A GradScaler's scale below 1: it halves at every overflow, so that every step must overflow."""
+
+    name: ClassVar[str] = "loss_scale"
+
+    def __init__(self) -> None:
+        self._memory = ScaleMemory()
+
+    def update(self, points: Points) -> list[Signal]:
+        scale = points.column("loss_scale")
+        if not scale.logged.any():
+            return []
+        signals: list[Signal] = []
+        m = self._memory
+        for step, value in zip(points.step.tolist(), scale.values.tolist(), strict=True):
+            if not math.isfinite(value):
+                continue
+            m.peak = max(m.peak, value)
+            low = value < LEAST_SCALE
+            if low != m.open:
+                m.open = low
+                m.onset = step if low else m.onset
+                signals.append(
+                    Signal(
+                        kind="loss_scale_collapse",
+                        step=step,
+                        onset_step=m.onset,
+                        severity="warning",
+                        summary=f"the loss scale is {value:.3g}, at its peak it was {m.peak:.3g}",
+                        over=not low,
+                        evidence={"scale": value, "peak": m.peak},
+                    )
+                )
+        return signals
+
+    def mark(self, step: int) -> None:
+        """Nothing here depends on the past."""
+
+    def state(self) -> dict[str, Any]:
+        return to_state(self._memory)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._memory = from_state(state, ScaleMemory)

@@ -1,0 +1,115 @@
+"""Overfitting: the validation loss rises while the training loss goes on falling."""
+
+import math
+from typing import Any, ClassVar
+
+import msgspec
+
+from optwatch.detect.base import Signal
+from optwatch.detect.memory import from_state, median, push, to_state, trend
+from optwatch.series.points import Points
+
+SMOOTH = 3
+PATIENCE = 5
+"""Evaluations since the best one."""
+RISE = 0.10
+"""The rise over the best, as a share of the best and of what was won since the first evaluation."""
+TREND = 1.645
+SPAN = 100
+"""Of the training loss's average, in points."""
+KEPT = 40
+
+
+class Memory(msgspec.Struct):
+    average: float = math.nan
+    """Of the training loss."""
+    first: float = math.nan
+    recent: list[float] = []
+    best: float = math.inf
+    best_step: int = 0
+    best_train: float = math.nan
+    since: list[float] = []
+    """Smoothed validation losses since the best one."""
+    open: bool = False
+    onset: int = 0
+
+
+class Overfitting:
+    """The validation loss (median of 3) is 10 % above its best, and has won back 10 % of what it had won,
+    in a rise by Mann-Kendall at 5 % over 5 evaluations or more; the training loss is below what it was at
+    the best one.
+    """
+
+    name: ClassVar[str] = "overfitting"
+
+    def __init__(self) -> None:
+        self._memory = Memory()
+
+    def update(self, points: Points) -> list[Signal]:
+        held = points.column("val_loss")
+        loss = points.column("loss")
+        m = self._memory
+        signals: list[Signal] = []
+        for step, x, v in zip(points.step.tolist(), loss.values.tolist(), held.values.tolist(), strict=True):
+            if math.isfinite(x):
+                x = min(max(x, -1e150), 1e150)
+                m.average = x if math.isnan(m.average) else m.average + 2 / (SPAN + 1) * (x - m.average)
+            if math.isfinite(v):
+                self._evaluation(step, min(max(v, -1e150), 1e150), signals)
+        return signals
+
+    def mark(self, step: int) -> None:
+        """A best of another segment is no measure."""
+        self._memory = Memory(open=self._memory.open, onset=self._memory.onset)
+
+    def state(self) -> dict[str, Any]:
+        return to_state(self._memory)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._memory = from_state(state, Memory)
+
+    def _evaluation(self, step: int, v: float, signals: list[Signal]) -> None:
+        m = self._memory
+        if math.isnan(m.first):
+            m.first = v
+        push(m.recent, v, SMOOTH)
+        value = median(m.recent[-SMOOTH:])
+        if value < m.best:
+            m.best, m.best_step, m.best_train, m.since = value, step, m.average, []
+        else:
+            push(m.since, value, KEPT)
+        rise = value - m.best
+        enough = RISE * max(abs(m.best), m.first - m.best)
+        overfits = (
+            len(m.since) >= PATIENCE
+            and rise > enough
+            and m.average < m.best_train
+            and trend(m.since[-KEPT:]) > TREND
+        )
+        if overfits and not m.open:
+            m.open, m.onset = True, m.best_step
+            signals.append(self._signal(step, value))
+        elif m.open and rise < 0.5 * enough:
+            m.open = False
+            signals.append(self._signal(step, value))
+
+    def _signal(self, step: int, value: float) -> Signal:
+        m = self._memory
+        return Signal(
+            kind="overfitting",
+            step=step,
+            onset_step=m.onset,
+            severity="warning",
+            summary=(
+                f"the validation loss rose from {m.best:.4g} to {value:.4g} since step {m.best_step},"
+                f" while the training loss went from {m.best_train:.4g} to {m.average:.4g}"
+            ),
+            over=not m.open,
+            evidence={
+                "val_loss": value,
+                "best_val_loss": m.best,
+                "best_step": m.best_step,
+                "train_loss": m.average,
+                "train_loss_at_best": m.best_train,
+            },
+        )
