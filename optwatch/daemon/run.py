@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -435,7 +436,17 @@ def new_head(hello: Hello, mode: Mode) -> Head:
     )
 
 
-def find_run(runs: Sequence[Run], wanted: str) -> Run:
+class HasHead(Protocol):
+    """A run as far as it takes to find it."""
+
+    @property
+    def head(self) -> Head: ...
+
+
+Found = TypeVar("Found", bound=HasHead)
+
+
+def find_run(runs: Sequence[Found], wanted: str) -> Found:
     """A run by its id, an unambiguous beginning of it (4 characters or more), or its name (the newest).
 
     Raises:

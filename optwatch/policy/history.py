@@ -47,6 +47,9 @@ class History:
         loss, lr = points.column("loss"), points.column("lr")
         if self.first is None and len(points):
             self.first = int(points.step[0])
+        if len(points) and points.step[0] <= self.now:  # a new incarnation repeats steps
+            kept = self.step < points.step[0]
+            self.step, self.loss, self.lr = self.step[kept], self.loss[kept], self.lr[kept]
         broken = loss.logged & ~np.isfinite(loss.values)
         self.step = np.concatenate([self.step, points.step.astype(np.float64)])
         self.loss = np.concatenate([self.loss, np.where(broken, np.inf, loss.values)])

@@ -1,0 +1,113 @@
+"""`optwatch command RUN ACTION`: one command by hand."""
+
+import argparse
+import time
+from typing import Any
+
+from optwatch.cli import show
+from optwatch.cli.commands import outcome_text
+from optwatch.cli.connect import add_run, add_waiting, connected, wait
+from optwatch.cli.errors import Wrong
+from optwatch.client import Refusal
+from optwatch.wire.actions import ACTIONS, OPEN_STATES, Command, action_args, parse_action
+
+HELP = "Give one command by hand, and wait until every rank has applied it. Exit status 0 only then."
+EXAMPLE = """optwatch command digits restart
+  optwatch command digits scale_lr --factor 0.5 --ramp 50
+  optwatch command digits scale_lr --reset
+  optwatch command digits clip --max-norm auto --wait judged --timeout 120"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("action", metavar="ACTION", choices=ACTIONS, help=f"one of {', '.join(ACTIONS)}")
+    restart = parser.add_argument_group("restart: zero the optimizer's moments and its step")
+    restart.add_argument("--moments", choices=("all", "first", "second"), help="which moments (all)")
+    restart.add_argument("--warmup", type=int, metavar="N", help="warm the LR up over N steps (0)")
+    scale = parser.add_argument_group("scale_lr: multiply the LR scale in force (0.5 twice is 0.25)")
+    scale.add_argument("--factor", type=float, metavar="F", help="by this")
+    scale.add_argument("--ramp", type=int, metavar="N", help="over N steps (at once)")
+    scale.add_argument("--reset", action="store_true", default=None, help="back to the schedule's LR")
+    clip = parser.add_argument_group("clip: clip the global gradient norm")
+    clip.add_argument(
+        "--max-norm", type=_max_norm, metavar="X|auto", help="to this, or to what the run shows"
+    )
+    clip.add_argument("--off", action="store_true", default=None, help="stop clipping")
+    parser.add_argument("--why", default="", help="kept with the command")
+    add_waiting(parser)
+    parser.add_argument("--json", action="store_true", help="print the command as a JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    values = _arguments(args)
+    with connected() as client:
+        run_id = client.status(args.run_).run
+        try:
+            command = client.act(run_id, args.action, values, args.why)
+        except Refusal as refusal:
+            if refusal.code == "bad_request":
+                raise
+            command = _refused(run_id, args.action, values, args.why, refusal.reason)
+        else:
+            command = wait(client, run_id, command.id, args.wait, args.timeout)
+    return report(command, args.wait, args.json, args.timeout)
+
+
+def report(command: Command, until: str, as_json: bool, timeout: float) -> int:
+    """Print what became of a command; the exit status."""
+    if as_json:
+        show.print_json(command)
+    else:
+        told, colour = show.state_cell(command)
+        text = f"{command.id} {command.action} {show.arguments(command.args)}".strip()
+        if command.step is not None:
+            text += f" at step {command.step:,} on rank {', '.join(map(str, command.ranks_applied))}"
+        if command.outcome is not None:
+            text += f": {outcome_text(command)}"
+        if command.state in OPEN_STATES or (until == "judged" and command.state == "applied"):
+            text += f": still {command.state} after {timeout:g} s"
+        if command.reason:
+            text += f": {command.reason}"
+        print(f"{show.paint(told, colour)}  {text}")
+    return 0 if command.state == "judged" or (command.state == "applied" and until == "applied") else 1
+
+
+def _arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The action's own arguments, checked as the daemon will check them."""
+    options = [field for action in ACTIONS.values() for field in action.__struct_fields__]
+    given = {name: value for name in options if (value := getattr(args, name)) is not None}
+    own = ACTIONS[args.action].__struct_fields__
+    for name in given:
+        if name not in own:
+            takes = ", ".join(_option(field) for field in own)
+            raise Wrong(f"{args.action} takes {takes}, not {_option(name)}")
+    try:
+        return action_args(parse_action(args.action, given))
+    except ValueError as error:
+        raise Wrong(str(error)) from None
+
+
+def _refused(run: str, action: str, args: dict[str, Any], why: str, reason: str) -> Command:
+    """A command that was turned away at the door: the run's own list does not hold it."""
+    return Command(
+        id="",
+        run=run,
+        action=action,
+        args=args,
+        state="refused",
+        asked_by="",
+        why=why,
+        asked_at=time.time(),
+        reason=reason,
+    )
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _max_norm(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None

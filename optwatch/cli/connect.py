@@ -1,0 +1,72 @@
+"""A connection to the daemon for one subcommand; what goes wrong with it is said in one sentence."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from optwatch.cli.errors import Wrong
+from optwatch.client import Client, DaemonError
+from optwatch.wire.actions import OPEN_STATES, Command
+
+POLL = 0.1
+"""Seconds between two looks at a command that is under way."""
+
+
+@contextmanager
+def connected() -> Iterator[Client]:
+    """The daemon that $OPTWATCH_DAEMON, the connection file or the default address names.
+
+    Raises:
+        Wrong: no daemon answers, or it refuses what it is asked in the `with` block.
+    """
+    try:
+        with Client() as client:
+            yield client
+    except DaemonError as error:
+        raise Wrong(str(error)) from None
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """RUN, as every subcommand takes it."""
+    parser.add_argument(
+        "run_", metavar="RUN", help="a run's name (its newest run) or the beginning of its id"
+    )
+
+
+def add_waiting(parser: argparse.ArgumentParser) -> None:
+    """How long to wait for what becomes of a command."""
+    parser.add_argument(
+        "--wait",
+        choices=("applied", "judged"),
+        default="applied",
+        help="return when it is applied (default), or when its effect was judged",
+    )
+    parser.add_argument(
+        "--timeout", type=seconds, default=30.0, metavar="S", help="give up waiting after S seconds (30)"
+    )
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds, for argparse."""
+    value = float(text)
+    if not 0 < value < 1e7:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def wait(client: Client, run: str, id: str, until: str, timeout: float) -> Command:
+    """Look at a command until it is applied (or judged), or can be no more, or the time is over.
+
+    Args:
+        run: The run's id.
+        until: "applied" or "judged".
+        timeout: Seconds.
+    """
+    end = time.monotonic() + timeout
+    unfinished = OPEN_STATES | ({"applied"} if until == "judged" else frozenset())
+    while True:
+        command = next(command for command in client.commands(run) if command.id == id)
+        if command.state not in unfinished or time.monotonic() >= end:
+            return command
+        time.sleep(POLL)

@@ -1,0 +1,62 @@
+"""`optwatch export FORMAT RUN DEST`: a run's history, out of the store."""
+
+import argparse
+from pathlib import Path
+
+from optwatch.cli.archive import Archive
+from optwatch.cli.errors import Wrong
+from optwatch.client import Client, DaemonError
+from optwatch.export.tensorboard import ExportError, RunWriter
+from optwatch.wire.places import state_dir
+
+HELP = "Write a run's history for other tools: tensorboard. Doing it again adds only what is new."
+EXAMPLE = "optwatch export tensorboard digits runs/ && tensorboard --logdir runs/"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("format", metavar="FORMAT", choices=("tensorboard",), help="tensorboard")
+    parser.add_argument(
+        "run_", metavar="RUN", help="a run's name (its newest run) or the beginning of its id"
+    )
+    parser.add_argument("dest", metavar="DEST", type=Path, help="directory to write to; made where missing")
+    parser.add_argument("--tensors", action="store_true", help="each tensor's statistics too")
+    parser.add_argument(
+        "--store",
+        metavar="DIR",
+        type=Path,
+        help="the store (default: the running daemon's, else this user's)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    archive = Archive(args.store or _store())
+    head = archive.find(args.run_)
+    for number, optimizer in enumerate(head.optimizers):
+        # A further optimizer has steps of its own, and so a directory of its own.
+        name = head.name if number == 0 else f"{head.name}-{optimizer.name}"
+        try:
+            writer = RunWriter(args.dest, head.run, name, tensors=args.tensors)
+        except ExportError as error:
+            raise Wrong(str(error)) from None
+        steps = 0
+        for points in archive.points(head.run, number):
+            writer.points(points)
+            steps += len(points)
+        if number == 0:
+            writer.hparams(head.config, head.optimizers)
+            for finding in archive.findings(head.run):
+                writer.finding(finding)
+            for command in archive.commands(head.run):
+                writer.command(command)
+        writer.close()
+        print(f"{head.name}: {steps:,} steps in {writer.path}")
+    return 0
+
+
+def _store() -> Path:
+    """The store of the daemon that runs here, else where this user's daemon would have it."""
+    try:
+        with Client() as client:
+            return Path(client.greeting.store)
+    except DaemonError:
+        return state_dir()

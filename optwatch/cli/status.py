@@ -1,0 +1,69 @@
+"""`optwatch status RUN`: how a run stands."""
+
+import argparse
+
+from optwatch.cli import show
+from optwatch.cli.connect import add_run, connected
+from optwatch.wire.requests import RunStatus
+
+HELP = "Show how a run stands: its step, loss, ranks, mode, and whether it can be acted on."
+EXAMPLE = "optwatch status digits"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    with connected() as client:
+        status = client.status(args.run_)
+    if args.json:
+        show.print_json(status)
+    else:
+        _print(status)
+    return 0
+
+
+def _print(status: RunStatus) -> None:
+    gaps = ", ".join(f"{first}-{last}" for first, last in status.gaps)
+    scale = f" × {status.lr_scale:g}" if status.lr_scale != 1 else ""
+    facts: dict[str, show.Cell] = {
+        "run": f"{status.name}  {status.run}",
+        "state": status.state,
+        "started": show.ago(status.started),
+        "step": f"{status.step:,}" + (f"  at {status.rate:.3g} steps/s" if status.rate else ""),
+        "recorded": f"{status.steps_recorded:,} steps" + (f", missing {gaps}" if gaps else ""),
+        "mode": status.mode,
+        "control": (status.control, show.GREEN if status.control == "armed" else show.YELLOW),
+        "may": ", ".join(status.allow) or "observe only",
+        "loss": show.number(status.loss),
+        "lr": show.number(status.lr) + scale,
+        "grad norm": show.number(status.grad_norm)
+        + (f"  clipped to {show.number(status.clip)}" if status.clip is not None else ""),
+        "overhead": show.share(status.overhead) + " of the step time",
+        "worst finding": show.severity_cell(status.worst),
+    }
+    for optimizer in status.optimizers:
+        tensors = sum(group.tensors for group in optimizer.groups)
+        numel = sum(group.numel for group in optimizer.groups)
+        facts[f"optimizer {optimizer.name}".rstrip()] = (
+            f"{optimizer.kind}, {tensors} tensors, {numel:,} elements"
+        )
+    show.print_facts(facts)
+    print()
+    rows: list[list[show.Cell]] = [
+        [
+            str(rank.rank),
+            (rank.link, show.GREEN if rank.link == "up" else show.YELLOW),
+            f"{rank.step:,}",
+            rank.phase,
+            show.share(rank.overhead),
+            f"1 in {rank.sample_every}",
+            str(rank.dropped),
+            f"{rank.host}:{rank.pid}",
+        ]
+        for rank in status.ranks
+    ]
+    headers = ("RANK", "LINK", "STEP", "PHASE", "OVERHEAD", "SAMPLED", "DROPPED", "PROCESS")
+    show.print_table(headers, rows, right=(0, 2, 4, 6))
