@@ -69,9 +69,19 @@ class Assembly:
 
     def _planned(self) -> Plan:
         if self._plan is None:
-            self._plan = Plan(self._schemas)
+            self._plan = Plan(alike(self._schemas))
             self._whole = whole(self._schemas[min(self._schemas)], self._plan)
         return self._plan
+
+
+def alike(schemas: Mapping[int, Schema]) -> dict[int, Schema]:
+    """Those that measure what the lowest rank measures: no others can be merged with it."""
+    first = schemas[min(schemas)]
+    return {
+        rank: schema
+        for rank, schema in schemas.items()
+        if (schema.stats, schema.counts) == (first.stats, first.counts)
+    }
 
 
 def whole(schema: Schema, plan: Plan) -> Schema:
@@ -103,7 +113,7 @@ def assemble(steps: Sequence[Mapping[int, Record]]) -> list[Record]:
     for parts in steps:
         key = tuple((rank, parts[rank].schema.digest) for rank in sorted(parts))
         if key not in plans:
-            plan = Plan({rank: record.schema for rank, record in parts.items()})
+            plan = Plan(alike({rank: record.schema for rank, record in parts.items()}))
             plans[key] = plan, whole(parts[min(parts)].schema, plan)
         plan, schema = plans[key]
         if plan.ranks and schema is parts[plan.ranks[0]].schema:

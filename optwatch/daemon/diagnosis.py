@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from optwatch.detect.panel import Panel
 from optwatch.policy.engine import Engine, Proposal
@@ -47,6 +48,8 @@ class Diagnosis:
     def __init__(self, run: str, mode: Mode) -> None:
         self.step = 0
         """The last step taken."""
+        self.broken = ""
+        """Why the run is diagnosed no more."""
         self._run = run
         self._panel = Panel(run)
         self._engine = Engine(mode)
@@ -58,12 +61,24 @@ class Diagnosis:
     def take(
         self, points: Points, commands: Sequence[Command], allow: Sequence[str], mode: Mode
     ) -> Conclusions:
-        """Take the next points of the merged series."""
+        """Take the next points of the merged series.
+
+        Whatever they do to a detector or to the policy, the daemon goes on: the run is then no longer
+        diagnosed, and `broken` says so.
+        """
         self.step = int(points.step[-1])
+        if self.broken:
+            return Conclusions((), (), ())
         self._engine.mode = mode
-        findings = self._panel.update(points)
-        proposals = self._engine.update(points, findings, commands, allow)
-        return Conclusions(findings, proposals, self._engine.outcomes())
+        try:
+            with np.errstate(all="ignore"):  # any numbers may come, and what they mean is for detectors
+                findings = self._panel.update(points)
+                proposals = self._engine.update(points, findings, commands, allow)
+            return Conclusions(findings, proposals, self._engine.outcomes())
+        except Exception as error:
+            log.exception("run %s: its detectors failed at step %d", self._run, self.step)
+            self.broken = f"the detectors of this run failed at step {self.step}: {error!r}"
+            return Conclusions((), (), ())
 
     def setup(self, optimizers: Sequence[OptimizerInfo]) -> list[Finding]:
         """Look over the optimizers; what is to be said about them."""

@@ -3,12 +3,14 @@
 Whatever arrives, nothing here raises: what is not as the protocol says is counted and dropped.
 """
 
+import hashlib
 import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from optwatch.daemon.access import Role
@@ -158,6 +160,7 @@ class Ingest:
         if not 0 <= schema.optimizer < max(len(session.hello.optimizers), 1):
             raise WireError(f"a schema of optimizer {schema.optimizer}")
         key = schema.optimizer, schema.digest
+        schema = msgspec.structs.replace(schema, session="", digest=_digest(schema))
         if session.schemas.get(key) != schema:
             if len(session.schemas) >= 256:
                 session.schemas.pop(next(iter(session.schemas)))
@@ -233,6 +236,12 @@ class Ingest:
 
     def _run(self, session: Session) -> Run:
         return self._runs.by_id[session.hello.run]
+
+
+def _digest(schema: Schema) -> str:
+    """The store's own name for a schema: the agents' might stand for another one in another process."""
+    named = schema.scalars, schema.tensors, schema.stats, schema.counts
+    return hashlib.blake2b(msgspec.msgpack.encode(named), digest_size=12).hexdigest()
 
 
 def _problem(hello: Hello) -> str:

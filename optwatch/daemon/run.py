@@ -30,6 +30,7 @@ CHECKPOINT = 2.0
 REPLAYED_RECORDS = 1_024
 MAX_MARKERS = 2_000
 RATE_POINTS = 200
+MIN_STEP_TIME = 1e-9
 MAX_RECORDS = 16
 """Per-tensor records that one batch hands on to the screens."""
 
@@ -182,10 +183,7 @@ class Run:
     def take_event(self, event: Event) -> None:
         """Take a mark of the user's, or something the agent noticed."""
         self._store.add_marker(self.head.run, event)
-        marker = Marker(event.step, event.kind, event.text)
-        self.markers.append(marker)
-        self.new_markers.append(marker)
-        del self.markers[:-MAX_MARKERS]
+        self._note(Marker(event.step, event.kind, event.text))
         if event.kind == "mark":
             self.diagnosis.mark(event.step)
             self._checkpoint_at = 0.0
@@ -239,7 +237,7 @@ class Run:
         first = lane.timeline.last_step - RATE_POINTS
         _, values, logged = lane.timeline.window(first, None, ("step_time",), None)
         times = values[logged & np.isfinite(values) & (values > 0)]
-        return float(1 / np.median(times)) if len(times) else None
+        return float(1 / max(np.median(times), MIN_STEP_TIME)) if len(times) else None
 
     def peers(self, now: float) -> list[Peer]:
         """The ranks as the book of commands sees them."""
@@ -367,7 +365,10 @@ class Run:
 
     def _conclude(self, points: Points, mode: Mode) -> None:
         """Let detectors and policy see points, and enter what they want."""
+        was_broken = self.diagnosis.broken
         conclusions = self.diagnosis.take(points, self.book.commands, self.head.allow, mode)
+        if self.diagnosis.broken and not was_broken:
+            self._note(Marker(self.diagnosis.step, "note", self.diagnosis.broken))
         self._found(conclusions.findings)
         for number, outcome in conclusions.outcomes:
             self.book.judge(number, outcome)
@@ -388,6 +389,12 @@ class Run:
                 log.warning("run %s: the policy wanted what cannot be: %s", self.head.name, error)
         if conclusions.proposals or conclusions.outcomes:
             self._checkpoint_at = 0.0
+
+    def _note(self, marker: Marker) -> None:
+        self.markers.append(marker)
+        self.new_markers.append(marker)
+        del self.markers[:-MAX_MARKERS]
+        self.touched = True
 
     def _found(self, findings: Sequence[Finding]) -> None:
         for finding in findings:

@@ -107,7 +107,12 @@ class Server:
                 frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return taken
-            self._take(frames, now)
+            try:
+                self._take(frames, now)
+            except Exception:
+                # A fault of ours that one message brings out must not end the service of all the others.
+                log.exception("a message could not be taken")
+                self._ingest.counts["internal error"] += 1
         return BURST
 
     def _take(self, frames: list[zmq.Frame], now: float) -> None:

@@ -121,7 +121,8 @@ def merge(parts: Mapping[int, Sequence[Points]], norms: Norms | None) -> Points 
     wall = np.full(len(step), np.inf)
     for (_, points), at in zip(pieces, rows, strict=True):
         if points.wall is not None:
-            np.minimum.at(wall, at, points.wall)
+            with np.errstate(invalid="ignore"):
+                np.minimum.at(wall, at, points.wall)
     return Points(step, columns, np.where(np.isfinite(wall), wall, np.nan))
 
 
@@ -138,11 +139,9 @@ def _merge_column(
         if column is None:
             continue
         use = column.logged & (count[at] == 0) if shared else column.logged
-        if name in SLOWEST:
-            np.maximum.at(total, at[use], column.values[use])
-        else:
-            with np.errstate(invalid="ignore"):  # inf - inf of two ranks is NaN, and meant to be
-                np.add.at(total, at[use], column.values[use])
+        # inf - inf of two ranks is NaN, and the sum of two huge losses inf: both are meant to be.
+        with np.errstate(invalid="ignore", over="ignore"):
+            (np.maximum if name in SLOWEST else np.add).at(total, at[use], column.values[use])
         np.add.at(count, at[use], 1)
     logged = count > 0
     divisor = np.maximum(count, 1) if not (shared or name in SLOWEST) else 1

@@ -52,7 +52,7 @@ class Norms:
                 there = [column.logged for part, column in of_norm if part.family == family]
                 missing |= np.sum(there, axis=0, dtype=np.int64) < siblings if there else True
         values = np.stack([column.values for _, column in of_norm])
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             largest = np.max(np.abs(values), axis=0)  # squares of norms overflow before norms do
             scale = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)
             total = scale * np.sqrt(np.sum(np.square(values / scale), axis=0))

@@ -1,0 +1,77 @@
+"""Ranks become one series, whatever the order and the cut of what they send."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optwatch.series.merge import WAIT, Merger
+from optwatch.series.points import Column, Points
+
+
+def points(first: int, loss: list[float], rank: int) -> Points:
+    n = len(loss)
+    columns = {
+        "loss": np.array(loss, dtype=np.float64),
+        "lr": np.full(n, 0.1 + rank),
+        "step_time": np.full(n, 1.0 + rank),
+    }
+    return Points(
+        np.arange(first, first + n, dtype=np.int64),
+        {name: Column(values, np.ones(n, dtype=bool)) for name, values in columns.items()},
+        np.full(n, 100.0 + rank),
+    )
+
+
+@given(st.data())
+def test_the_cut_makes_no_difference(data: st.DataObject) -> None:
+    ranks, n = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 40))
+    losses = np.random.default_rng(data.draw(st.integers(0, 1000))).normal(size=(ranks, n))
+    merger = Merger()
+    sent = [0] * ranks
+    got: list[Points] = []
+    while min(sent) < n:
+        rank = data.draw(st.sampled_from([r for r in range(ranks) if sent[r] < n]))
+        size = data.draw(st.integers(1, n - sent[rank]))
+        merger.add(
+            rank, points(sent[rank] + 1, losses[rank, sent[rank] : sent[rank] + size].tolist(), rank), 0.0
+        )
+        sent[rank] += size
+        got += merger.take(range(ranks), 0.0)
+        assert merger.step == min(sent)
+    assert np.concatenate([part.step for part in got]).tolist() == list(range(1, n + 1))
+    merged = np.concatenate([part.column("loss").values for part in got])
+    np.testing.assert_allclose(merged, losses.mean(axis=0), rtol=1e-12, atol=1e-15)
+    assert {v for part in got for v in part.column("lr").values} == {0.1}
+    assert {v for part in got for v in part.column("step_time").values} == {float(ranks)}
+
+
+def test_it_waits_but_not_for_ever() -> None:
+    merger = Merger()
+    merger.add(0, points(1, [1.0, 2.0], 0), now=0.0)
+    assert merger.take({0, 1}, now=0.5) == []
+    (late,) = merger.take({0, 1}, now=WAIT)
+    assert late.column("loss").values.tolist() == [1.0, 2.0]
+    merger.add(1, points(1, [3.0, 4.0, 5.0], 1), now=WAIT)
+    assert merger.late == 2
+    merger.add(0, points(3, [7.0], 0), now=WAIT)
+    (part,) = merger.take({0, 1}, now=WAIT)
+    assert part.step.tolist() == [3]
+    assert part.column("loss").values.tolist() == [6.0]
+
+
+def test_a_rank_that_is_gone_is_not_waited_for() -> None:
+    merger = Merger()
+    merger.add(0, points(1, [1.0], 0), now=0.0)
+    merger.add(1, points(1, [3.0], 1), now=0.0)
+    merger.add(0, points(2, [1.0], 0), now=0.0)
+    assert [part.step.tolist() for part in merger.take({0, 1}, now=0.0)] == [[1]]
+    assert [part.step.tolist() for part in merger.take({0}, now=0.1)] == [[2]]
+
+
+def test_a_mean_over_a_non_finite_rank_is_non_finite() -> None:
+    merger = Merger()
+    for rank, value in ((0, np.inf), (1, -np.inf)):
+        merger.add(rank, points(1, [value], rank), now=0.0)
+    (part,) = merger.take({0, 1}, now=0.0)
+    assert np.isnan(part.column("loss").values[0])
+    assert part.column("loss").logged[0]
