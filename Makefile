@@ -1,0 +1,66 @@
+# Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Installed first, so that it can be any build that suits the machine, for example
+#   make demo TORCH="torch==2.13.0 --index-url <the index of the CPU or CUDA builds>"
+TORCH  ?= torch==2.13.0
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed ## a real training that goes wrong, watched (FAULT=lr_spike, ARGS="--headless …")
+	@echo "==> optwatch demo: a real training with a fault, its daemon, and the terminal UI where there is a terminal"
+	@$(bin)/optwatch demo $(if $(FAULT),--fault $(FAULT)) $(ARGS)
+	@echo "==> to go on: source $(bin)/activate, then optwatch --help; README.md shows the one line for your own script"
+
+test: $(VENV)/developed ## the fast test suite
+	@echo "==> the fast test suite (make test-slow: the long one; make check: with lint and types)"
+	@$(bin)/python -m pytest
+
+test-slow: $(VENV)/developed ## the long suites as well
+	@$(bin)/python -m pytest -m 'slow or not slow'
+
+check: $(VENV)/developed ## what CI runs: format, lint, types, import contracts, tests
+	@echo "==> format and lint"
+	@$(bin)/ruff format --check .
+	@$(bin)/ruff check .
+	@echo "==> types"
+	@$(bin)/mypy
+	@echo "==> import contracts"
+	@PYTHONPATH=.:agent:tui $(bin)/lint-imports
+	@echo "==> tests"
+	@$(bin)/python -m pytest
+
+bench: $(VENV)/developed ## what the agent costs a training step
+	@$(bin)/python -m tests.benchmarks.overhead
+
+clean: ## remove the virtual environment
+	rm -rf $(VENV)
+
+# Stamp files: nothing is installed again until what it is made from has changed.
+$(VENV)/torch:
+	@echo "==> a virtual environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "optwatch needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(pip) install --upgrade 'pip>=25.1'
+	@echo "==> installing $(TORCH) (set TORCH for another build or version)"
+	@$(pip) install $(TORCH)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml
+	@echo "==> installing optwatch with all its extras"
+	@$(pip) install --editable '.[all]'
+	@touch $@
+
+$(VENV)/developed: $(VENV)/installed
+	@echo "==> installing what the tests and checks need"
+	@$(pip) install --group dev
+	@touch $@
