@@ -1,43 +1,238 @@
-"""From a finding and what else the run shows to ranked causes and remedies."""
+"""From a finding and what else the run shows to its likely causes, each with its reason in numbers."""
 
-from collections.abc import Sequence
-from typing import Any
-
-import msgspec
+import math
+from collections.abc import Callable, Collection
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import from_state, to_state
-from optwatch.series.points import Points
-from optwatch.wire.findings import Cause, Remedy
-from optwatch.wire.messages import OptimizerInfo
+from optwatch.detect.evidence import Evidence
+from optwatch.wire.findings import Cause, CauseName, Kind
+
+Belief = dict[CauseName, tuple[float, str]]
+"""Odds, not normalised, and why."""
+
+KEPT = 4
+"""Causes that are named."""
+EARLY = 50
+"""Steps from the start in which a divergence is one of the set-up."""
+RAISED = 1.5
+"""An LR that rose by this factor has changed."""
+ONE_OFF = 10.0
+"""A gradient norm this many times the usual one is an event, not a drift."""
+SLOW_UPDATES = 3e-4
+"""Update/param ratio of the median layer below which an LR is too low (healthy: 8e-4 to 1.4e-2)."""
+TRANSIENT = 1.2
+"""A loss that first rose by this factor and then went nowhere was thrown there by its LR."""
 
 
-class History(msgspec.Struct):
-    seen: int = 0
+def causes_of(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> tuple[Cause, ...]:
+    """The causes of a signal, the likeliest first; `also`: the kinds of the other open findings."""
+    if signal.causes:
+        return signal.causes
+    beliefs = RULES[signal.kind](signal, evidence, also) if signal.kind in RULES else {}
+    ranked = sorted(beliefs.items(), key=lambda item: -item[1][0])[:KEPT]
+    total = sum(odds for _, (odds, _) in ranked)
+    return tuple(Cause(name, round(odds / total, 2), because) for name, (odds, because) in ranked)
 
 
-class Evidence:
-    """What the causes are judged by, over the last points of the run."""
+def _excursion(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    """Causes of a loss or a gradient that leaves its range."""
+    onset, step = signal.onset_step, signal.step
+    beliefs: Belief = {}
+    rate, rise = evidence.rate_rise(onset, step)
+    norm = evidence.norm_rise(onset, step)
+    passed = evidence.steps_from_start(onset)
+    unchanged = "the LR did not change" if math.isfinite(rate) else "no LR was logged"
+    if rise > RAISED:
+        beliefs["lr_too_high"] = 6.0, f"the LR rose × {rise:.3g}, to {rate:.3g}, within 25 steps before"
+        if evidence.adaptive:
+            beliefs["stale_moments"] = 1.0, "the moments took in the gradients of those steps"
+    elif passed < EARLY:
+        beliefs["lr_too_high"] = 4.0, f"it began {passed} steps from the start" + _at(rate)
+        beliefs["lr_schedule"] = 1.5, "so early a warm-up would still have kept the LR low"
+        beliefs["unscaled_inputs"] = 0.5, "so early the scale of the inputs may be at fault"
+        share = evidence.first_over_last(step)
+        if share > 30:
+            beliefs["unscaled_inputs"] = 4.0, f"the first layers' gradient is {share:.3g} × the last layers'"
+    elif norm > ONE_OFF:
+        beliefs["bad_batch"] = 3.0, f"the gradient norm was {norm:.3g} × its median at once, {unchanged}"
+        if evidence.adaptive:
+            beliefs["stale_moments"] = 1.5, f"a gradient {norm:.3g} × the usual stays in the moments"
+        if not evidence.clipped(step):
+            beliefs["no_clipping"] = 1.0, f"nothing clipped a gradient norm {norm:.3g} × its median"
+        beliefs["lr_too_high"] = 1.0, f"{unchanged}, but it leaves no margin" + _at(rate)
+    else:
+        grown = (
+            f"the gradient norm grew × {norm:.3g} with it" if math.isfinite(norm) else "no norm was logged"
+        )
+        beliefs["lr_too_high"] = 2.0, f"{grown}, {unchanged}" + _at(rate)
+        beliefs["data_shift"] = 1.5, f"the loss changed its level, {grown}"
+        beliefs["bad_batch"] = 1.0, f"{unchanged}; other data may have come"
+    _moments(beliefs, evidence)
+    if evidence.scaled(step):
+        beliefs["fp16_overflow"] = 0.5, "the run uses a loss scale"
+    return beliefs
 
-    def __init__(self) -> None:
-        self._history = History()
 
-    def update(self, points: Points) -> None:
-        self._history.seen += len(points)
-
-    def setup(self, optimizers: Sequence[OptimizerInfo]) -> None:
-        pass
-
-    def acted(self, step: int, action: str) -> None:
-        pass
-
-    def state(self) -> dict[str, Any]:
-        return to_state(self._history)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._history = from_state(state, History)
+def _moments(beliefs: Belief, evidence: Evidence) -> None:
+    if evidence.beta2 < 0.9:
+        steps = 1 / max(1 - evidence.beta2, 1e-9)
+        beliefs["betas"] = 3.0, f"β2 = {evidence.beta2:g} averages over {steps:.0f} steps only"
 
 
-def explain(signal: Signal, evidence: Evidence) -> tuple[tuple[Cause, ...], tuple[Remedy, ...]]:
-    """The causes of a signal, likeliest first, and what to do."""
-    return signal.causes, signal.remedies
+def _at(rate: float) -> str:
+    return f", at an LR of {rate:.3g}" if math.isfinite(rate) else ""
+
+
+def _slow(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    rate, rise = evidence.rate_rise(signal.onset_step, signal.step)
+    lost = f"{signal.evidence.get('progress_lost', math.nan):.0%} of the progress is lost"
+    beliefs: Belief = {
+        "lr_too_high": (3.0, lost + _at(rate)),
+        "data_shift": (1.5, f"{lost}, slowly; the data may have changed"),
+        "lr_schedule": (1.0, f"the LR did not fall{_at(rate)}"),
+    }
+    if rise > RAISED:
+        beliefs["lr_too_high"] = 6.0, f"the LR rose × {rise:.3g}, to {rate:.3g}; {lost}"
+    _moments(beliefs, evidence)
+    return beliefs
+
+
+def _oscillation(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    swings = f"{signal.evidence.get('swings')} swings within 100 points"
+    beliefs: Belief = {
+        "lr_too_high": (5.0, swings + _at(evidence.rate(signal.step))),
+        "betas": (1.0, f"{swings}: momentum overshoots"),
+        "batch_too_small": (0.5, swings),
+    }
+    _moments(beliefs, evidence)
+    return beliefs
+
+
+def _plateau(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    if signal.kind == "converged":
+        return {"finished": (1.0, f"{signal.evidence.get('progress', 0.0):.0%} below the start, and flat")}
+    numbers = {name: value for name, value in signal.evidence.items() if isinstance(value, float)}
+    beliefs: Belief = {}
+    cut = numbers.get("lr_cut", 1.0)
+    if cut >= 10:
+        where = f"the LR was cut to 1/{cut:.3g} at step {signal.evidence.get('lr_cut_step')}"
+        beliefs["lr_too_low"] = 5.0, f"{where}{_at(evidence.rate(signal.step))}"
+        beliefs["lr_schedule"] = 3.0, where
+    ratio = evidence.update_ratio(signal.step)
+    if ratio < SLOW_UPDATES:
+        beliefs["lr_too_low"] = (
+            5.0,
+            f"the median layer's update/param ratio is {ratio:.2g}; usual is over 8e-4",
+        )
+    if signal.severity == "warning":
+        peak = numbers.get("early_peak_over_start", 1.0)
+        if peak > TRANSIENT:
+            beliefs["lr_too_high"] = 4.0, f"the loss first rose to {peak:.3g} × its start, then went nowhere"
+        if "vanishing_gradient" in also:
+            beliefs["saturated_activations"] = 4.0, "the gradient vanishes towards the first layers"
+        if "dead_parameters" in also:
+            beliefs["dead_units"] = 4.0, "a layer's gradient is zero"
+            beliefs["bad_init"] = 3.0, "a layer's gradient is zero"
+        beliefs.setdefault("bad_init", (1.0, "no progress from the start on"))
+        beliefs.setdefault("lr_too_low", (1.0, "no progress" + _at(evidence.rate(signal.step))))
+        beliefs["flat_landscape"] = 1.0, "no progress, no growth of the gradient"
+    else:
+        beliefs["flat_landscape"] = 1.0, f"flat for {signal.evidence.get('window')} points"
+        beliefs.setdefault(
+            "lr_schedule", (1.5, "flat at an LR that is still high" + _at(evidence.rate(signal.step)))
+        )
+    return beliefs
+
+
+def _vanishing(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    share = signal.evidence.get("first_over_last")
+    decay = f"the gradient decays to {share:.1e} over depth" if isinstance(share, float) else signal.summary
+    return {
+        "saturated_activations": (3.0, f"{decay}, as behind sigmoid or tanh units"),
+        "architecture": (2.0, f"{decay}: no path around the layers"),
+        "bad_init": (2.0, f"{decay} from step {signal.onset_step} on"),
+    }
+
+
+def _dead(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    share = f"{signal.evidence.get('value', math.nan):.0%} of a layer's gradient is zero"
+    beliefs: Belief = {"dead_units": (3.0, share), "bad_init": (1.0, share)}
+    if evidence.steps_from_start(signal.onset_step) < 3:
+        beliefs["bad_init"] = 4.0, f"{share} from the first step on"
+    elif "divergence" in also:
+        beliefs["lr_too_high"] = 4.0, f"{share} since the loss left its range"
+    else:
+        beliefs["lr_too_high"] = 2.0, share
+    return beliefs
+
+
+def _epsilon(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    share = f"in the median layer {signal.evidence.get('median', math.nan):.0%} of sqrt(v̂) are below 10 ε"
+    if evidence.epsilon > 1e-6:
+        return {"epsilon": (4.0, f"ε = {evidence.epsilon:g}: {share}")}
+    return {"epsilon": (2.0, share), "flat_landscape": (1.0, f"{share}: gradients are tiny")}
+
+
+def _stale(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    return {
+        "stale_moments": (3.0, f"RMS_t {signal.evidence.get('value', math.nan):.2g}"),
+        "betas": (1.0, f"β2 = {evidence.beta2:g}" if math.isfinite(evidence.beta2) else "a long memory"),
+    }
+
+
+def _non_finite(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    where = str(signal.evidence.get("where", "a value"))
+    beliefs: Belief = {}
+    passed = evidence.steps_from_start(signal.onset_step)
+    rate, rise = evidence.rate_rise(signal.onset_step, signal.step)
+    if evidence.scaled(signal.step):
+        beliefs["fp16_overflow"] = 3.0, f"{where} non-finite under a loss scale"
+    if "divergence" in also or rise > RAISED:
+        raised = f", and the LR rose × {rise:.3g}" if rise > RAISED else ""
+        beliefs["lr_too_high"] = 4.0, f"the loss had left its range before{raised}{_at(rate)}"
+    elif passed < 3:
+        beliefs["bad_init"] = 1.5, f"{where} non-finite at the first step"
+        beliefs["unscaled_inputs"] = 1.5, f"{where} non-finite at the first step"
+    beliefs.setdefault("bad_batch", (2.0, f"{where} non-finite, without a sign before"))
+    beliefs["hardware_fault"] = 0.5, "one value of a memory that fails is enough"
+    return beliefs
+
+
+def _overfitting(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    best = f"the validation loss was best at step {signal.evidence.get('best_step')}"
+    return {
+        "finished": (2.0, best),
+        "weight_decay": (1.0, f"{best}; too little regularisation"),
+        "noisy_labels": (0.5, f"{best}; what is learned since does not carry over"),
+    }
+
+
+def _clip(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    share = f"{signal.evidence.get('share', math.nan):.0%} of the steps were clipped"
+    return {"lr_too_low": (1.0, f"{share}: the clip sets the step's length"), "unscaled_inputs": (1.0, share)}
+
+
+def _loss_scale(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    return {
+        "fp16_overflow": (3.0, signal.summary),
+        "lr_too_high": (1.0, "gradients overflow at every scale"),
+    }
+
+
+RULES: dict[Kind, Callable[[Signal, Evidence, Collection[Kind]], Belief]] = {
+    "divergence": _excursion,
+    "loss_spike": _excursion,
+    "exploding_gradient": _excursion,
+    "slow_divergence": _slow,
+    "oscillation": _oscillation,
+    "plateau": _plateau,
+    "converged": _plateau,
+    "vanishing_gradient": _vanishing,
+    "dead_parameters": _dead,
+    "epsilon_dominated": _epsilon,
+    "stale_second_moment": _stale,
+    "non_finite": _non_finite,
+    "overfitting": _overfitting,
+    "clip_saturated": _clip,
+    "loss_scale_collapse": _loss_scale,
+}

@@ -12,8 +12,8 @@ from optwatch.series.points import Points
 SMOOTH = 3
 PATIENCE = 5
 """Evaluations since the best one."""
-RISE = 0.10
-"""The rise over the best, as a share of the best and of what was won since the first evaluation."""
+RISE, LOST = 0.25, 0.02
+"""The rise over the best, as a share of the best; and of what the training loss had won by then."""
 TREND = 1.645
 SPAN = 100
 """Of the training loss's average, in points."""
@@ -24,6 +24,7 @@ class Memory(msgspec.Struct):
     average: float = math.nan
     """Of the training loss."""
     first: float = math.nan
+    """The first training loss."""
     recent: list[float] = []
     best: float = math.inf
     best_step: int = 0
@@ -35,9 +36,10 @@ class Memory(msgspec.Struct):
 
 
 class Overfitting:
-    """The validation loss (median of 3) is 10 % above its best, and has won back 10 % of what it had won,
-    in a rise by Mann-Kendall at 5 % over 5 evaluations or more; the training loss is below what it was at
-    the best one.
+    """The validation loss (median of 3) is 25 % above its best and 2 % of the progress, in a rise by
+    Mann-Kendall at 5 % over 5 evaluations or more; the training loss is below what it was at the best one.
+
+    Healthy runs end up to 16 % above their best.
     """
 
     name: ClassVar[str] = "overfitting"
@@ -53,6 +55,7 @@ class Overfitting:
         for step, x, v in zip(points.step.tolist(), loss.values.tolist(), held.values.tolist(), strict=True):
             if math.isfinite(x):
                 x = min(max(x, -1e150), 1e150)
+                m.first = x if math.isnan(m.first) else m.first
                 m.average = x if math.isnan(m.average) else m.average + 2 / (SPAN + 1) * (x - m.average)
             if math.isfinite(v):
                 self._evaluation(step, min(max(v, -1e150), 1e150), signals)
@@ -60,7 +63,7 @@ class Overfitting:
 
     def mark(self, step: int) -> None:
         """A best of another segment is no measure."""
-        self._memory = Memory(open=self._memory.open, onset=self._memory.onset)
+        self._memory = Memory(first=self._memory.first, open=self._memory.open, onset=self._memory.onset)
 
     def state(self) -> dict[str, Any]:
         return to_state(self._memory)
@@ -70,8 +73,6 @@ class Overfitting:
 
     def _evaluation(self, step: int, v: float, signals: list[Signal]) -> None:
         m = self._memory
-        if math.isnan(m.first):
-            m.first = v
         push(m.recent, v, SMOOTH)
         value = median(m.recent[-SMOOTH:])
         if value < m.best:
@@ -79,7 +80,7 @@ class Overfitting:
         else:
             push(m.since, value, KEPT)
         rise = value - m.best
-        enough = RISE * max(abs(m.best), m.first - m.best)
+        enough = max(RISE * abs(m.best), LOST * (m.first - m.best))
         overfits = (
             len(m.since) >= PATIENCE
             and rise > enough

@@ -9,8 +9,9 @@ import msgspec
 import numpy as np
 
 from optwatch.detect.base import Detector, Signal
-from optwatch.detect.causes import Evidence, explain
+from optwatch.detect.causes import causes_of
 from optwatch.detect.divergence import Divergence
+from optwatch.detect.evidence import Evidence
 from optwatch.detect.limits import ClipSaturated, LossScale
 from optwatch.detect.lint import lint
 from optwatch.detect.non_finite import NonFinite
@@ -18,6 +19,7 @@ from optwatch.detect.oscillation import Oscillation
 from optwatch.detect.overfitting import Overfitting
 from optwatch.detect.plateau import Plateau
 from optwatch.detect.regain import Regain
+from optwatch.detect.remedies import remedies_for
 from optwatch.detect.tensors import Tensors
 from optwatch.detect.vanishing import Vanishing
 from optwatch.series.points import Column, Points, Samples
@@ -48,6 +50,9 @@ TOLD_BY: dict[Kind, frozenset[Kind]] = {
 
 MAX_FINDINGS = 1_000
 """Findings kept per run; once there are so many, only those already open change."""
+
+PART = 256
+"""Points that the detectors are given at a time, so that the evidence for causes stays small."""
 
 WARM_RESTART = 1.5
 """An LR that rises by this factor, within what the run has used before, is a planned change."""
@@ -153,7 +158,8 @@ class Panel:
         severity = signal.severity
         if before is not None and not signal.over:
             severity = max(severity, before.severity, key=SEVERITIES.index)
-        causes, remedies = explain(signal, self._evidence)
+        also = {self._findings[other - 1].kind for other in self._open.values() if other != number}
+        causes = causes_of(signal, self._evidence, also)
         finding = Finding(
             run=self.run,
             id=number,
@@ -167,7 +173,7 @@ class Panel:
             group=signal.group,
             evidence=dict(signal.evidence) or (before.evidence if before else {}),
             causes=causes,
-            remedies=remedies,
+            remedies=remedies_for(signal, causes, self._evidence),
             resolved_step=signal.step if signal.over else None,
         )
         if signal.over:
@@ -189,19 +195,18 @@ class Panel:
     def _parts(self, points: Points) -> list[tuple[Points, bool]]:
         """The points, cut where the LR returns to a height that it had before."""
         lr = points.column("lr")
-        known = lr.logged & np.isfinite(lr.values) & (lr.values > 0)
-        if not known.any():
-            return [(points, False)] if len(points) else []
-        where = np.flatnonzero(known)
-        values = lr.values[where]
-        former = np.concatenate(([self._lr], values[:-1]))
-        top = np.maximum.accumulate(np.concatenate(([self._lr_top], values)))
-        with np.errstate(invalid="ignore", over="ignore"):
-            restarts = where[(values > WARM_RESTART * former) & (values <= 1.05 * top[:-1])]
-        self._lr, self._lr_top = float(values[-1]), float(top[-1])
-        cuts = [0, *(int(cut) for cut in restarts if cut > 0), len(points)]
-        first = bool(len(restarts)) and int(restarts[0]) == 0
-        return [(part(points, start, stop), start > 0 or first) for start, stop in pairwise(cuts)]
+        where = np.flatnonzero(lr.logged & np.isfinite(lr.values) & (lr.values > 0))
+        restarts: set[int] = set()
+        if len(where):
+            values = lr.values[where]
+            former = np.concatenate(([self._lr], values[:-1]))
+            top = np.maximum.accumulate(np.concatenate(([self._lr_top], values)))
+            with np.errstate(invalid="ignore", over="ignore"):
+                risen = (values > WARM_RESTART * former) & (values <= 1.05 * top[:-1])
+            restarts.update(where[risen].tolist())
+            self._lr, self._lr_top = float(values[-1]), float(top[-1])
+        cuts = sorted({*range(0, len(points), PART), *restarts, len(points)})
+        return [(part(points, start, stop), start in restarts) for start, stop in pairwise(cuts)]
 
 
 def part(points: Points, start: int, stop: int) -> Points:
