@@ -71,20 +71,19 @@ class Actuators:
                     self.max_norm = action.max_norm
                 return {} if self.max_norm is None else {"max_norm": self.max_norm}
 
-    def clip(self) -> float | None:
-        """Clip the gradients where a clip is in force; their global norm before."""
-        if self.max_norm is None:
-            return None
+    def clip(self, max_norm: float) -> tuple[float, float]:
+        """Clip the gradients to a global norm; the norm before and after."""
         grads = [p.grad for group in self._groups for p in group["params"] if p.grad is not None]
         scaled_by = getattr(self._optimizer, "grad_scale", None)  # a fused step under a GradScaler
         norm = total_norm([local(grad) for grad in grads])
         if scaled_by is not None:
             norm /= scalar(scaled_by)
         # As torch.nn.utils.clip_grad_norm_ does. A non-finite norm is for others to handle.
-        coefficient = self.max_norm / (norm + 1e-6)
-        if math.isfinite(norm) and coefficient < 1:
-            torch._foreach_mul_(grads, coefficient)
-        return norm
+        coefficient = max_norm / (norm + 1e-6)
+        if not math.isfinite(norm) or coefficient >= 1:
+            return norm, norm
+        torch._foreach_mul_(grads, coefficient)
+        return norm, norm * coefficient
 
     def release(self) -> None:
         """Undo all that is in force and leave no trace."""

@@ -24,7 +24,7 @@ def sum_of_squares(x: Tensor) -> float:
     """Σ x² of a strided real tensor, accurate to 1e-6 at any size, dtype and magnitude."""
     if x.numel() == 0:
         return 0.0
-    return _checked(_fast(x), x)
+    return checked_squares(_fast(x), x)
 
 
 def squares(tensors: Sequence[Tensor]) -> list[float]:
@@ -34,7 +34,7 @@ def squares(tensors: Sequence[Tensor]) -> list[float]:
     if small:
         norms = torch.stack(torch._foreach_norm([tensors[i] for i in small])).double()
         for i, value in zip(small, norms.square_().tolist(), strict=True):
-            sums[i] = _checked(value, tensors[i])
+            sums[i] = checked_squares(value, tensors[i])
     if len(small) < len(tensors):
         for i, x in enumerate(tensors):
             if not _is_small(x):
@@ -82,7 +82,8 @@ def _fast(x: Tensor) -> float:
     return result
 
 
-def _checked(fast: float, x: Tensor) -> float:
+def checked_squares(fast: float, x: Tensor) -> float:
+    """`fast` = Σ x² as computed in x's own dtype, or the exact one where that left the dtype's range."""
     if _LEAST_MEAN_SQUARE * x.numel() <= fast < math.inf:
         return fast
     flat = x.reshape(-1)

@@ -5,7 +5,7 @@ torch's kernels works on about `BLOCK` elements that stay in the cache, whatever
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from optwatch.wire.messages import COUNTS, STATS
-from optwatch_agent.norms import sum_of_squares, total
+from optwatch_agent.norms import checked_squares, sum_of_squares, total
 from optwatch_agent.roles import Roles
-from optwatch_agent.tensors import local, on_cpu
+from optwatch_agent.tensors import local, on_cpu, scalar
 from optwatch_agent.updates import Slices
 
 BLOCK = 65_536
@@ -23,6 +23,9 @@ BLOCK = 65_536
 
 _TINY = 1e-37
 """Keeps a quotient from dividing by zero, in float32 too."""
+
+_LEAST = 1e-30
+"""Mean square below which products of float32 values lose bits."""
 
 F8 = npt.NDArray[np.float64]
 
@@ -92,10 +95,12 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Member:
-    """One tensor to measure: its place among the T, its flat tensors, and its rule's numbers."""
+class Piece:
+    """Equal flat float tensors of one parameter, of a block of it, or of several joined.
 
-    index: int
+    `numbers` are those of the update rule, empty where there is no update to compute.
+    """
+
     param: Tensor
     grad: Tensor
     first: Tensor | None
@@ -105,16 +110,20 @@ class Member:
     correction: float
     epsilon: float
 
-    def kind(self) -> tuple[object, ...]:
-        """What members of one pack have in common, so that one rule with one set of numbers serves all."""
-        return (
-            self.first is not None,
-            self.second is not None,
-            tuple(self.extra),
-            tuple(self.numbers.items()),
-            self.correction,
-            self.epsilon,
+    def cut(self, part: slice) -> "Piece":
+        """A block of it, in float32 (float64 stays)."""
+        return replace(
+            self,
+            param=_wide(self.param[part]),
+            grad=_wide(self.grad[part]),
+            first=None if self.first is None else _wide(self.first[part]),
+            second=None if self.second is None else _wide(self.second[part]),
+            extra={key: _wide(tensor[part]) for key, tensor in self.extra.items()},
         )
+
+
+Pack = list[tuple[int, Piece]]
+"""Small tensors, by their place among the T, that one rule with one set of numbers serves."""
 
 
 def measure(
@@ -129,208 +138,228 @@ def measure(
     """
     sums = Sums(len(params))
     numel = np.zeros(len(params))
-    packs: dict[tuple[object, ...], list[Member]] = {}
-    with torch.no_grad():
-        index = 0
+    packs: dict[tuple[object, ...], Pack] = {}
+    index = 0
+    with torch.no_grad(), np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         for group in optimizer.param_groups:
+            reader = Reader(group, roles)
             for param in group["params"]:
                 i, index = index, index + 1
                 whole = local(param)
-                numel[i] = whole.numel()
-                if not on_cpu(whole) or whole.numel() == 0:
+                size = whole.numel()
+                numel[i] = size
+                if not on_cpu(whole) or size == 0:
                     continue
                 if param.grad is None:
-                    _param_only(sums, i, whole)
+                    _param_alone(sums, i, whole)
                     continue
-                member = _member(i, param, whole, optimizer.state.get(param, {}), group, roles)
-                if member.grad.numel() != member.param.numel():  # a sparse gradient: its values alone
-                    _param_only(sums, i, whole)
-                    _grad_only(sums, i, member.grad)
-                elif member.param.numel() >= BLOCK // 2:
-                    for part in _blocks(member):
-                        _block(sums, part, roles)
+                grad = local(param.grad)
+                if grad.numel() != size:  # a sparse gradient: its values alone
+                    _param_alone(sums, i, whole)
+                    for part in _slices(grad.numel()):
+                        _grad(sums, i, _wide(grad.reshape(-1)[part]))
+                    continue
+                piece, kind = reader.read(whole, grad, optimizer.state.get(param, {}))
+                if size >= BLOCK // 2:
+                    for part in _slices(size):
+                        _block(sums, i, piece.cut(part), roles)
                 else:
-                    packs.setdefault(member.kind(), []).append(member)
-        for members in packs.values():
-            for pack in _cut(members):
-                _pack(sums, pack, roles)
+                    packs.setdefault(kind, []).append((i, piece))
+        for pack in packs.values():
+            for members in _cut(pack):
+                _pack(sums, members, roles)
         for i, update in (updates or {}).items():
             sums.sums["update"][i] = sum_of_squares(update)
     return sums.sample(numel)
 
 
-def _member(
-    index: int,
-    param: Tensor,
-    whole: Tensor,
-    state: Mapping[str, object],
-    group: Mapping[str, object],
-    roles: Roles,
-) -> Member:
-    grad = param.grad
-    assert grad is not None
-    numel = whole.numel()
+class Reader:
+    """Reads the state of one group's parameters; what they share is worked out once."""
 
-    def flat(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        tensor = local(tensor)
-        return tensor.reshape(-1) if tensor.numel() == numel else None
+    def __init__(self, group: Mapping[str, object], roles: Roles) -> None:
+        self._group = group
+        self._roles = roles
+        self._epsilon = roles.epsilon(group)
+        self._known: dict[tuple[object, ...], tuple[Mapping[str, float], float]] = {}
 
-    rule = roles.update
-    extra = {
-        key: found
-        for key in (rule.extra if rule else ())
-        if isinstance(value := state.get(key), Tensor) and (found := flat(value)) is not None
-    }
-    numbers = (
-        rule.scalars(state, group) if rule is not None and all(key in state for key in rule.needs) else {}
-    )
-    if numbers.get("step", 1.0) <= 0:  # a fused step that was skipped from the first
-        numbers = {}
-    return Member(
-        index=index,
-        param=whole.reshape(-1),
-        grad=local(grad).reshape(-1),
-        first=flat(roles.first_moment(state)),
-        second=flat(roles.second_moment(state)),
-        extra=extra,
-        numbers=numbers,
-        correction=roles.correction(state, group),
-        epsilon=roles.epsilon(group),
-    )
-
-
-def _blocks(member: Member) -> Iterator[Member]:
-    """Cut a large tensor into blocks of float32 (float64 stays)."""
-    for start in range(0, member.param.numel(), BLOCK):
-        cut = slice(start, start + BLOCK)
-        yield Member(
-            index=member.index,
-            param=_wide(member.param[cut]),
-            grad=_wide(member.grad[cut]),
-            first=None if member.first is None else _wide(member.first[cut]),
-            second=None if member.second is None else _wide(member.second[cut]),
-            extra={key: _wide(tensor[cut]) for key, tensor in member.extra.items()},
-            numbers=member.numbers,
-            correction=member.correction,
-            epsilon=member.epsilon,
+    def read(
+        self, param: Tensor, grad: Tensor, state: Mapping[str, object]
+    ) -> tuple[Piece, tuple[object, ...]]:
+        """A parameter's tensors, and what has to be equal for parameters to be packed together."""
+        roles, numel = self._roles, param.numel()
+        first = _flat(roles.first_moment(state), numel)
+        second = _flat(roles.second_moment(state), numel)
+        extra: dict[str, Tensor] = {}
+        if (rule := roles.update) is not None:
+            for name in rule.extra:
+                value = state.get(name)
+                if isinstance(value, Tensor) and (flat := _flat(value, numel)) is not None:
+                    extra[name] = flat
+        count = state.get("step")
+        step = None if count is None else scalar(count)
+        key = (id(self._group), step, first is None, second is None, *extra)
+        if key not in self._known:
+            self._known[key] = (self._numbers(state, step), roles.correction(state, self._group))
+        numbers, correction = self._known[key]
+        piece = Piece(
+            param.reshape(-1), grad.reshape(-1), first, second, extra, numbers, correction, self._epsilon
         )
+        return piece, key
+
+    def _numbers(self, state: Mapping[str, object], step: float | None) -> Mapping[str, float]:
+        rule = self._roles.update
+        if rule is None or any(key not in state for key in rule.needs):
+            return {}
+        if step is not None and step <= 0:  # a fused step that was skipped from the first
+            return {}
+        return rule.scalars(state, self._group)
+
+
+def _flat(tensor: Tensor | None, numel: int) -> Tensor | None:
+    if tensor is None:
+        return None
+    tensor = local(tensor)
+    return tensor.reshape(-1) if tensor.numel() == numel else None
+
+
+def _slices(numel: int) -> Iterator[slice]:
+    for start in range(0, numel, BLOCK):
+        yield slice(start, start + BLOCK)
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _cut(members: Sequence[Member]) -> Iterator[list[Member]]:
+def _cut(pack: Pack) -> Iterator[Pack]:
     """Packs of about `BLOCK` elements."""
-    pack: list[Member] = []
+    members: Pack = []
     size = 0
-    for member in members:
-        pack.append(member)
-        size += member.param.numel()
-        if size >= BLOCK:
-            yield pack
-            pack, size = [], 0
-    if pack:
-        yield pack
+    for member in pack:
+        members.append(member)
+        size += member[1].param.numel()
+        if size >= BLOCK // 2:
+            yield members
+            members, size = [], 0
+    if members:
+        yield members
 
 
-def _derived(x: Member, roles: Roles) -> tuple[Tensor | None, Tensor | None]:
-    """The update and sqrt(v̂) of flat float tensors, None where they are not known."""
-    update = None
-    if roles.update is not None and x.numbers:
-        a, b = roles.update.compute(Slices(x.grad, x.first, x.second, x.extra), x.numbers)
-        update = a if isinstance(b, float) and b == 0.0 else a + b * ((x.param - a) / (1 + b))
+def _derive(x: Piece, roles: Roles) -> tuple[Tensor | None, Tensor | None]:
+    """The update and sqrt(v̂), None where they are not known."""
     root = None
     if x.second is not None:
-        root = x.second if roles.root == "itself" else (x.second / x.correction).sqrt_()
-    return update, root
+        root = x.second if roles.root == "itself" else x.second.sqrt()
+        if x.correction != 1.0:
+            root.mul_(x.correction**-0.5)
+    if roles.update is None or not x.numbers:
+        return None, root
+    a, b = roles.update.compute(Slices(x.grad, x.first, x.second, root, x.extra), x.numbers)
+    # p_new = p_old + a + b p_old, so that the update a + b p_old is (a + b p_new) / (1 + b).
+    if isinstance(b, Tensor):
+        return torch.addcmul(a, b, x.param).div_(b + 1), root
+    if b != 0.0:
+        return torch.add(a, x.param, alpha=b).div_(1 + b), root
+    return a, root
 
 
-def _block(sums: Sums, x: Member, roles: Roles) -> None:
+def _block(sums: Sums, i: int, x: Piece, roles: Roles) -> None:
     """Add one block of one large tensor."""
-    i, n = x.index, x.grad.numel()
-    update, root = _derived(x, roles)
-    _grad_only(sums, i, x.grad)
-    _param_only(sums, i, x.param)
+    numel = x.grad.numel()
+    update, root = _derive(x, roles)
+    grad = _grad(sums, i, x.grad)
+    _param(sums, i, x.param)
     if x.first is not None:
-        sums.add("first", i, sum_of_squares(x.first))
-        sums.add("dot", i, total(x.grad * x.first))
+        first = _energy(x.first)
+        sums.add("first", i, first)
+        exact = min(grad, first) < numel * _LEAST
+        pair = (x.grad.double(), x.first.double()) if exact else (x.grad, x.first)
+        sums.add("dot", i, float(torch.dot(*pair)))
     if x.second is not None and root is not None:
-        low, high = torch.aminmax(x.second)
-        sums.peak("second_min", i, float(low))
-        sums.peak("second_max", i, float(high))
+        values = x.second.numpy()
+        low, high = float(values.min()), float(values.max())
+        sums.peak("second_min", i, low)
+        sums.peak("second_max", i, high)
         sums.add("second", i, total(x.second))
-        sums.add("rms_t", i, sum_of_squares(x.grad / root.clamp(min=max(x.epsilon, _TINY))))
-        sums.add("eps", i, n - int(torch.count_nonzero(root >= 10 * x.epsilon)))
+        floor = max(x.epsilon, _TINY)
+        least = low if roles.root == "itself" else (low / x.correction) ** 0.5
+        sums.add("rms_t", i, _energy(x.grad / (root if least >= floor else root.clamp(min=floor))))
+        few = 0 if least >= 10 * x.epsilon else int(np.count_nonzero(root.numpy() < 10 * x.epsilon))
+        sums.add("eps", i, few)
     if update is not None:
-        sums.add("update", i, sum_of_squares(update))
+        sums.add("update", i, _energy(update))
 
 
-def _grad_only(sums: Sums, i: int, grad: Tensor) -> None:
-    squares = sum_of_squares(grad)
-    sums.add("grad", i, squares)
-    if grad.numel() == 0:
-        return
-    low, high = torch.aminmax(grad)
-    sums.peak("grad_max", i, max(-float(low), float(high)))
-    sums.counts[i, 0] += np.uint64(grad.numel() - int(torch.count_nonzero(grad)))
-    if not np.isfinite(squares):
-        sums.counts[i, 1] += np.uint64(int(torch.count_nonzero(grad - grad)))
+def _energy(x: Tensor) -> float:
+    return checked_squares(float(torch.dot(x, x)), x)
 
 
-def _param_only(sums: Sums, i: int, param: Tensor) -> None:
-    sums.add("param", i, sum_of_squares(param))
-    low, high = torch.aminmax(param)
-    sums.peak("param_max", i, max(-float(low), float(high)))
+def _grad(sums: Sums, i: int, grad: Tensor) -> float:
+    energy = _energy(grad)
+    sums.add("grad", i, energy)
+    values = grad.numpy()
+    if values.size:
+        sums.peak("grad_max", i, max(-float(values.min()), float(values.max())))
+        sums.counts[i, 0] += np.uint64(np.count_nonzero(values == 0))
+        if not np.isfinite(energy):
+            sums.counts[i, 1] += np.uint64(np.count_nonzero(~np.isfinite(values)))
+    return energy
 
 
-def _pack(sums: Sums, members: Sequence[Member], roles: Roles) -> None:
+def _param(sums: Sums, i: int, param: Tensor) -> None:
+    sums.add("param", i, _energy(param))
+    values = param.numpy()
+    sums.peak("param_max", i, max(-float(values.min()), float(values.max())))
+
+
+def _param_alone(sums: Sums, i: int, param: Tensor) -> None:
+    for part in _slices(param.numel()):
+        _param(sums, i, _wide(param.reshape(-1)[part]))
+
+
+def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
     """Measure several small tensors in one go, in float64."""
-    one = members[0]
-
-    def joined(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(tensors)).double()
-
-    x = Member(
-        index=-1,
-        param=joined([m.param for m in members]),
-        grad=joined([m.grad for m in members]),
-        first=joined([m.first for m in members if m.first is not None]) if one.first is not None else None,
-        second=joined([m.second for m in members if m.second is not None])
-        if one.second is not None
-        else None,
-        extra={key: joined([m.extra[key] for m in members]) for key in one.extra},
-        numbers=one.numbers,
-        correction=one.correction,
-        epsilon=one.epsilon,
+    where = np.array([i for i, _ in members])
+    pieces = [piece for _, piece in members]
+    one = pieces[0]
+    x = replace(
+        one,
+        param=_joined([p.param for p in pieces]),
+        grad=_joined([p.grad for p in pieces]),
+        first=None if one.first is None else _joined([p.first for p in pieces]),
+        second=None if one.second is None else _joined([p.second for p in pieces]),
+        extra={key: _joined([p.extra[key] for p in pieces]) for key in one.extra},
     )
-    update, root = _derived(x, roles)
-    where = np.array([m.index for m in members])
-    sizes = np.array([m.param.numel() for m in members])
+    update, root = _derive(x, roles)
+    sizes = [p.param.numel() for p in pieces]
     starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
 
-    def put(name: str, values: Tensor) -> None:
-        sums.sums[name][where] = np.add.reduceat(values.numpy(), starts)
+    def put(name: str, values: npt.NDArray[np.float64]) -> None:
+        sums.sums[name][where] = np.add.reduceat(values, starts)
 
-    with np.errstate(invalid="ignore", over="ignore"):
-        put("grad", x.grad.square())
-        put("param", x.param.square())
-        sums.peaks["grad_max"][where] = np.maximum.reduceat(x.grad.abs().numpy(), starts)
-        sums.peaks["param_max"][where] = np.maximum.reduceat(x.param.abs().numpy(), starts)
-        sums.counts[where, 0] = np.add.reduceat((x.grad == 0).numpy(), starts, dtype=np.uint64)
-        if not np.isfinite(sums.sums["grad"][where]).all():
-            sums.counts[where, 1] = np.add.reduceat(~np.isfinite(x.grad.numpy()), starts, dtype=np.uint64)
-        if x.first is not None:
-            put("first", x.first.square())
-            put("dot", x.grad * x.first)
-        if x.second is not None and root is not None:
-            second = x.second.numpy()
-            sums.peaks["second_min"][where] = np.minimum.reduceat(second, starts)
-            sums.peaks["second_max"][where] = np.maximum.reduceat(second, starts)
-            put("second", x.second)
-            put("rms_t", (x.grad / root.clamp(min=max(x.epsilon, _TINY))).square_())
-            put("eps", (root < 10 * x.epsilon).double())
-        if update is not None:
-            put("update", update.square_())
+    grad, param = x.grad.numpy(), x.param.numpy()
+    put("grad", grad * grad)
+    put("param", param * param)
+    sums.peaks["grad_max"][where] = np.maximum.reduceat(np.abs(grad), starts)
+    sums.peaks["param_max"][where] = np.maximum.reduceat(np.abs(param), starts)
+    sums.counts[where, 0] = np.add.reduceat(grad == 0, starts, dtype=np.uint64)
+    if not np.isfinite(sums.sums["grad"][where]).all():
+        sums.counts[where, 1] = np.add.reduceat(~np.isfinite(grad), starts, dtype=np.uint64)
+    if x.first is not None:
+        first = x.first.numpy()
+        put("first", first * first)
+        put("dot", grad * first)
+    if x.second is not None and root is not None:
+        second, roots = x.second.numpy(), root.numpy()
+        sums.peaks["second_min"][where] = np.minimum.reduceat(second, starts)
+        sums.peaks["second_max"][where] = np.maximum.reduceat(second, starts)
+        put("second", second)
+        ratio = grad / np.maximum(roots, max(x.epsilon, _TINY))
+        put("rms_t", np.square(ratio, out=ratio))
+        put("eps", (roots < 10 * x.epsilon).astype(np.float64))
+    if update is not None:
+        put("update", update.square_().numpy())
+
+
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([tensor for tensor in tensors if tensor is not None]).double()

@@ -72,7 +72,8 @@ class Track:
         self._before: dict[int, Tensor] = {}
         self._turn = 0
         self._closure_loss: float | Tensor | None = None
-        self._raw_norm: float | None = None
+        self._clipped: tuple[float, float] | None = None
+        self._acting = 0.0
         self._factor: float | None = None
         self._failures = 0
         # A compiled step keeps one graph.
@@ -110,7 +111,8 @@ class Track:
             self._depth = 1
             self._begin()
             changed = self._wrap_closure(args, kwargs)
-            self._spent = time.perf_counter() - began
+            # What was commanded is not the cost of watching.
+            self._spent = time.perf_counter() - began - self._acting
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._failed(error)
             return None
@@ -133,18 +135,25 @@ class Track:
     def _begin(self) -> None:
         self.under_way = step = self.completed + 1
         self._enter("step")
+        self._acting = 0.0
         if self.control is not None and self.control.pending:
             self.control.apply_due(self._index, step)
         actuators = self.actuators
         self._factor = actuators.lr_scale.enter()
-        self._raw_norm = self._closure_loss = None
-        if actuators.max_norm is not None:
-            self._raw_norm = actuators.clip()
+        self._clipped = self._closure_loss = None
+        self._clip()
         if actuators.lr_scale.armed and not actuators.lr_scale.in_force:
             self._disarm_when_idle()
         self._sampling = not self.degraded and self.governor.wants_sample()
         if self._sampling and roles_of(self.optimizer).update is None:
             self._copy_some()
+
+    def _clip(self) -> None:
+        """Clip the gradients where a clip is in force."""
+        if self.actuators.max_norm is not None:
+            began = time.perf_counter()
+            self._clipped = self.actuators.clip(self.actuators.max_norm)
+            self._acting += time.perf_counter() - began
 
     def _disarm_when_idle(self) -> None:
         waiting = self.control is not None and any(
@@ -166,8 +175,7 @@ class Track:
             loss = closure()
             if self._closure_loss is None and isinstance(loss, (Tensor, float)):
                 self._closure_loss = loss.detach().clone() if isinstance(loss, Tensor) else loss
-            if self.actuators.max_norm is not None:
-                self._raw_norm = self.actuators.clip()
+            self._clip()
             return loss
 
         if kwargs.get("closure") is closure:
@@ -196,7 +204,7 @@ class Track:
         norm_cost = sample_cost = None
         if not self.degraded:
             with torch.no_grad():
-                if self._sampling or self.governor.wants_norm():
+                if self._sampling or self._clipped is not None or self.governor.wants_norm():
                     norm_cost = self._add_norm(values)
                 if self._sampling:
                     sample_cost = self._add_sample(step, values)
@@ -225,6 +233,10 @@ class Track:
     def _add_norm(self, values: dict[str, Value]) -> float:
         """The global norm of the gradients that the optimizer used; what it took."""
         began = time.perf_counter()
+        if self._clipped is not None:
+            values["grad_norm_raw"], values["grad_norm"] = self._clipped
+            self.actuators.recent_norms.append(self._clipped[0])
+            return time.perf_counter() - began
         with_grad = [
             p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -235,8 +247,8 @@ class Track:
         if grads and all(grad.device.type == "cpu" for grad in grads):
             norm = total_norm(grads)
             values["grad_norm"] = norm
-            raw = self._raw_norm
-            if raw is None and (clip := clips.TAP.take(with_grad)) is not None:
+            raw = None
+            if (clip := clips.TAP.take(with_grad)) is not None:
                 total, max_norm = clip
                 # The clipping divided by the norm that torch found; ours is the accurate one.
                 raw = norm / min(1.0, max_norm / (float(total) + 1e-6)) if max_norm > 0 else None

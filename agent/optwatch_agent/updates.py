@@ -8,6 +8,7 @@ needs no copy of the old parameters. All formulas follow torch.optim 2.13 (the f
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from optwatch_agent.tensors import scalar
@@ -16,12 +17,14 @@ from optwatch_agent.tensors import scalar
 class Slices(NamedTuple):
     """Equal flat slices of one parameter's tensors after the step, of one floating dtype.
 
-    `extra` holds the other state tensors that the rule asks for in `Rule.extra`.
+    `root` is sqrt(v̂) where there is a second moment; `extra` holds the other state tensors that the rule
+    asks for in `Rule.extra`. A rule writes to none of them.
     """
 
     grad: Tensor
     first: Tensor | None
     second: Tensor | None
+    root: Tensor | None
     extra: Mapping[str, Tensor]
 
 
@@ -63,22 +66,24 @@ def _sgd(x: Slices, n: Mapping[str, float]) -> tuple[Tensor, Tensor | float]:
 
 def _adam(x: Slices, n: Mapping[str, float]) -> tuple[Tensor, Tensor | float]:
     assert x.first is not None
-    second = x.extra.get("max_exp_avg_sq", x.second)
-    assert second is not None
-    denominator = second.sqrt().div_((1 - n["beta2"] ** n["step"]) ** 0.5).add_(n["eps"])
-    a = (x.first / denominator).mul_(-n["lr"] / (1 - n["beta1"] ** n["step"]))
+    assert x.root is not None
+    if (highest := x.extra.get("max_exp_avg_sq")) is not None:
+        denominator = highest.sqrt().div_((1 - n["beta2"] ** n["step"]) ** 0.5).add_(n["eps"])
+    else:
+        denominator = x.root + n["eps"]
+    a = torch.div(x.first, denominator, out=denominator).mul_(-n["lr"] / (1 - n["beta1"] ** n["step"]))
     return _decoupled(a, n)
 
 
 def _nadam(x: Slices, n: Mapping[str, float]) -> tuple[Tensor, Tensor | float]:
     assert x.first is not None
-    assert x.second is not None
+    assert x.root is not None
     lr, step = n["lr"], n["step"]
     mu = n["beta1"] * (1 - 0.5 * 0.96 ** (step * n["momentum_decay"]))
     mu_next = n["beta1"] * (1 - 0.5 * 0.96 ** ((step + 1) * n["momentum_decay"]))
     of_grad = -lr * (1 - mu) / (1 - n["mu_product"])
     of_first = -lr * mu_next / (1 - n["mu_product"] * mu_next)
-    denominator = (x.second / (1 - n["beta2"] ** step)).sqrt_().add_(n["eps"])
+    denominator = x.root + n["eps"]
     a = (x.grad * (of_grad * n["sign"])).add_(x.first, alpha=of_first).div_(denominator)
     if n["decoupled"]:
         return _decoupled(a, n)
@@ -119,9 +124,9 @@ def _rmsprop(x: Slices, n: Mapping[str, float]) -> tuple[Tensor, Tensor | float]
 
 
 def _adagrad(x: Slices, n: Mapping[str, float]) -> tuple[Tensor, Tensor | float]:
-    assert x.second is not None
+    assert x.root is not None
     lr, decay = n["lr"] / (1 + (n["step"] - 1) * n["lr_decay"]), n["weight_decay"]
-    denominator = x.second.sqrt().add_(n["eps"])
+    denominator = x.root + n["eps"]
     a = (x.grad / denominator).mul_(-lr * n["sign"])
     return a, denominator.reciprocal_().mul_(-lr * decay) if decay else 0.0
 
