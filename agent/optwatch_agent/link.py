@@ -29,6 +29,7 @@ from optwatch.wire.frames import (
     unpack,
 )
 from optwatch.wire.keys import daemon_key, key_pair
+from optwatch.wire.leftovers import leave
 from optwatch.wire.messages import (
     Ack,
     Batch,
@@ -178,6 +179,25 @@ class Link:
             if self._socket is None:  # there is nobody to wait for
                 break
             time.sleep(0.01)
+        if self._ring:
+            self._leave_behind()
+
+    def _leave_behind(self) -> None:
+        """Leave what no daemon has taken for the next one."""
+        schemas = {held.schema for held in self._ring if held.schema}
+        gone = "the process has ended"
+        try:
+            leave(
+                self._session,
+                [
+                    pack(msgspec.structs.replace(self._source.hello(), control=gone)),
+                    pack(msgspec.structs.replace(self._source.beat(), control=gone)),
+                    *(self._schemas[digest] for digest in schemas),
+                    *(held.parts for held in self._ring),
+                ],
+            )
+        except OSError as error:
+            self._warn(f"what no daemon has taken is lost, it cannot be written to {error.filename}: {error}")
 
     def _hold(self, message: Durable, blocks: BatchBlocks | None, schema: Schema | None) -> None:
         self._seq += 1

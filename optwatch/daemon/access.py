@@ -69,6 +69,11 @@ class Access:
             status = (b"200", b"OK", key.encode()) if known else (b"400", b"unknown key", b"")
             self.socket.send_multipart([*envelope, version, number, *status, b""])
 
+    @property
+    def local_user(self) -> str:
+        """Whose agents run on this host under this account."""
+        return own_name() if self._pair is not None else "anyone"
+
     def who(self, frame: zmq.Frame) -> tuple[str, Role]:
         """The name and role of the peer that a frame came from."""
         if self._pair is None:

@@ -185,6 +185,8 @@ class Ingest:
             raise WireError("a message with a number out of range")
         if expected == "had":
             self.counts["had before"] += 1
+            if isinstance(message, Bye):  # the hello before it had opened the session anew
+                self._run(session).leave(session)
             return
         if expected == "early" or self._store.backlog > MAX_BACKLOG:
             self.counts["too early" if expected == "early" else "disk behind"] += 1

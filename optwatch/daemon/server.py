@@ -12,6 +12,7 @@ from optwatch.daemon.access import Access
 from optwatch.daemon.boards import Boards
 from optwatch.daemon.desk import Desk
 from optwatch.daemon.ingest import Ingest
+from optwatch.daemon.leftovers import Leftovers
 from optwatch.daemon.publish import Publisher
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.store import Store
@@ -57,6 +58,7 @@ class Server:
         daemon = os.urandom(8).hex()
         self._publisher = Publisher(xpub, runs, boards.tell if boards else None)
         self._ingest = Ingest(store, runs, self._send, self._prepare, daemon)
+        self._leftovers = Leftovers(self._ingest, access.local_user)
         publish = xpub.getsockopt_string(zmq.LAST_ENDPOINT)
         self._desk = Desk(store, runs, self._publisher, daemon, publish, self.stop)
         self._poller = zmq.Poller()
@@ -84,6 +86,7 @@ class Server:
         self._settle()
         self._store.settle()
         self._release()
+        self._leftovers.close()
         self._publisher.tick(float("inf"))
 
     def _turn(self, timeout: float) -> None:
@@ -97,6 +100,7 @@ class Server:
             self._publisher.subscriptions(now)
         if self._router in events:
             self._drain(now)
+        self._leftovers.tick(now)
         self._advance(now)
         self._settle()
         self._publisher.tick(now)
