@@ -204,11 +204,12 @@ class Divergence:
 
 
 def _summary(e: Excursion, over: bool) -> str:
+    if over:
+        return f"came back after {e.age - e.back} points"
     parts = []
     if e.norm_ratio:
         parts.append(f"gradient norm {e.norm_ratio:.3g} × its median")
     if e.peak > e.short_limit:
         peak = f"{e.peak:.4g}" if math.isfinite(e.peak) else "non-finite"
         parts.append(f"loss up to {peak}, at most {e.level:.4g} before")
-    text = ", ".join(parts) or "gradient energy out of its range"
-    return text + (f"; came back after {e.age - e.back} points" if over else "")
+    return ", ".join(parts) or "gradient energy out of its range"

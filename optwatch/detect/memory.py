@@ -44,6 +44,8 @@ def median(values: list[float]) -> float:
     return 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
+HUGE = 1e150
+"""What a greater loss counts as: its square is still finite."""
 FIRST = 5
 """Values that a start is judged by."""
 

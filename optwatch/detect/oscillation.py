@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import FIRST, from_state, push, start_of, to_state
+from optwatch.detect.memory import FIRST, HUGE, from_state, push, start_of, to_state
 from optwatch.series.points import Points
 
 SMOOTH = 3
@@ -64,7 +64,7 @@ class Oscillation:
             points.step.tolist(), loss.values.tolist(), loss.logged.tolist(), strict=True
         ):
             if logged and math.isfinite(x):
-                self._point(step, min(max(x, -1e150), 1e150), signals)
+                self._point(step, x if -HUGE < x < HUGE else math.copysign(HUGE, x), signals)
         return signals
 
     def mark(self, step: int) -> None:
@@ -88,8 +88,11 @@ class Oscillation:
         if math.isnan(m.first) or m.seen < SMOOTH:
             return
         a, b, c = m.raw[-3:]
-        value = max(min(a, b), min(max(a, b), c))
-        m.best = min(m.best, value)
+        if a > b:
+            a, b = b, a
+        value = a if c < a else b if c > b else c  # the median of three
+        if value < m.best:
+            m.best = value
         enough = SIZE * max(m.first - m.best, LEAST * abs(m.first))
         if m.rising:
             m.high = max(m.high, value)

@@ -44,6 +44,7 @@ DETECTORS: tuple[type[Detector], ...] = (
 
 TOLD_BY: dict[Kind, frozenset[Kind]] = {
     "slow_divergence": frozenset({"divergence", "loss_spike", "oscillation"}),
+    "divergence": frozenset({"non_finite"}),
     "epsilon_dominated": frozenset({"dead_parameters", "vanishing_gradient"}),
 }
 """Kinds that are not reported while an alarm of these kinds is open."""
@@ -155,11 +156,17 @@ class Panel:
         else:
             number = opened
         before = self._findings[number - 1] if opened is not None else None
-        severity = signal.severity
-        if before is not None and not signal.over:
+        severity, summary, evidence = signal.severity, signal.summary, dict(signal.evidence)
+        if before is not None and signal.over:
+            summary, evidence = f"{before.summary}; {summary}", {**before.evidence, **evidence}
+        elif before is not None:
             severity = max(severity, before.severity, key=SEVERITIES.index)
         also = {self._findings[other - 1].kind for other in self._open.values() if other != number}
-        causes = causes_of(signal, self._evidence, also)
+        if before is not None and signal.over:
+            causes, remedies = before.causes, before.remedies
+        else:
+            causes = causes_of(signal, self._evidence, also)
+            remedies = remedies_for(signal, causes, self._evidence)
         finding = Finding(
             run=self.run,
             id=number,
@@ -167,13 +174,13 @@ class Panel:
             severity=severity,
             step=before.step if before is not None and before.severity == severity else signal.step,
             onset_step=min(signal.onset_step, before.onset_step) if before else signal.onset_step,
-            summary=signal.summary,
+            summary=summary,
             rank=signal.rank,
             tensor=signal.tensor,
             group=signal.group,
-            evidence=dict(signal.evidence) or (before.evidence if before else {}),
+            evidence=evidence,
             causes=causes,
-            remedies=remedies_for(signal, causes, self._evidence),
+            remedies=remedies,
             resolved_step=signal.step if signal.over else None,
         )
         if signal.over:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import Blocks, from_state, median, start_error, start_of, to_state, trend
+from optwatch.detect.memory import HUGE, Blocks, from_state, median, start_error, start_of, to_state, trend
 from optwatch.series.points import Points
 
 WINDOW = 200
@@ -90,7 +90,7 @@ class Plateau:
             if math.isfinite(g):
                 m.norm = min(g, 1e150)
             if has_loss and math.isfinite(x):
-                self._point(step, min(max(x, -1e150), 1e150), signals)
+                self._point(step, x if -HUGE < x < HUGE else math.copysign(HUGE, x), signals)
         return signals
 
     def mark(self, step: int) -> None:
@@ -188,7 +188,7 @@ class Plateau:
     ) -> Signal:
         m = self._memory
         if over:
-            text = f"the loss falls again, below {m.level:.4g}"
+            text = "the loss falls again"
         elif found == "stuck":
             text = f"no progress: {m.level:.4g} after {m.seen} points, {progress:.1%} below the start"
         else:

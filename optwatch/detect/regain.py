@@ -1,12 +1,13 @@
 """Slow divergence: the loss gives back what it had won, too slowly to leave its range at once."""
 
 import math
+from bisect import bisect_right
 from typing import Any, ClassVar
 
 import msgspec
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import FIRST, from_state, median, push, start_of, to_state
+from optwatch.detect.memory import FIRST, HUGE, from_state, median, push, start_of, to_state
 from optwatch.series.points import Points
 
 SPAN = 20
@@ -14,7 +15,7 @@ ALPHA = 2 / (SPAN + 1)
 AVERAGE_SD = math.sqrt(ALPHA / (2 - ALPHA))
 """Standard deviation of the average of white noise of unit variance."""
 RESIDUALS = 100
-REFRESH = 10
+REFRESH = 25
 """Points between two estimates of the noise."""
 WINSOR = 8.0
 LOST, SIGMAS, RUN = 0.10, 6.0, 10
@@ -58,7 +59,7 @@ class Regain:
             points.step.tolist(), loss.values.tolist(), loss.logged.tolist(), strict=True
         ):
             if logged and math.isfinite(x):
-                self._point(step, min(max(x, -1e150), 1e150), signals)
+                self._point(step, x if -HUGE < x < HUGE else math.copysign(HUGE, x), signals)
         return signals
 
     def mark(self, step: int) -> None:
@@ -83,20 +84,27 @@ class Regain:
             return
         residual = x - m.average
         push(m.residuals, residual, RESIDUALS)
-        if m.seen % REFRESH == 0:
+        if m.seen % REFRESH == 0 or m.seen == 2 * FIRST:
             m.noise = _noise(m.residuals[-RESIDUALS:])
         held = WINSOR * m.noise
-        m.average += ALPHA * min(max(residual, -held), held)
+        if residual > held:
+            residual = held
+        elif residual < -held:
+            residual = -held
+        m.average += ALPHA * residual
         if m.average < m.best:
             m.best, m.best_step = m.average, step
         if m.seen <= BEGIN:
             return
+        rise = m.average - m.best
+        if rise == 0:  # a new best
+            m.run = 0
+            if not m.open:
+                return
         first = m.first
         won = max(first - m.best, 0.05 * abs(first))
-        rise = m.average - m.best
         lost = rise / won if won > 0 else 0.0
-        significant = rise > SIGMAS * AVERAGE_SD * m.noise
-        if lost > LOST and significant:
+        if lost > LOST and rise > SIGMAS * AVERAGE_SD * m.noise:
             m.run += 1
             if m.run == 1:
                 m.onset = step
@@ -134,8 +142,11 @@ class Regain:
 
 
 def _noise(residuals: list[float]) -> float:
+    """The larger of the two estimates of a standard deviation, both robust."""
     center = median(residuals)
-    deviation = 1.4826 * median([abs(r - center) for r in residuals])
+    sizes = sorted(abs(r - center) for r in residuals)
+    deviation = 1.4826 * median(sizes)
     held = WINSOR * deviation
-    mean = sum(min(abs(r - center), held) for r in residuals) / len(residuals)
+    within = bisect_right(sizes, held)
+    mean = (sum(sizes[:within]) + held * (len(sizes) - within)) / len(sizes)
     return max(deviation, 1.2533 * mean)
