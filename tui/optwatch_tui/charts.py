@@ -118,10 +118,13 @@ def marks(snapshot: Snapshot) -> tuple[Mark, ...]:
 
 
 def _wants_log(lines: tuple[Line, ...]) -> bool:
-    """Positive throughout, and one spike would flatten all the rest."""
+    """Nowhere negative, and a few large values would flatten all the rest."""
     values = np.concatenate([line.value for line in lines]) if lines else np.empty(0)
     values = values[np.isfinite(values)]
-    return bool(len(values)) and bool(values.min() > 0) and bool(values.max() > 20 * np.median(values))
+    if not len(values) or values.min() < 0:
+        return False
+    middle = np.median(values)
+    return bool(middle > 0 and values.max() > 20 * middle)
 
 
 def _loss(snapshot: Snapshot) -> tuple[Line, ...]:

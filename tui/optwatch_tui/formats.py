@@ -49,6 +49,8 @@ def tick(value: float) -> str:
         mantissa, exponent = f"{value:.1e}".split("e")
         label = f"{mantissa.removesuffix('.0')}e{int(exponent)}"
         return label if len(label) <= 6 else f"{value:.0e}".replace("e-0", "e-")
+    if size < 1:
+        return f"{value:.3g}" if len(f"{value:.3g}") <= 6 else f"{value:.3g}".replace("0.", ".", 1)
     return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
 
 

@@ -57,7 +57,7 @@ class RanksScreen(WatchScreen):
         self.changed()
 
     def on_filter_line_done(self) -> None:
-        self.query_one("#ranks", Listing).focus()
+        self.set_focus(self.query_one("#ranks", Listing))
 
 
 _HEAD: Row = (

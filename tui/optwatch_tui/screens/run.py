@@ -203,7 +203,7 @@ class RunScreen(WatchScreen):
         findings = self.query_one("#findings", Listing)
         if findings.has_focus:
             findings.action_move(1)
-        findings.focus()
+        self.set_focus(findings)
 
     def action_tensors(self) -> None:
         self.watch_app.show_tensors()

@@ -72,7 +72,7 @@ class RunsScreen(WatchScreen):
         self.changed()
 
     def on_filter_line_done(self) -> None:
-        self.query_one("#runs", Listing).focus()
+        self.set_focus(self.query_one("#runs", Listing))
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         self.watch_app.open_run(event.key)

@@ -92,4 +92,4 @@ class TensorsScreen(WatchScreen):
         self.changed()
 
     def on_filter_line_done(self) -> None:
-        self.query_one(HeatMap).focus()
+        self.set_focus(self.query_one(HeatMap))

@@ -18,7 +18,7 @@ class FilterLine(Input):
     def open(self) -> None:
         """Begin to type."""
         self.display = True
-        self.focus()
+        self.screen.set_focus(self)
 
     def on_key(self, event: events.Key) -> None:
         if event.key == "escape":

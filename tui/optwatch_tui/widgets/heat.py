@@ -48,7 +48,8 @@ class HeatMap(Framed, can_focus=True):
         if heat is None or not len(heat.step) or not heat.names:
             return [*[()] * ((height - 1) // 2), (("no per-tensor samples yet".center(width), "muted"),)]
         groups = group_bounds(len(heat.names), height)
-        label = min(max(12, width // 5), 28, max(len(name) for name in heat.names) + 1)
+        more_cells = 4 if len(groups) < len(heat.names) else 0
+        label = min(max(12, width // 5), 28, max(len(name) for name in heat.names) + 1 + more_cells)
         grid = heat_grid(heat, groups, max(1, width - label - 10))
         low, high = ramp_limits(heat.values)
         rows: list[Row] = []
