@@ -55,7 +55,9 @@ async def _measure() -> None:
     print(f"CPU per tick of the run screen   {tick * 1e3:6.1f} ms  ({tick * 4:.1%} of a core at 4 Hz)")
     print(f"CPU per tick of the tensors      {statistics.median(tensors) * 1e3:6.1f} ms")
     print(f"key to screen, median            {statistics.median(keys) * 1e3:6.1f} ms")
-    print(f"memory, most                     {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:6.1f} MB")
+    print(
+        f"memory, most                     {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:6.1f} MB"
+    )
 
 
 _FIRST_FRAME = """
