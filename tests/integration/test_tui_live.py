@@ -15,6 +15,7 @@ import pytest
 from textual.pilot import Pilot
 
 from optwatch.client import Client
+from optwatch.wire.actions import Command
 from optwatch.wire.requests import Act
 from optwatch_tui.app import OptwatchApp
 from optwatch_tui.daemon_feed import DaemonFeed
@@ -49,6 +50,11 @@ def snapshot(pilot: Pilot[None]) -> Snapshot | None:
     found = pilot.app.snapshot  # type: ignore[attr-defined]
     assert found is None or isinstance(found, Snapshot)
     return found
+
+
+def by_hand(client: Client, run: str) -> list[Command]:
+    """The run's commands, without what the policy proposed."""
+    return [command for command in client.commands(run) if command.asked_by != "policy"]
 
 
 class Training(threading.Thread):
@@ -120,7 +126,7 @@ async def test_an_action_goes_its_whole_way_and_back(training: Training, daemon:
         await pilot.press("u", "y")
         await until(pilot, lambda: snapshot(pilot).status.lr_scale == 1, "the former scale")  # type: ignore[union-attr]
         with daemon.client() as client:
-            first, second = client.commands(training.peer.run)
+            first, second = by_hand(client, training.peer.run)
         assert (first.action, first.args, first.state) == ("scale_lr", {"factor": 0.5}, "undone")
         assert (second.undo_of, second.state) == (first.id, "applied")
 
@@ -178,7 +184,7 @@ async def test_read_only_sends_nothing(training: Training, daemon: DaemonProcess
             assert isinstance(pilot.app.screen, RunScreen)
         await pilot.pause(0.5)
         with daemon.client() as client:
-            assert client.commands(training.peer.run) == ()
+            assert by_hand(client, training.peer.run) == []
 
 
 async def test_a_run_is_opened_by_name_as_soon_as_there_is_one(daemon: DaemonProcess) -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, cast
 
 from textual.screen import Screen
 
+from optwatch_tui.bindings import Key
 from optwatch_tui.rows import Row
 from optwatch_tui.widgets.keybar import KeyBar
 
@@ -14,7 +15,17 @@ _NOTICE_SECONDS = 6.0
 
 
 class WatchScreen(Screen[None]):
-    """A screen that shows the app's state. `changed` is called whenever that is another."""
+    """A screen that shows the app's state. `changed` is called whenever that is another.
+
+    It keeps its panels at hand instead of looking them up: news may come while it is being closed.
+    """
+
+    _bar: KeyBar | None = None
+
+    def keybar(self, keys: tuple[Key, ...]) -> KeyBar:
+        """The line of keys, to be composed at the end."""
+        self._bar = KeyBar(keys, readonly=self.watch_app.readonly)
+        return self._bar
 
     @property
     def watch_app(self) -> "OptwatchApp":
@@ -42,9 +53,9 @@ class WatchScreen(Screen[None]):
 
     def notice(self, row: Row) -> None:
         """Say a sentence in the place of the keys, for a while."""
-        bar = self.query_one(KeyBar)
-        bar.say(row)
-        self.set_timer(_NOTICE_SECONDS, lambda: bar.say(None))
+        if (bar := self._bar) is not None:
+            bar.say(row)
+            self.set_timer(_NOTICE_SECONDS, lambda: bar.say(None))
 
     def action_save(self) -> None:
         """Save a picture of the screen beside where the program was started."""

@@ -13,7 +13,6 @@ from optwatch_tui.rows import Item, Row
 from optwatch_tui.screens.base import WatchScreen
 from optwatch_tui.theme import RANK_GLYPHS
 from optwatch_tui.widgets.filter import FilterLine
-from optwatch_tui.widgets.keybar import KeyBar
 from optwatch_tui.widgets.listing import Listing
 from optwatch_tui.widgets.status import StatusHeader
 
@@ -25,18 +24,24 @@ class RanksScreen(WatchScreen):
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("ranks")]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._header = StatusHeader(id="status")
+        self._listing = Listing("ranks", "no rank was heard yet", id="ranks")
+        self._filter = FilterLine(id="filter")
+
     def compose(self) -> ComposeResult:
-        yield StatusHeader(id="status")
-        yield Listing("ranks", "no rank was heard yet", id="ranks")
-        yield FilterLine(id="filter")
-        yield KeyBar(keys_of("ranks", "app"), readonly=self.watch_app.readonly)
+        yield self._header
+        yield self._listing
+        yield self._filter
+        yield self.keybar(keys_of("ranks", "app"))
 
     def changed(self) -> None:
         app = self.watch_app
-        self.query_one(StatusHeader).show(app.snapshot, app.link, app.now(), (), app.readonly)
+        self._header.show(app.snapshot, app.link, app.now(), (), app.readonly)
         if app.snapshot is None:
             return
-        wanted = self.query_one("#filter", Input).value.casefold()
+        wanted = self._filter.value.casefold()
         ranks = app.snapshot.status.ranks
         newest = max((rank.step for rank in ranks), default=0)
         shown = [
@@ -44,20 +49,20 @@ class RanksScreen(WatchScreen):
         ]
         shown.sort(key=lambda rank: (list(_ROLES).index(rank.link) in (0, 3), rank.step, rank.rank))
         up = sum(rank.link == "up" for rank in ranks)
-        self.query_one("#ranks", Listing).show(
+        self._listing.show(
             [rank_item(rank, newest) for rank in shown],
             note=((f"{up} of {app.snapshot.status.world_size} up", "ok" if up == len(ranks) else "warning"),),
             head=_HEAD,
         )
 
     def action_filter(self) -> None:
-        self.query_one(FilterLine).open()
+        self._filter.open()
 
     def on_input_changed(self, _event: Input.Changed) -> None:
         self.changed()
 
     def on_filter_line_done(self) -> None:
-        self.set_focus(self.query_one("#ranks", Listing))
+        self.set_focus(self._listing)
 
 
 _HEAD: Row = (

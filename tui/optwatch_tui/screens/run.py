@@ -21,7 +21,6 @@ from optwatch_tui.screens.confirm import ConfirmScreen
 from optwatch_tui.screens.text import TextScreen
 from optwatch_tui.widgets.chart import Chart
 from optwatch_tui.widgets.heat import HeatMap
-from optwatch_tui.widgets.keybar import KeyBar
 from optwatch_tui.widgets.listing import Listing
 from optwatch_tui.widgets.status import StatusHeader
 
@@ -41,44 +40,46 @@ class RunScreen(WatchScreen):
         self._alone: str | None = None
         self._held: Snapshot | None = None
         self._command_states: dict[str, str] | None = None
+        self._header = StatusHeader(id="status")
+        self._charts = {spec.key: Chart(spec.key, spec.title, id=f"chart-{spec.key}") for spec in CHARTS}
+        self._heat = HeatMap(id="heat")
+        self._findings = Listing("findings", "none", id="findings", pinned=True)
+        self._actions = Listing("actions", "none", id="actions", pinned=True)
+        self._upper, self._lower = Horizontal(id="upper"), Horizontal(id="lower")
+        self._lists = Horizontal(id="lists")
 
     def compose(self) -> ComposeResult:
-        yield StatusHeader(id="status")
-        with Horizontal(id="upper"):
-            for spec in CHARTS:
-                if spec.key in layout.UPPER:
-                    yield Chart(spec.key, spec.title, id=f"chart-{spec.key}")
-        with Horizontal(id="lower"):
-            for spec in CHARTS:
-                if spec.key not in layout.UPPER:
-                    yield Chart(spec.key, spec.title, id=f"chart-{spec.key}")
-        yield HeatMap(id="heat")
-        with Horizontal(id="lists"):
-            yield Listing("findings", "none", id="findings", pinned=True)
-            yield Listing("actions", "none", id="actions", pinned=True)
-        yield KeyBar(keys_of("run", "app"), readonly=self.watch_app.readonly)
+        yield self._header
+        with self._upper:
+            yield from (chart for key, chart in self._charts.items() if key in layout.UPPER)
+        with self._lower:
+            yield from (chart for key, chart in self._charts.items() if key not in layout.UPPER)
+        yield self._heat
+        with self._lists:
+            yield self._findings
+            yield self._actions
+        yield self.keybar(keys_of("run", "app"))
 
     def on_mount(self) -> None:
-        self.query_one("#chart-loss").focus()
+        self._charts["loss"].focus()
         super().on_mount()
 
     def fit_panels(self) -> None:
         size = self.app.size
         plan = layout.arrange(*size) if self._alone is None else layout.alone(size.height, self._alone)
-        for name, lines in (
-            ("upper", plan.upper),
-            ("lower", plan.lower),
-            ("heat", plan.heat),
-            ("lists", plan.lists),
+        for panel, lines in (
+            (self._upper, plan.upper),
+            (self._lower, plan.lower),
+            (self._heat, plan.heat),
+            (self._lists, plan.lists),
         ):
-            panel = self.query_one(f"#{name}")
             panel.styles.height = lines
             panel.display = lines > 0
-        for chart in self.query(Chart):
+        for chart in self._charts.values():
             chart.display = chart.key in (
                 plan.upper_charts if chart.key in layout.UPPER else plan.lower_charts
             )
-        self.query_one("#actions").display = plan.actions
+        self._actions.display = plan.actions
 
     # --- drawing ------------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ class RunScreen(WatchScreen):
             badges.append(("read-only", "warning"))
         if self._held is not None:
             badges.append(("paused", "warning"))
-        self.query_one(StatusHeader).show(app.snapshot, app.link, app.now(), tuple(badges), app.readonly)
+        self._header.show(app.snapshot, app.link, app.now(), tuple(badges), app.readonly)
         if app.snapshot is None:
             return
         self._tell_of_commands(app.snapshot)
@@ -97,26 +98,23 @@ class RunScreen(WatchScreen):
 
     def _draw(self, snapshot: Snapshot) -> None:
         for spec in CHARTS:
-            chart = self.query_one(f"#chart-{spec.key}", Chart)
+            chart = self._charts[spec.key]
             if chart.display and chart.size.area:
                 chart.show(charts.picture(spec, snapshot, self._window, self._log.get(spec.key)))
-        heat_map = self.query_one(HeatMap)
-        if heat_map.display and heat_map.size.area:
-            heat_map.show(heat(snapshot, STATISTICS[self._statistic], self._window))
+        if self._heat.display and self._heat.size.area:
+            self._heat.show(heat(snapshot, STATISTICS[self._statistic], self._window))
         self._draw_lists(snapshot)
 
     def _draw_lists(self, snapshot: Snapshot) -> None:
-        findings = self.query_one("#findings", Listing)
-        width = findings.size.width - 2
+        width = self._findings.size.width - 2
         # Open ones first, then what is over: each the newest first, alarms before hints.
         over = tuple(f for f in snapshot.findings if f.resolved_step is not None)
         ordered = (*snapshot.open_findings, *over)
         note: Row = ((f"{len(snapshot.open_findings)} open, {len(over)} over", "muted"),) if ordered else ()
-        findings.show([describe.finding_item(f, width) for f in ordered], note=note)
-        actions = self.query_one("#actions", Listing)
+        self._findings.show([describe.finding_item(f, width) for f in ordered], note=note)
         world, readonly = snapshot.status.world_size, self.watch_app.readonly
-        width = actions.size.width - 2
-        actions.show(
+        width = self._actions.size.width - 2
+        self._actions.show(
             [describe.command_item(command, world, width, readonly) for command in snapshot.commands],
             note=(("mode ", "muted"), (snapshot.status.mode, "text")),
         )
@@ -170,8 +168,8 @@ class RunScreen(WatchScreen):
         snapshot = self._looked_at()
         if snapshot is None:
             return
-        focused = [chart for chart in self.query(Chart) if chart.has_focus]
-        for chart in focused or list(self.query(Chart)):
+        focused = [chart for chart in self._charts.values() if chart.has_focus]
+        for chart in focused or list(self._charts.values()):
             self._log[chart.key] = not chart.logarithmic
         self.changed()
 
@@ -185,7 +183,7 @@ class RunScreen(WatchScreen):
             self._show_alone(focused.key if self._alone is None else None)
         elif isinstance(focused, HeatMap):
             self.action_tensors()
-        elif focused is not None and focused.id == "findings":
+        elif focused is self._findings:
             self._open_finding()
 
     def back(self) -> bool:
@@ -200,10 +198,9 @@ class RunScreen(WatchScreen):
         self.call_after_refresh(self.changed)
 
     def action_next_finding(self) -> None:
-        findings = self.query_one("#findings", Listing)
-        if findings.has_focus:
-            findings.action_move(1)
-        self.set_focus(findings)
+        if self._findings.has_focus:
+            self._findings.action_move(1)
+        self.set_focus(self._findings)
 
     def action_tensors(self) -> None:
         self.watch_app.show_tensors()
@@ -212,7 +209,7 @@ class RunScreen(WatchScreen):
         self.watch_app.show_ranks()
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        if event.listing.id == "findings":
+        if event.listing is self._findings:
             self._open_finding()
 
     def _open_finding(self) -> None:
@@ -223,7 +220,7 @@ class RunScreen(WatchScreen):
             self.app.push_screen(TextScreen(title, lambda width: describe.finding_details(finding, width)))
 
     def _selected_finding(self) -> Finding | None:
-        snapshot, key = self._looked_at(), self.query_one("#findings", Listing).selected
+        snapshot, key = self._looked_at(), self._findings.selected
         if snapshot is None:
             return None
         return next((finding for finding in snapshot.findings if str(finding.id) == key), None)
@@ -271,7 +268,7 @@ class RunScreen(WatchScreen):
 
     def _proposal(self, snapshot: Snapshot) -> Command | None:
         """The selected proposal, else the newest."""
-        selected = self.query_one("#actions", Listing).selected
+        selected = self._actions.selected
         chosen = [command for command in snapshot.proposals if command.id == selected]
         proposal = next(iter((*chosen, *snapshot.proposals)), None)
         if proposal is None:

@@ -13,7 +13,6 @@ from optwatch_tui.rows import Row
 from optwatch_tui.screens.base import WatchScreen
 from optwatch_tui.widgets.filter import FilterLine
 from optwatch_tui.widgets.frame import Lines
-from optwatch_tui.widgets.keybar import KeyBar
 from optwatch_tui.widgets.listing import Listing
 from optwatch_tui.widgets.status import link_sentence
 
@@ -41,16 +40,21 @@ class RunsScreen(WatchScreen):
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs")]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._header = RunsHeader(id="status")
+        self._listing = Listing("runs", _EMPTY, id="runs")
+        self._filter = FilterLine(id="filter")
+
     def compose(self) -> ComposeResult:
-        yield RunsHeader(id="status")
-        yield Listing("runs", _EMPTY, id="runs")
-        yield FilterLine(id="filter")
-        yield KeyBar(keys_of("runs", "app"), readonly=self.watch_app.readonly)
+        yield self._header
+        yield self._listing
+        yield self._filter
+        yield self.keybar(keys_of("runs", "app"))
 
     def changed(self) -> None:
         app = self.watch_app
-        listing = self.query_one("#runs", Listing)
-        wanted = self.query_one("#filter", Input).value.casefold()
+        listing, wanted = self._listing, self._filter.value.casefold()
         shown = [run for run in app.runs if wanted in f"{run.name} {run.run} {run.state}".casefold()]
         width = listing.size.width - 2
         note: Row = ((f"{len(shown)} of {len(app.runs)} match", "warning"),) if wanted else ()
@@ -59,20 +63,20 @@ class RunsScreen(WatchScreen):
             note=note,
             head=describe.run_head(width) if shown else None,
         )
-        self.query_one("#status", RunsHeader).renew()
+        self._header.renew()
 
     def action_open(self) -> None:
-        if run := self.query_one("#runs", Listing).selected:
+        if run := self._listing.selected:
             self.watch_app.open_run(run)
 
     def action_filter(self) -> None:
-        self.query_one(FilterLine).open()
+        self._filter.open()
 
     def on_input_changed(self, _event: Input.Changed) -> None:
         self.changed()
 
     def on_filter_line_done(self) -> None:
-        self.set_focus(self.query_one("#runs", Listing))
+        self.set_focus(self._listing)
 
     def on_listing_chosen(self, event: Listing.Chosen) -> None:
         self.watch_app.open_run(event.key)

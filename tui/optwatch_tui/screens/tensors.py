@@ -15,7 +15,6 @@ from optwatch_tui.model import Snapshot
 from optwatch_tui.screens.base import WatchScreen
 from optwatch_tui.widgets.filter import FilterLine
 from optwatch_tui.widgets.heat import HeatMap
-from optwatch_tui.widgets.keybar import KeyBar
 from optwatch_tui.widgets.status import StatusHeader
 
 
@@ -30,27 +29,30 @@ class TensorsScreen(WatchScreen):
         self._statistic = 0
         self._by_size = False
         self._held: Snapshot | None = None
+        self._header = StatusHeader(id="status")
+        self._map = HeatMap(id="tensors")
+        self._filter = FilterLine(id="filter")
 
     def compose(self) -> ComposeResult:
-        yield StatusHeader(id="status")
-        yield HeatMap(id="tensors")
-        yield FilterLine(id="filter")
-        yield KeyBar(keys_of("tensors", "app"), readonly=self.watch_app.readonly)
+        yield self._header
+        yield self._map
+        yield self._filter
+        yield self.keybar(keys_of("tensors", "app"))
 
     def on_mount(self) -> None:
-        self.query_one(HeatMap).focus()
+        self._map.focus()
         super().on_mount()
 
     def changed(self) -> None:
         app = self.watch_app
         badges = (("paused", "warning"),) if self._held is not None else ()
-        self.query_one(StatusHeader).show(app.snapshot, app.link, app.now(), badges, app.readonly)
+        self._header.show(app.snapshot, app.link, app.now(), badges, app.readonly)
         if (snapshot := self._held or app.snapshot) is not None:
             whole = heat(snapshot, STATISTICS[self._statistic], self._window)
-            self.query_one(HeatMap).show(self._chosen(whole))
+            self._map.show(self._chosen(whole))
 
     def _chosen(self, whole: Heat) -> Heat:
-        wanted = self.query_one("#filter", Input).value.casefold()
+        wanted = self._filter.value.casefold()
         at = np.array([i for i, name in enumerate(whole.names) if wanted in name.casefold()], dtype=np.int64)
         if self._by_size and len(whole.step):
             newest = np.nan_to_num(whole.values[-1, at], nan=-np.inf)
@@ -86,10 +88,10 @@ class TensorsScreen(WatchScreen):
         self.changed()
 
     def action_filter(self) -> None:
-        self.query_one(FilterLine).open()
+        self._filter.open()
 
     def on_input_changed(self, _event: Input.Changed) -> None:
         self.changed()
 
     def on_filter_line_done(self) -> None:
-        self.set_focus(self.query_one(HeatMap))
+        self.set_focus(self._map)
