@@ -1,0 +1,228 @@
+"""The book of commands: every way a command can go."""
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optwatch.daemon.commands import ATTEMPTS, EXPIRY, LR_FLOOR, Book, CommandError, Entry, Peer, obstacle
+from optwatch.wire.messages import Prepare, Report
+
+ALLOW = ("restart", "scale_lr", "clip")
+
+
+class Sent:
+    """Takes what the book sends."""
+
+    def __init__(self) -> None:
+        self.prepares: list[Prepare] = []
+
+    def __call__(self, session: str, prepare: Prepare) -> None:
+        assert prepare.session == session
+        self.prepares.append(prepare)
+
+
+def peer(rank: int = 0, **changes: object) -> Peer:
+    known = {
+        "rank": rank,
+        "session": f"s{rank}",
+        "fresh": True,
+        "steps": (100,),
+        "age": 0.0,
+        "digests": ("d",),
+        "control": "armed",
+    }
+    return Peer(**{**known, **changes})  # type: ignore[arg-type]
+
+
+def ask(book: Book, action: str = "scale_lr", now: float = 0.0, **args: object) -> Entry:
+    return book.ask(action, args, asked_by="somebody", why="", now=now, allow=ALLOW)
+
+
+def report(book: Book, prepare: Prepare, state: str, rank: int = 0, **more: object) -> None:
+    message = Report(
+        session="s",
+        seq=1,
+        command=prepare.command,
+        vote=prepare.vote,
+        state=state,  # type: ignore[arg-type]
+        steps=(101,) if state == "applied" else (),
+        **more,  # type: ignore[arg-type]
+    )
+    book.report(rank, message, now=1.0)
+
+
+def go(book: Book, ranks: int, now: float = 0.0, step_time: float = 0.1) -> list[Prepare]:
+    sent = Sent()
+    book.work([peer(rank) for rank in range(ranks)], ranks, step_time, now, sent)
+    return sent.prepares
+
+
+def test_all_ranks_get_one_vote_at_one_step_that_lies_ahead() -> None:
+    book = Book("r")
+    ask(book, factor=0.5)
+    prepares = go(book, 3)
+    assert [p.session for p in prepares] == ["s0", "s1", "s2"]
+    assert len({p.vote for p in prepares}) == 1
+    assert {p.steps for p in prepares} == {(103,)}
+    assert go(book, 3) == []  # once
+
+
+def test_the_step_lies_further_ahead_after_each_failed_vote_and_there_is_an_end() -> None:
+    book = Book("r")
+    entry = ask(book, factor=0.5)
+    ahead, votes = [], set()
+    for _ in range(ATTEMPTS):
+        prepares = go(book, 2, step_time=0.01)
+        ahead.append(prepares[0].steps[0] - 100)
+        votes.add(prepares[0].vote)
+        for rank, prepare in enumerate(prepares):
+            report(book, prepare, "aborted", rank, reason="late")
+    assert ahead == [30, 60, 120, 240]
+    assert len(votes) == ATTEMPTS
+    assert go(book, 2) == []
+    assert entry.command.state == "expired"
+    assert "4 votes failed: late" in entry.command.reason
+
+
+def test_applied_on_some_ranks_only_is_a_failure_that_says_so() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    prepares = go(book, 2)
+    report(book, prepares[0], "applied", 0)
+    report(book, prepares[1], "aborted", 1, reason="store lost")
+    assert entry.command.state == "failed"
+    assert entry.command.reason == "applied on 1 of 2 ranks only: store lost"
+    assert entry.command.ranks_applied == (0,)
+
+
+def test_a_report_of_an_earlier_vote_changes_nothing() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    first = go(book, 2)
+    for rank, prepare in enumerate(first):
+        report(book, prepare, "aborted", rank)
+    again = go(book, 2)
+    report(book, first[0], "applied", 0)
+    assert entry.command.ranks_applied == ()
+    for rank, prepare in enumerate(again):
+        report(book, prepare, "applied", rank)
+    assert entry.command.state == "applied"
+
+
+def test_nobody_answers() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    go(book, 2)
+    go(book, 2, now=EXPIRY + 1)
+    assert entry.command.state == "expired"
+
+
+def test_what_lies_with_a_lone_agent_does_not_expire_but_ends_with_its_process() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    (prepare,) = go(book, 1)
+    go(book, 1, now=EXPIRY * 10)
+    assert entry.command.state == "sent"
+    book.work([peer(session="another")], 1, 0.1, EXPIRY * 11, Sent())
+    assert entry.command.state == "expired"
+    assert "ended before" in entry.command.reason
+    report(book, prepare, "applied")  # it had applied it after all, and that is what counts
+    assert entry.command.state == "applied"
+
+
+@pytest.mark.parametrize(
+    ("peers", "words"),
+    [
+        ([peer(0)], "1 of 2 ranks"),
+        ([peer(0), peer(1, fresh=False)], "1 of 2 ranks"),
+        ([peer(0), peer(1, digests=("other",))], "optimizers of the ranks differ"),
+        ([peer(0), peer(1, steps=(102,))], "more than one step apart"),
+        ([peer(0), peer(1, steps=())], "not all ranks have reported"),
+        ([peer(0), peer(1, control="1 of 2")], "rank 1: 1 of 2"),
+    ],
+)
+def test_what_stands_in_the_way_is_named_and_nothing_is_sent(peers: list[Peer], words: str) -> None:
+    assert words in obstacle(peers, 2, 0.1)
+    book, sent = Book("r"), Sent()
+    ask(book, "restart")
+    book.work(peers, 2, 0.1, 0.0, sent)
+    assert sent.prepares == []
+
+
+def test_what_is_known_of_a_rank_may_be_old() -> None:
+    assert obstacle([peer(0), peer(1, steps=(92,), age=1.0)], 2, 0.1) == ""
+
+
+factors = st.floats(0.2, 4.0)
+
+
+@given(st.lists(factors | st.just(None), min_size=1, max_size=8), st.data())
+def test_the_scale_is_the_product_and_undo_takes_one_factor_out(
+    wishes: list[float | None], data: st.DataObject
+) -> None:
+    book, scale = Book("r"), 1.0
+    applied: list[str] = []
+    for factor in wishes:
+        if factor is not None and scale * factor < LR_FLOOR:
+            with pytest.raises(CommandError):
+                ask(book, factor=factor)
+            continue
+        entry = ask(book, reset=True) if factor is None else ask(book, factor=factor)
+        report(book, go(book, 1)[0], "applied")
+        applied.append(entry.command.id)
+        scale = 1.0 if factor is None else scale * factor
+        assert math.isclose(book.lr_scale, scale)
+    last = book.entries[applied[-1]]
+    undo = book.undo(applied[-1], "me", 0.0, ALLOW)
+    report(book, go(book, 1)[0], "applied")
+    assert undo.command.undo_of == applied[-1]
+    assert last.command.state == "undone"
+    assert isinstance(last.before, float)
+    assert math.isclose(book.lr_scale, last.before, rel_tol=1e-9)
+
+
+def test_undoing_a_clip_restores_the_former_one() -> None:
+    book = Book("r")
+    for args in ({"max_norm": 2.0}, {"max_norm": 1.0}):
+        ask(book, "clip", **args)
+        report(book, go(book, 1)[0], "applied")
+    assert book.undo("2", "me", 0.0, ALLOW).command.args == {"max_norm": 2.0}
+    assert book.undo("1", "me", 0.0, ALLOW).command.args == {"off": True}
+
+
+def test_a_proposal_waits_for_a_person() -> None:
+    book = Book("r")
+    waiting = book.ask(
+        "restart", {}, asked_by="policy", why="w", now=0.0, allow=ALLOW, approved=False, finding=3
+    )
+    other = book.ask("restart", {}, asked_by="policy", why="w", now=0.0, allow=ALLOW, approved=False)
+    assert go(book, 1, now=1e6) == []
+    book.approve("1", "ada", 1e6)
+    book.dismiss("2", "ada", "")
+    assert len(go(book, 1, now=1e6)) == 1
+    assert (waiting.command.state, waiting.command.asked_by) == ("sent", "policy, approved by ada")
+    assert (other.command.state, other.command.reason) == ("dismissed", "dismissed by ada")
+    for again in (book.approve, lambda n, b, t: book.dismiss(n, b, "")):
+        with pytest.raises(CommandError, match="not proposed"):
+            again("2", "ada", 0.0)
+
+
+def test_a_book_goes_on_from_what_the_store_kept() -> None:
+    book = Book("r")
+    ask(book, factor=0.5)
+    report(book, go(book, 1)[0], "applied")
+    ask(book, "clip", max_norm=1.5)
+    report(book, go(book, 1)[0], "applied")
+    ask(book, "restart")
+    (open_vote,) = go(book, 1)
+    kept = [msgspec.msgpack.encode(entry) for entry in book.entries.values()]
+    again = Book("r", [msgspec.msgpack.decode(data, type=Entry) for data in kept])
+    assert (again.lr_scale, again.clip) == (0.5, 1.5)
+    sent = Sent()
+    again.resend(peer(), 0.0, sent)
+    assert [p.vote for p in sent.prepares] == [open_vote.vote]
+    report(again, open_vote, "applied")
+    assert [c.state for c in again.commands] == ["applied"] * 3

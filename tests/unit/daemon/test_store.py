@@ -1,0 +1,124 @@
+"""The store: whole units, bit by bit, few chunks, and a disk that fills up."""
+
+import sqlite3
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from optwatch.daemon import writer
+from optwatch.daemon.errors import StartError
+from optwatch.daemon.history import History
+from optwatch.daemon.store import FILE, Store
+from optwatch.daemon.tables import VERSION
+from optwatch.wire.frames import BatchBlocks
+from optwatch.wire.messages import Schema, TensorInfo
+from tests.unit.daemon.test_ingest import GOOD
+
+SCHEMA = Schema(
+    session="",
+    optimizer=0,
+    digest="d",
+    scalars=("loss", "lr"),
+    tensors=(TensorInfo("w", (2, 3), "float32", 0), TensorInfo("b", (3,), "float32", 0)),
+    stats=("grad_rms",),
+    counts=("grad_zeros",),
+)
+
+
+def blocks(first: int, n: int) -> BatchBlocks:
+    """Numbers of every kind: ordinary, non-finite, and NaNs with a payload."""
+    step = np.arange(first, first + n, dtype=np.int64)
+    scalars = np.random.default_rng(first).normal(size=(n, 2))
+    scalars[::3, 0] = np.inf
+    scalars[1::3, 0] = np.frombuffer(np.uint64(0x7FF8DEADBEEF0000 + first).tobytes(), dtype="<f8")[0]
+    k = n // 2
+    return BatchBlocks(
+        step,
+        step * 0.5,
+        scalars,
+        (scalars > 0).astype(np.uint8),
+        step[:k],
+        np.random.default_rng(first + 1).normal(size=(k, 2, 1)).astype(np.float32),
+        np.full((k, 2, 1), 2**63 + first, dtype=np.uint64),
+    )
+
+
+def test_many_small_batches_become_few_chunks_of_the_same_bits(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save_schema("r", SCHEMA)
+    sent = []
+    for batch in range(5 * writer.FAN_IN + 7):
+        sent.append(blocks(1 + 4 * batch, 4))
+        store.add_batch(GOOD, SCHEMA, sent[-1], tensors=True)
+        store.submit()
+    assert store.settle()
+    store.close()
+    again = Store(tmp_path)
+    (chunks,) = again.reader.execute("SELECT COUNT(*) FROM chunk WHERE kind = 's'").fetchone()
+    assert chunks < len(sent) / 2
+    history = History(again.reader)
+    points = list(history.points("r", 0))
+    loss = np.concatenate([part.column("loss").values for part in points])
+    logged = np.concatenate([part.column("loss").logged for part in points])
+    wanted = np.concatenate([part.scalars[:, 0] for part in sent])
+    was = np.concatenate([part.logged[:, 0] != 0 for part in sent])
+    assert np.concatenate([part.step for part in points]).tolist() == list(range(1, 4 * len(sent) + 1))
+    assert logged.tolist() == was.tolist()
+    assert loss[was].tobytes() == wanted[was].tobytes()
+    records = history.records("r", 0, None, None, limit=10_000)
+    assert [record.step for record in records] == [s for part in sent for s in part.sample_step.tolist()]
+    assert np.stack([r.stats for r in records]).tobytes() == np.concatenate([p.stats for p in sent]).tobytes()
+    assert (
+        np.stack([r.counts for r in records]).tobytes() == np.concatenate([p.counts for p in sent]).tobytes()
+    )
+    again.close()
+
+
+def test_a_later_incarnation_counts_from_where_it_began(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save_schema("r", SCHEMA)
+    first, second = blocks(1, 20), blocks(11, 5)
+    store.add_batch(GOOD, SCHEMA, first, tensors=True)
+    store.add_batch(msgspec.structs.replace(GOOD, incarnation=1), SCHEMA, second, tensors=True)
+    store.submit()
+    assert store.settle()
+    history = History(store.reader)
+    step = np.concatenate([part.step for part in history.points("r", 0)])
+    lr = np.concatenate([part.column("lr").values for part in history.points("r", 0)])
+    logged = np.concatenate([first.logged[:10, 1], second.logged[:, 1]]) != 0
+    wanted = np.concatenate([first.scalars[:10, 1], second.scalars[:, 1]])
+    assert step.tolist() == list(range(1, 16))
+    assert lr[logged].tolist() == wanted[logged].tolist()
+    assert [record.step for record in history.records("r", 0, None, None, 50)] == [*range(1, 11), 11, 12]
+    assert [record.step for record in history.records("r", 0, 5, 11, 3)] == [9, 10, 11]
+    store.close()
+
+
+def test_a_unit_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """The acknowledged number never runs ahead of the data, wherever the process is killed."""
+    store = Store(tmp_path)
+    store.save_schema("r", SCHEMA)
+    store.save_session(GOOD, 0, False)
+    for seq in range(1, 200):
+        store.add_batch(GOOD, SCHEMA, blocks(seq, 1), tensors=False)
+        store.acknowledge(GOOD.session, seq)
+        store.submit()
+        reader = sqlite3.connect(tmp_path / FILE)
+        with reader:
+            reader.execute("BEGIN")
+            (acked,) = reader.execute("SELECT acked FROM session").fetchone() or (0,)
+            (rows,) = reader.execute("SELECT COALESCE(SUM(rows), 0) FROM chunk").fetchone()
+        reader.close()
+        assert rows == acked
+    store.close()
+
+
+def test_a_newer_store_is_not_touched(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    connection = sqlite3.connect(tmp_path / FILE)
+    connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    connection.close()
+    with pytest.raises(StartError, match="upgrade optwatch"):
+        Store(tmp_path)
