@@ -51,6 +51,10 @@ class Archive:
         self._runs = [ArchivedRun(msgspec.msgpack.decode(head, type=Head)) for (head,) in rows]
         self._history = History(self._connection)
 
+    def heads(self) -> list[Head]:
+        """All runs of the store."""
+        return [archived.head for archived in self._runs]
+
     def find(self, wanted: str) -> Head:
         """The run of a name or id.
 

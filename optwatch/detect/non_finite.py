@@ -64,7 +64,8 @@ class NonFinite:
                 where = ""
             elif not where:
                 m.run = 0
-            self._point(step, where, tensor, float(loss.values[i]), signals)
+            if where or loss.logged[i] or norm.logged[i]:
+                self._point(step, where, tensor, float(loss.values[i]), signals)
         return signals
 
     def mark(self, step: int) -> None:

@@ -45,6 +45,7 @@ DETECTORS: tuple[type[Detector], ...] = (
 TOLD_BY: dict[Kind, frozenset[Kind]] = {
     "slow_divergence": frozenset({"divergence", "loss_spike", "oscillation"}),
     "divergence": frozenset({"non_finite"}),
+    "loss_spike": frozenset({"non_finite"}),
     "epsilon_dominated": frozenset({"dead_parameters", "vanishing_gradient"}),
 }
 """Kinds that are not reported while an alarm of these kinds is open."""
