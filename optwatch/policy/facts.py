@@ -6,11 +6,11 @@ from typing import Literal
 import numpy as np
 
 from optwatch.policy.history import History
-from optwatch.policy.judge import FEWEST, fit_trend
+from optwatch.policy.judge import fit_trend
 from optwatch.wire.findings import Finding
 
 LrFact = Literal["risen", "spiked", "steady", "unknown"]
-LossFact = Literal["up", "normal", "nonfinite", "unknown"]
+LossFact = Literal["up", "falling", "normal", "nonfinite", "unknown"]
 
 RISE = 2.0
 """An LR at this multiple of its former median has risen; below its square root it is back."""
@@ -25,7 +25,8 @@ class Facts:
     """One open finding, seen from the run's last step.
 
     lr: risen (at least twice the former LR, and still so), spiked (it was, and is back), steady.
-    loss: its last points against the trend before the event. age: steps since the onset.
+    loss: its last points against the trend before the event: up, falling (up, and on its way back), normal.
+    age: steps since the onset.
     former_lr: the median LR before the rise, NaN where unknown.
     """
 
@@ -79,7 +80,19 @@ def _loss_fact(history: History, onset: int) -> LossFact:
     if not np.isfinite(level):
         return "nonfinite"
     trend = fit_trend(*history.losses(onset - 2 * LR_WINDOW - 1, onset - 1))
-    if trend is None or len(last) < min(FEWEST, 3):
+    if trend is None or len(last) < 3:
         return "unknown"
-    expected = trend.at(history.now)
-    return "up" if level > expected + max(3 * trend.noise, 0.05 * abs(expected)) else "normal"
+    damage = level - trend.at(history.now)
+    if damage <= max(3 * trend.noise, 0.05 * abs(level - damage)):
+        return "normal"
+    return "falling" if _is_falling(history, onset, damage) else "up"
+
+
+def _is_falling(history: History, onset: int, damage: float) -> bool:
+    """Whether the loss lost at least a twentieth of the damage, and more than its noise, in the last steps."""
+    first = max(onset, history.now - LR_WINDOW + 1)
+    steps, losses = history.losses(first - 1, history.now)
+    if len(steps) < LR_WINDOW // 5 or (recent := fit_trend(steps, losses)) is None:
+        return False
+    drop = recent.at(first) - recent.at(history.now)
+    return bool(drop > max(0.05 * damage, 6 * recent.noise / np.sqrt(len(steps))))

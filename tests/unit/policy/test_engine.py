@@ -137,6 +137,20 @@ def test_what_did_not_help_is_followed_by_an_lr_cut_and_then_by_nothing() -> Non
     assert "architecture" in book.engine.stopped
 
 
+def test_a_loss_on_its_way_back_is_not_held_up_by_an_lr_cut() -> None:
+    book = run_to_event()
+    book.feed(points(300, [4.0, 4.2, 4.1]), finding())
+    # Slower than the trial can tell from nothing, but steadily down.
+    slope = 4.1 - 1.2 * np.arange(600) / 600 + np.random.default_rng(3).normal(0, 0.02, 600)
+    for start in range(0, 600, 20):
+        book.feed(points(303 + start, slope[start : start + 20]))
+    assert names(book.commands) == ["restart"]
+    assert book.outcomes["1"].verdict != "helped"
+    for first in range(903, 1203, 20):
+        book.feed(points(first, np.full(20, 3.0)))
+    assert names(book.commands)[1] == "scale_lr"
+
+
 def test_a_mark_holds_the_policy_back() -> None:
     book = run_to_event()
     book.engine.mark(299)
