@@ -89,7 +89,7 @@ def _loss_fact(history: History, onset: int) -> LossFact:
 
 
 def _is_falling(history: History, onset: int, damage: float) -> bool:
-    """Whether the loss lost at least a twentieth of the damage, and more than its noise, in the last steps."""
+    """Whether the loss lost at least a twentieth of the damage, and more than its noise, lately."""
     first = max(onset, history.now - LR_WINDOW + 1)
     steps, losses = history.losses(first - 1, history.now)
     if len(steps) < LR_WINDOW // 5 or (recent := fit_trend(steps, losses)) is None:
