@@ -251,6 +251,7 @@ class Link:
             self._warn(f"cannot connect to {address}: {error}")
             socket.disable_monitor()
             socket.close(0)
+            self._monitor.close(0)
             return
         self._socket, self._since = socket, now
 
@@ -269,10 +270,11 @@ class Link:
 
     def _disconnect(self) -> None:
         self._connected = self.welcomed = False
-        socket, self._socket, self._monitor = self._socket, None, None
+        socket, monitor, self._socket, self._monitor = self._socket, self._monitor, None, None
         if socket is not None:
             socket.disable_monitor()
             socket.close()
+            monitor.close(0)
 
     # --- messages -------------------------------------------------------------------------------------
 

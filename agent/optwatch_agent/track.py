@@ -203,11 +203,14 @@ class Track:
             values.update(logged)
         norm_cost = sample_cost = None
         if not self.degraded:
-            with torch.no_grad():
-                if self._sampling or self._clipped is not None or self.governor.wants_norm():
-                    norm_cost = self._add_norm(values)
-                if self._sampling:
-                    sample_cost = self._add_sample(step, values)
+            try:
+                with torch.no_grad():
+                    if self._sampling or self._clipped is not None or self.governor.wants_norm():
+                        norm_cost = self._add_norm(values)
+                    if self._sampling:
+                        sample_cost = self._add_sample(step, values)
+            except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
+                self._failed(error)
         self.recorder.add(step, values)
         self._enter("between steps")
         self._ended = end = time.perf_counter()

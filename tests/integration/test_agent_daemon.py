@@ -1,0 +1,241 @@
+"""An agent in a real training and a real daemon: what is sent arrives, whatever becomes of the daemon."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import optwatch
+from optwatch_agent import Watch
+from tests.daemons import GUARD, DaemonProcess
+from tests.unit.agent.models import batches, classifier, train
+
+SCRIPT = """
+import sys, torch, optwatch
+torch.set_num_threads(1)
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+watch = optwatch.attach(optimizer, name="script")
+for _ in range(int(sys.argv[1])):
+    optimizer.zero_grad()
+    model(torch.ones(3, 4)).square().mean().backward()
+    optimizer.step()
+print("done", watch.run)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def wait_until(condition: Callable[[], bool], what: str, each: Callable[[], None] | None = None) -> None:
+    end = time.monotonic() + GUARD
+    while not condition():
+        assert time.monotonic() < end, what
+        if each is None:
+            time.sleep(0.02)
+        else:
+            each()
+
+
+class Training:
+    """A loop that a test takes step by step."""
+
+    def __init__(self, **options: object) -> None:
+        self.model = classifier()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
+        self.data = batches()
+        self.watch: Watch = optwatch.attach(self.optimizer, model=self.model, **{"budget": 1.0, **options})
+        self.losses: list[float] = []
+
+    def go(self, steps: int = 1) -> None:
+        self.losses += train(self.model, self.optimizer, self.data, steps)
+
+    def connect(self) -> None:
+        wait_until(lambda: self.watch._agent.link.welcomed, "no daemon took the agent", self.go)
+
+
+def test_history_arrives_whole(daemon: DaemonProcess) -> None:
+    training = Training(name="whole", config={"batch": 32, "note": "x", "layers": [1, 2]})
+    training.go(300)
+    training.watch.log(val_loss=1.5)
+    training.watch.mark("half time")
+    training.go(5)
+    training.watch.detach()
+    with daemon.client() as client:
+        status = client.status("whole")
+        view, series, tensors = client.view(training.watch.run, points=10_000)
+    assert status.state == "ended"
+    assert status.steps_recorded == 305
+    assert status.gaps == ()
+    assert status.config == {"batch": 32, "note": "x", "layers": "1, 2"}
+    columns = view.series.columns
+    assert series.step.tolist() == list(range(1, 306))
+    assert series.values[:, columns.index("loss")].tolist() == training.losses
+    assert series.values[299, columns.index("val_loss")] == 1.5
+    assert [(mark.step, mark.text) for mark in view.markers if mark.kind == "mark"] == [(300, "half time")]
+    assert [tensor.name for tensor in view.tensors.tensors][:2] == ["0.weight", "0.bias"]
+    assert len(tensors.step) > 0
+
+
+def test_commands_are_applied_and_reported(daemon: DaemonProcess) -> None:
+    training = Training(name="obedient")
+    training.connect()
+    with daemon.client() as client:
+        run = training.watch.run
+        for action, args in (
+            ("scale_lr", {"factor": 0.5}),
+            ("scale_lr", {"factor": 0.5}),
+            ("clip", {"max_norm": 0.01}),
+            ("restart", {}),
+        ):
+            command = client.act(run, action, args, "a test")
+
+            def state(number: str = command.id) -> str:
+                return next(c.state for c in client.commands(run) if c.id == number)
+
+            wait_until(lambda state=state: state() == "applied", "it was not applied", training.go)
+        commands = client.commands(run)
+        assert [c.ranks_applied for c in commands] == [(0,)] * 4
+        wait_until(lambda: client.status(run).clip == 0.01, "no clip is shown", training.go)
+        status = client.status(run)
+        assert status.lr_scale == 0.25
+        assert status.lr == 1e-2, "as scheduled"
+    assert training.optimizer.param_groups[0]["lr"] == 1e-2
+    training.watch.detach()
+
+
+def test_a_daemon_that_starts_late_gets_it_all(home: Path) -> None:
+    training = Training(name="early")
+    training.go(50)
+    daemon = DaemonProcess(home / "daemon").start()
+    try:
+        training.connect()
+        training.watch.detach()
+        with daemon.client() as client:
+            assert client.status("early").steps_recorded == len(training.losses)
+    finally:
+        daemon.kill()
+
+
+def test_a_killed_daemon_and_its_successor(daemon: DaemonProcess) -> None:
+    training = Training(name="survivor")
+    training.connect()
+    training.go(20)
+    daemon.kill()
+    training.go(200)
+    daemon.start()
+    wait_until(lambda: not training.watch._agent.link.welcomed, "the loss was not seen", training.go)
+    training.connect()
+    training.go(10)
+    training.watch.detach()
+    with daemon.client() as client:
+        status = client.status("survivor")
+    assert status.steps_recorded == len(training.losses)
+    assert status.gaps == ()
+
+
+def test_a_successor_at_another_port_is_found(home: Path) -> None:
+    first = DaemonProcess(home / "daemon").start()
+    training = Training(name="mover")
+    training.connect()
+    first.kill()
+    second = DaemonProcess(home / "daemon").start()
+    try:
+        assert second.address != first.address
+        wait_until(lambda: not training.watch._agent.link.welcomed, "the loss was not seen", training.go)
+        training.connect()
+        training.watch.detach()
+        with second.client() as client:
+            assert client.status("mover").steps_recorded == len(training.losses)
+    finally:
+        second.kill()
+
+
+def test_a_stopped_daemon_holds_nothing_up(daemon: DaemonProcess) -> None:
+    training = Training(name="patient")
+    training.connect()
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        training.go(500)
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+    training.watch.detach()
+    with daemon.client() as client:
+        assert client.status("patient").steps_recorded == len(training.losses)
+
+
+@pytest.mark.parametrize("steps", [1, 200])
+def test_a_script_that_just_ends(daemon: DaemonProcess, steps: int) -> None:
+    """No detach: the exit of the process sends what is left and says goodbye."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(steps)], capture_output=True, text=True, timeout=GUARD * 2
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    with daemon.client() as client:
+        status = client.status(done.stdout.split()[1])
+    assert status.steps_recorded == steps
+    assert status.state == "ended"
+
+
+def test_no_daemon_at_all(home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "200"], capture_output=True, text=True, timeout=GUARD * 2
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_daemon_whose_key_is_not_known_is_told_nothing(
+    daemon: DaemonProcess, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (home / "elsewhere").mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "elsewhere"))
+    training = Training(name="wary", daemon=daemon.address)
+    wait_until(lambda: "no key is known" in caplog.text, "nothing was said", training.go)
+    training.watch.detach()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "runtime"))
+    with daemon.client() as client:
+        assert client.runs() == ()
+
+
+FORK = """
+import os, torch, optwatch
+torch.set_num_threads(1)
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+watch = optwatch.attach(optimizer, name="parent")
+def step():
+    optimizer.zero_grad(); model(torch.ones(3, 4)).square().mean().backward(); optimizer.step()
+class Data(torch.utils.data.Dataset):
+    def __len__(self): return 20
+    def __getitem__(self, i): return torch.ones(4)
+def main(how):
+    for batch in torch.utils.data.DataLoader(Data(), num_workers=2, multiprocessing_context=how):
+        step()
+main("fork")
+child = os.fork()
+if child == 0:
+    for _ in range(50): step()
+    watch.log(loss=1.0); watch.detach()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+step()
+print("done", watch.run)
+"""
+
+
+def test_forked_children_are_still(daemon: DaemonProcess) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=GUARD * 2
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    with daemon.client() as client:
+        assert client.status("parent").steps_recorded == 21
+        assert len(client.runs()) == 1

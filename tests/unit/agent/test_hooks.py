@@ -1,0 +1,382 @@
+"""What is recorded of each step, in loops of every shape."""
+
+import logging
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import optwatch
+from optwatch_agent import Watch
+from optwatch_agent.recorder import Row
+from tests.unit.agent.models import batches, classifier, train
+
+
+class Sight(list[Row]):
+    """The rows that an agent records, kept from the link's thread."""
+
+    def __init__(self, watch: Watch, track: int = 0) -> None:
+        super().__init__()
+        recorder = watch._agent.tracks[track].recorder
+        recorder.add = lambda step, values: self.append(Row(step, 0.0, values))  # type: ignore[method-assign]
+        recorder.amend = self._amend  # type: ignore[method-assign]
+
+    def _amend(self, values: Any) -> bool:
+        if self:
+            self[-1].values.update(values)
+        return bool(self)
+
+    def column(self, name: str) -> list[Any]:
+        return [row.values.get(name) for row in self]
+
+    @property
+    def steps(self) -> list[int]:
+        return [row.step for row in self]
+
+
+def watched(optimizer: Any, **options: Any) -> tuple[Watch, Sight]:
+    watch = optwatch.attach(optimizer, **{"budget": 1.0, **options})
+    return watch, Sight(watch)
+
+
+def test_loss_lr_and_norm_of_every_step() -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    watch, rows = watched(optimizer)
+    losses, norms, rates = [], [], []
+    data = batches()
+    for _ in range(10):
+        losses += train(model, optimizer, data, 1)
+        rates.append(optimizer.param_groups[0]["lr"])
+        norms.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm()))
+        scheduler.step()
+    watch.detach()
+    assert rows.steps == list(range(1, 11))
+    assert rows.column("loss") == losses
+    assert rows.column("lr") == rates
+    seen = [(norm, true) for norm, true in zip(rows.column("grad_norm"), norms, strict=True) if norm]
+    assert len(seen) > 3
+    assert all(norm == pytest.approx(true, rel=1e-6) for norm, true in seen)
+    assert rows[0].values.get("step_time") is None
+    assert all(time > 0 for time in rows.column("step_time")[1:])
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_accumulated_losses(scaled: bool) -> None:
+    """Divided by the number of passes they are summed, else averaged: the mean loss both ways."""
+    model = classifier().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, rows = watched(optimizer)
+    data = batches()
+    means = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        parts = []
+        for _ in range(4):
+            x, y = next(data)
+            loss = nn.functional.cross_entropy(model(x), y)
+            parts.append(loss.item())
+            (loss / 4 if scaled else loss).backward()
+        means.append(sum(parts) / 4)
+        optimizer.step()
+    watch.detach()
+    assert rows.column("loss") == pytest.approx(means, rel=1e-6)
+    assert rows.column("backward_passes") == [4.0] * 3
+
+
+def test_a_loss_changed_in_place_after_backward() -> None:
+    param = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    watch, rows = watched(optimizer)
+    loss = param.sum()
+    loss.backward()
+    with torch.no_grad():
+        loss.zero_()
+    optimizer.step()
+    watch.detach()
+    assert rows.column("loss") == [2.0]
+
+
+def test_two_optimizers_of_a_gan() -> None:
+    one, two = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    discriminator, generator = torch.optim.SGD([one], lr=0.1), torch.optim.Adam([two], lr=0.1)
+    watch = optwatch.attach({"D": discriminator, "G": generator}, budget=1.0)
+    rows_d, rows_g = Sight(watch, 0), Sight(watch, 1)
+    for _ in range(3):
+        (one * 3).sum().backward()
+        discriminator.step()
+        (two * 5).sum().backward()
+        generator.step()
+        generator.step()
+    watch.detach()
+    assert rows_d.steps == [1, 2, 3]
+    assert rows_g.steps == [1, 2, 3, 4, 5, 6]
+    assert rows_d.column("loss")[0] == 3.0
+    assert rows_g.column("loss")[0] == 5.0
+    assert rows_g.column("loss")[1] == 5.0
+    assert [info.name for info in watch._agent.hello().optimizers] == ["D", "G"]
+
+
+def test_gradients_and_losses_are_unscaled_under_a_scaler() -> None:
+    for fused in (False, True):
+        model = classifier().eval()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        watch, rows = watched(optimizer)
+        data, losses = batches(), []
+        for _ in range(5):
+            x, y = next(data)
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            losses.append(loss.item())
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        norm = float(torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm())
+        watch.detach()
+        assert rows.column("loss") == pytest.approx(losses, rel=1e-7)
+        last = [value for value in rows.column("grad_norm") if value is not None][-1]
+        if rows.column("grad_norm")[-1] is not None:
+            assert last == pytest.approx(norm, rel=1e-6)
+        assert last < 100
+
+
+def test_the_users_clipping_is_seen() -> None:
+    model = classifier().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, rows = watched(optimizer)
+    data = batches()
+    for _ in range(30):
+        x, y = next(data)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        true = float(torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm())
+        nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        optimizer.step()
+        if (raw := rows[-1].values.get("grad_norm_raw")) is not None:
+            assert raw == pytest.approx(true, rel=1e-5)
+            assert rows[-1].values["grad_norm"] == pytest.approx(min(true, 0.05), rel=1e-4)
+    watch.detach()
+    assert any(raw is not None for raw in rows.column("grad_norm_raw"))
+
+
+def test_a_closure_is_called_as_often_as_without_and_its_first_loss_counts() -> None:
+    def run(attached: bool) -> tuple[int, list[Any], list[float]]:
+        model = classifier().eval()
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=5)
+        watch, rows = watched(optimizer) if attached else (None, [])
+        data = batches()
+        calls, firsts = 0, []
+        for _ in range(4):
+            x, y = next(data)
+            fresh = True
+
+            def closure() -> Tensor:
+                nonlocal calls, fresh
+                calls += 1
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(x), y)  # noqa: B023 - called at once
+                loss.backward()
+                if fresh:
+                    firsts.append(loss.item())
+                fresh = False
+                return loss
+
+            optimizer.step(closure)  # type: ignore[arg-type]
+        if watch is not None:
+            watch.detach()
+        return calls, rows, firsts
+
+    calls, rows, firsts = run(True)
+    assert calls == run(False)[0]
+    assert isinstance(rows, Sight)
+    assert rows.column("loss") == firsts
+    assert rows.steps == [1, 2, 3, 4]
+
+
+def test_a_subclass_that_calls_super_counts_once() -> None:
+    class Loud(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    model = classifier()
+    optimizer = Loud(model.parameters(), lr=1e-3)
+    watch, rows = watched(optimizer)
+    train(model, optimizer, batches(), 5)
+    watch.detach()
+    assert rows.steps == [1, 2, 3, 4, 5]
+    assert None not in rows.column("loss")
+
+
+def test_a_step_that_raises_is_not_counted() -> None:
+    param = nn.Parameter(torch.ones(2))
+
+    class Stumbling(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            if param.grad is not None and bool(param.grad.isnan().any()):
+                raise RuntimeError("stumbled")
+            return super().step(closure)
+
+    optimizer = Stumbling([param], lr=0.1)
+    watch, rows = watched(optimizer)
+    for broken in (False, True, True, False, True, False):
+        param.grad = torch.full((2,), torch.nan if broken else 1.0)
+        if broken:
+            with pytest.raises(RuntimeError, match="stumbled"):
+                optimizer.step()
+        else:
+            optimizer.step()
+    watch.detach()
+    assert rows.steps == [1, 2, 3]
+
+
+def test_resumed_steps_go_on() -> None:
+    model = classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    train(model, optimizer, batches(), 7)
+    watch, rows = watched(optimizer)
+    train(model, optimizer, batches(), 1)
+    watch.detach()
+    assert rows.steps == [8]
+    watch, rows = watched(optimizer, step=100)
+    train(model, optimizer, batches(), 1)
+    watch.detach()
+    assert rows.steps == [101]
+
+
+def test_what_is_logged_belongs_to_its_step() -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, rows = watched(optimizer)
+    data = batches()
+    for i in range(3):
+        x, y = next(data)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        watch.log(during=i)
+        optimizer.step()
+        watch.log(after=torch.tensor(float(i)))
+    watch.log(name="text", pair=torch.ones(2))
+    watch.detach()
+    watch.log(after=9)
+    watch.mark("gone")
+    assert rows.column("during") == [0.0, 1.0, 2.0]
+    assert rows.column("after") == [0.0, 1.0, 2.0]
+
+
+def test_loss_none_leaves_it_to_log() -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, rows = watched(optimizer, loss=None)
+    train(model, optimizer, batches(), 1)
+    watch.log(loss=0.5)
+    watch.detach()
+    assert rows.column("loss") == [0.5]
+
+
+def test_added_parameters_are_named_and_measured() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
+    watch, rows = watched(optimizer, model=nn.Sequential(first, second))
+    first(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    optimizer.add_param_group({"params": second.parameters(), "lr": 0.01})
+    for _ in range(20):
+        second(first(torch.ones(1, 4))).sum().backward()
+        optimizer.step()
+    recorder = watch._agent.tracks[0].recorder
+    names = [tensor.name for tensor in recorder._tensors]
+    watch.detach()
+    assert names == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert rows[-1].values["lr/1"] == 0.01
+
+
+def test_an_error_of_the_agent_never_reaches_the_loop(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, rows = watched(optimizer)
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug of ours")
+
+    track = watch._agent.tracks[0]
+    monkeypatch.setattr(track, "_add_norm", broken)
+    with caplog.at_level(logging.WARNING, "optwatch"):
+        train(model, optimizer, batches(), 10)
+    assert sum("a bug of ours" in record.getMessage() for record in caplog.records) == 1
+    assert track.degraded
+    assert rows.steps == list(range(1, 11)), "loss and LR are still recorded"
+    watch.detach()
+
+
+def test_wrong_calls_say_so() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    threads = threading.active_count()
+    for call, error, says in (
+        (lambda: optwatch.attach(nn.Linear(2, 2)), TypeError, "takes a torch.optim.Optimizer"),
+        (lambda: optwatch.attach("adam"), TypeError, "not str"),
+        (lambda: optwatch.attach({}), ValueError, "empty"),
+        (lambda: optwatch.attach({"a": optimizer, "b": optimizer}), ValueError, "under two names"),
+        (lambda: optwatch.attach(optimizer, daemon="nonsense"), ValueError, "an address looks like"),
+        (lambda: optwatch.attach(optimizer, allow="clip"), ValueError, "sequence"),
+        (lambda: optwatch.attach(optimizer, allow=("explode",)), ValueError, "unknown action"),
+        (lambda: optwatch.attach(optimizer, budget=0), ValueError, "share of the step time"),
+        (lambda: optwatch.attach(optimizer, loss="mine"), ValueError, "auto"),
+        (lambda: optwatch.attach(optimizer, step=-1), ValueError, "completed steps"),
+        (lambda: optwatch.attach(optimizer, model=3), TypeError, "torch.nn.Module"),
+        (lambda: optwatch.attach(optimizer, config=[1]), TypeError, "mapping"),
+    ):
+        with pytest.raises(error, match=says):
+            call()
+    assert threading.active_count() == threads
+
+
+def test_wrappers_are_unwrapped() -> None:
+    inner = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+
+    class Wrapper:
+        def __init__(self, optimizer: Any) -> None:
+            self.optimizer = optimizer
+
+    watch = optwatch.attach(Wrapper(Wrapper(inner)))
+    assert watch._agent.tracks[0].optimizer is inner
+    watch.detach()
+
+
+def test_the_budget_holds_the_cadence() -> None:
+    """Under a tight budget every step has loss and LR, and few have more."""
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, rows = watched(optimizer, budget=1e-6)
+    train(model, optimizer, batches(), 300)
+    governor = watch._agent.tracks[0].governor
+    watch.detach()
+    assert None not in rows.column("loss")
+    assert None not in rows.column("lr")
+    assert sum(norm is not None for norm in rows.column("grad_norm")) <= 3
+    assert governor.sample_every > 300
+
+
+def test_compiled_models_and_steps() -> None:
+    model = classifier().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+    watch, rows = watched(optimizer)
+    graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
+    compiled = torch.compile(model, backend="eager")
+    step = torch.compile(optimizer.step, backend="eager")
+    data = batches()
+    for _ in range(3):
+        x, y = next(data)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(compiled(x), y).backward()
+        step()
+    watch.detach()
+    torch._dynamo.reset()
+    assert rows.steps == [1, 2, 3]
+    assert None not in rows.column("loss")
