@@ -27,6 +27,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what to do about findings in new runs: nothing, propose (default), or act",
     )
     parser.add_argument(
+        "--policy",
+        metavar="FILE.toml",
+        type=Path,
+        help="rules for advise and auto (default: the shipped ones)",
+    )
+    parser.add_argument(
         "--tensorboard", metavar="DIR", type=Path, help="write all runs as TensorBoard logs too, live"
     )
     parser.add_argument(
@@ -47,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         listen=args.listen,
         store=args.store,
         mode=args.mode,
+        policy=args.policy,
         tensorboard=args.tensorboard,
         insecure=args.insecure,
         idle_exit=args.idle_exit,

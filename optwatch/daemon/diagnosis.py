@@ -15,6 +15,8 @@ import numpy as np
 
 from optwatch.detect.panel import Panel
 from optwatch.policy.engine import Engine, Proposal
+from optwatch.policy.load import DEFAULT
+from optwatch.policy.rules import Rules
 from optwatch.series.points import Points
 from optwatch.wire.actions import Command, Outcome
 from optwatch.wire.findings import Finding
@@ -45,14 +47,15 @@ class Conclusions:
 class Diagnosis:
     """Detectors and policy of one run."""
 
-    def __init__(self, run: str, mode: Mode) -> None:
+    def __init__(self, run: str, mode: Mode, rules: Rules = DEFAULT) -> None:
         self.step = 0
         """The last step taken."""
         self.broken = ""
         """Why the run is diagnosed no more."""
         self._run = run
         self._panel = Panel(run)
-        self._engine = Engine(mode)
+        self._rules = rules
+        self._engine = Engine(mode, rules)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -113,6 +116,6 @@ class Diagnosis:
         except (msgspec.DecodeError, ValueError) as error:
             log.warning("run %s: its detectors begin anew (%s)", self._run, error)
             self._panel = Panel(self._run)
-            self._engine = Engine(self._engine.mode)
+            self._engine = Engine(self._engine.mode, self._rules)
             return False
         return True

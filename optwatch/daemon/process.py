@@ -17,6 +17,8 @@ from optwatch.daemon.runs import Runs
 from optwatch.daemon.server import Server
 from optwatch.daemon.sockets import bind, check_exposure, open_socket, publish_address, raise_file_limit
 from optwatch.daemon.store import Store
+from optwatch.policy.load import DEFAULT, PolicyError, load_rules
+from optwatch.policy.rules import Rules
 from optwatch.wire.keys import KeyFileError, key_pair
 from optwatch.wire.places import (
     DEFAULT_ADDRESS,
@@ -40,6 +42,7 @@ class Settings:
     listen: str | None = None
     store: Path | None = None
     mode: Mode = "advise"
+    policy: Path | None = None
     tensorboard: Path | None = None
     insecure: bool = False
     idle_exit: float | None = None
@@ -52,6 +55,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
         StartError: it cannot start; one sentence for the user.
     """
     address = _address(settings)
+    rules = _rules(settings.policy)
     check_exposure(address, insecure=settings.insecure)
     raise_file_limit()
     wake, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -65,7 +69,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
         bound = bind(router, address, any_port=settings.listen is None)
         publish = bind(xpub, publish_address(bound), any_port=True)
         boards = Boards(settings.tensorboard, store.path) if settings.tensorboard else None
-        runs = Runs(store, settings.mode)
+        runs = Runs(store, settings.mode, rules)
         server = Server(store, runs, access, router, xpub, wake, settings.idle_exit, boards)
         with _signals(server.stop), _published(bound, publish, store, settings.insecure):
             log.info("listening on %s, store %s, mode %s", bound, store.directory, settings.mode)
@@ -125,6 +129,15 @@ def _published(address: str, publish: str, store: Store, insecure: bool) -> Iter
         connection = read_connection()
         if connection is not None and connection.pid == os.getpid():
             connection_file().unlink(missing_ok=True)
+
+
+def _rules(policy: Path | None) -> Rules:
+    if policy is None:
+        return DEFAULT
+    try:
+        return load_rules(policy)
+    except PolicyError as error:
+        raise StartError(str(error)) from None
 
 
 def _ring(bell: int) -> None:

@@ -17,6 +17,8 @@ from optwatch.daemon.lane import Lane
 from optwatch.daemon.sessions import Link, Rank, Session
 from optwatch.daemon.store import Store
 from optwatch.policy.budget import ASKED_BY
+from optwatch.policy.load import DEFAULT
+from optwatch.policy.rules import Rules
 from optwatch.series.points import Points
 from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
@@ -58,7 +60,7 @@ class Head(msgspec.Struct, kw_only=True):
 class Run:
     """The state of a run. All of it changes here, in the serving thread; the series load when needed."""
 
-    def __init__(self, head: Head, store: Store, *, loaded: bool) -> None:
+    def __init__(self, head: Head, store: Store, *, loaded: bool, rules: Rules = DEFAULT) -> None:
         self.head = head
         self.ranks: dict[int, Rank] = {}
         self.lanes: dict[int, Lane] = {}
@@ -70,7 +72,7 @@ class Run:
         """Whether anything changed that a screen would show."""
         self.new_markers: list[Marker] = []
         self.new_records: list[Record] = []
-        self.diagnosis = Diagnosis(head.run, head.mode)
+        self.diagnosis = Diagnosis(head.run, head.mode, rules)
         self._new_findings: dict[int, Finding] = {}  # for the store, with the next checkpoint
         self._told_findings: dict[int, Finding] = {}  # for the subscribers
         self._checkpoint_at: float | None = None
