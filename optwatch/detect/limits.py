@@ -19,8 +19,8 @@ LEAST_SCALE = 1.0
 
 
 class ClipMemory(msgspec.Struct):
+    seen: int = 0
     ratios: list[float] = []
-    clipped: int = 0
     open: bool = False
     onset: int = 0
 
@@ -44,8 +44,9 @@ class ClipSaturated:
         ):
             if not (math.isfinite(before) and 0 < after < math.inf):
                 continue
+            m.seen += 1
             push(m.ratios, before / after, WINDOW)
-            if len(m.ratios) < WINDOW or step % 10:
+            if m.seen < WINDOW or m.seen % 10:
                 continue
             last = m.ratios[-WINDOW:]
             share = sum(ratio > 1.001 for ratio in last) / WINDOW
@@ -59,7 +60,7 @@ class ClipSaturated:
 
     def mark(self, step: int) -> None:
         """The share is counted anew."""
-        self._memory.ratios = []
+        self._memory.ratios, self._memory.seen = [], 0
 
     def state(self) -> dict[str, Any]:
         return to_state(self._memory)

@@ -56,7 +56,7 @@ def same(a: object, b: object) -> bool:
     return msgspec.msgpack.encode(a) == msgspec.msgpack.encode(b)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(run=runs(), sizes=st.lists(st.integers(1, 90), min_size=1, max_size=5))
 def test_no_numbers_raise_and_the_cut_into_chunks_makes_no_difference(run: Points, sizes: list[int]) -> None:
     whole = take(Panel("run"), [run])
@@ -64,7 +64,7 @@ def test_no_numbers_raise_and_the_cut_into_chunks_makes_no_difference(run: Point
     assert same(whole, take(Panel("run"), chunks(run, cycle([1]))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(run=runs(), cut=st.integers(1, 600))
 def test_saved_and_restored_at_any_point_the_findings_are_the_same(run: Points, cut: int) -> None:
     whole = take(Panel("run"), [run])
