@@ -24,7 +24,7 @@ def sum_of_squares(x: Tensor) -> float:
     """Σ x² of a strided real tensor, accurate to 1e-6 at any size, dtype and magnitude."""
     if x.numel() == 0:
         return 0.0
-    return checked_squares(_fast(x), x)
+    return _checked(_fast(x), x)
 
 
 def squares(tensors: Sequence[Tensor]) -> list[float]:
@@ -34,7 +34,7 @@ def squares(tensors: Sequence[Tensor]) -> list[float]:
     if small:
         norms = torch.stack(torch._foreach_norm([tensors[i] for i in small])).double()
         for i, value in zip(small, norms.square_().tolist(), strict=True):
-            sums[i] = checked_squares(value, tensors[i])
+            sums[i] = _checked(value, tensors[i])
     if len(small) < len(tensors):
         for i, x in enumerate(tensors):
             if not _is_small(x):
@@ -69,20 +69,18 @@ def _fast(x: Tensor) -> float:
     if x.dtype not in (torch.float32, torch.float64):
         flat = x.reshape(-1)
         return sum(_fast(flat[i : i + _SLICE].float()) for i in range(0, flat.numel(), _SLICE))
-    if x.numel() < LARGE or not x.is_contiguous():
-        if x.numel() < LARGE:
-            return float(torch.linalg.vector_norm(x)) ** 2
-        x = x.contiguous()
-    flat = x.view(-1)
+    flat = x.reshape(-1)
+    if flat.numel() < LARGE:
+        return float(torch.dot(flat, flat))
     whole = flat.numel() // ROW * ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1).double()
     result = float(rows.square_().sum())
     if whole < flat.numel():
-        result += float(torch.linalg.vector_norm(flat[whole:])) ** 2
+        result += float(torch.dot(flat[whole:], flat[whole:]))
     return result
 
 
-def checked_squares(fast: float, x: Tensor) -> float:
+def _checked(fast: float, x: Tensor) -> float:
     """`fast` = Σ x² as computed in x's own dtype, or the exact one where that left the dtype's range."""
     if _LEAST_MEAN_SQUARE * x.numel() <= fast < math.inf:
         return fast

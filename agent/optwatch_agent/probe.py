@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optwatch.wire.messages import COUNTS, STATS
-from optwatch_agent.norms import checked_squares, sum_of_squares, total
+from optwatch_agent.norms import sum_of_squares, total
 from optwatch_agent.roles import Roles
 from optwatch_agent.tensors import local, on_cpu, scalar
 from optwatch_agent.updates import Slices
@@ -33,11 +33,11 @@ F8 = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class Sample:
     """One measurement of T tensors: `stats` f4[T, len(STATS)], `counts` u8[T, len(COUNTS)], NaN where not
-    measured, and the global norms."""
+    measured, and the global norms, None where a tensor is missing in them."""
 
     stats: npt.NDArray[np.float32]
     counts: npt.NDArray[np.uint64]
-    param_norm: float
+    param_norm: float | None
     update_norm: float | None
 
 
@@ -45,53 +45,63 @@ class Sums:
     """Mergeable sums of T tensors in float64, to which passes add; roots and ratios are taken at the end."""
 
     NAMES = ("grad", "first", "second", "param", "update", "rms_t", "dot", "eps")
+    PEAKS = ("grad_max", "param_max", "second_min", "second_max")
 
     def __init__(self, tensors: int) -> None:
-        self.sums: dict[str, F8] = {name: np.full(tensors, np.nan) for name in self.NAMES}
-        self.peaks: dict[str, F8] = {
-            name: np.full(tensors, np.nan) for name in ("grad_max", "param_max", "second_min", "second_max")
-        }
+        self._values: dict[str, F8] = {name: np.zeros(tensors) for name in (*self.NAMES, *self.PEAKS)}
+        # Apart from the values: a sum may well be NaN.
+        self._seen = {name: np.zeros(tensors, dtype=bool) for name in self._values}
         self.counts = np.zeros((tensors, len(COUNTS)), dtype=np.uint64)
 
     def add(self, name: str, i: int, value: float) -> None:
-        column = self.sums[name]
-        column[i] = value if np.isnan(column[i]) else column[i] + value
+        """Add to the sum of one tensor."""
+        self._values[name][i] += value
+        self._seen[name][i] = True
 
     def peak(self, name: str, i: int, value: float) -> None:
-        column = self.peaks[name]
-        pick = np.fmin if name == "second_min" else np.fmax
-        column[i] = value if np.isnan(column[i]) else pick(column[i], value)
+        """Take a minimum or maximum of a part of one tensor into account."""
+        column, seen = self._values[name], self._seen[name]
+        pick = np.minimum if name == "second_min" else np.maximum
+        column[i] = pick(column[i], value) if seen[i] else value
+        seen[i] = True
+
+    def put(self, name: str, where: npt.NDArray[np.int64], values: F8) -> None:
+        """Set the sums or peaks of several tensors at once."""
+        self._values[name][where] = values
+        self._seen[name][where] = True
 
     def sample(self, numel: F8) -> Sample:
+        """Everything as it is reported; `numel` f8[T]."""
+        seen = self._seen
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            sums = self.sums
+            sums = {name: np.where(seen[name], column, np.nan) for name, column in self._values.items()}
             mean = {name: sums[name] / numel for name in self.NAMES}
             columns = {
                 "grad_rms": np.sqrt(mean["grad"]),
-                "grad_max": self.peaks["grad_max"],
+                "grad_max": sums["grad_max"],
                 "exp_avg_rms": np.sqrt(mean["first"]),
                 "exp_avg_sq_mean": mean["second"],
-                "exp_avg_sq_min": self.peaks["second_min"],
-                "exp_avg_sq_max": self.peaks["second_max"],
+                "exp_avg_sq_min": sums["second_min"],
+                "exp_avg_sq_max": sums["second_max"],
                 "param_rms": np.sqrt(mean["param"]),
-                "param_max": self.peaks["param_max"],
+                "param_max": sums["param_max"],
                 "update_rms": np.sqrt(mean["update"]),
                 "rms_t": np.sqrt(mean["rms_t"]),
                 "cos_grad_exp_avg": sums["dot"] / (np.sqrt(sums["grad"]) * np.sqrt(sums["first"])),
                 "eps_share": mean["eps"],
             }
             stats = np.stack([columns[name] for name in STATS], axis=1).astype(np.float32)
-        measured = ~np.isnan(sums["update"])
-        with_grad = ~np.isnan(sums["grad"])
-        return Sample(
-            stats=stats,
-            counts=self.counts,
-            param_norm=float(np.sqrt(sums["param"].sum())),
-            # A tensor without a gradient was not updated; another one without a number was not measured.
-            update_norm=(
-                float(np.sqrt(sums["update"][measured].sum())) if (measured >= with_grad).all() else None
-            ),
-        )
+            # A tensor without a gradient was not updated, an empty one has no norm.
+            params_seen = seen["param"] | (numel == 0)
+            updates_seen = seen["update"] | ~seen["grad"]
+            return Sample(
+                stats=stats,
+                counts=self.counts,
+                param_norm=float(np.sqrt(self._values["param"].sum())) if params_seen.all() else None,
+                update_norm=float(np.sqrt(self._values["update"].sum()))
+                if params_seen.all() and updates_seen.all()
+                else None,
+            )
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,7 @@ def measure(
             for members in _cut(pack):
                 _pack(sums, members, roles)
         for i, update in (updates or {}).items():
-            sums.sums["update"][i] = sum_of_squares(update)
+            sums.add("update", i, sum_of_squares(update))
     return sums.sample(numel)
 
 
@@ -270,7 +280,7 @@ def _block(sums: Sums, i: int, x: Piece, roles: Roles) -> None:
     grad = _grad(sums, i, x.grad)
     _param(sums, i, x.param)
     if x.first is not None:
-        first = _energy(x.first)
+        first = sum_of_squares(x.first)
         sums.add("first", i, first)
         exact = min(grad, first) < numel * _LEAST
         pair = (x.grad.double(), x.first.double()) if exact else (x.grad, x.first)
@@ -283,19 +293,15 @@ def _block(sums: Sums, i: int, x: Piece, roles: Roles) -> None:
         sums.add("second", i, total(x.second))
         floor = max(x.epsilon, _TINY)
         least = low if roles.root == "itself" else (low / x.correction) ** 0.5
-        sums.add("rms_t", i, _energy(x.grad / (root if least >= floor else root.clamp(min=floor))))
+        sums.add("rms_t", i, sum_of_squares(x.grad / (root if least >= floor else root.clamp(min=floor))))
         few = 0 if least >= 10 * x.epsilon else int(np.count_nonzero(root.numpy() < 10 * x.epsilon))
         sums.add("eps", i, few)
     if update is not None:
-        sums.add("update", i, _energy(update))
-
-
-def _energy(x: Tensor) -> float:
-    return checked_squares(float(torch.dot(x, x)), x)
+        sums.add("update", i, sum_of_squares(update))
 
 
 def _grad(sums: Sums, i: int, grad: Tensor) -> float:
-    energy = _energy(grad)
+    energy = sum_of_squares(grad)
     sums.add("grad", i, energy)
     values = grad.numpy()
     if values.size:
@@ -307,7 +313,7 @@ def _grad(sums: Sums, i: int, grad: Tensor) -> float:
 
 
 def _param(sums: Sums, i: int, param: Tensor) -> None:
-    sums.add("param", i, _energy(param))
+    sums.add("param", i, sum_of_squares(param))
     values = param.numpy()
     sums.peak("param_max", i, max(-float(values.min()), float(values.max())))
 
@@ -334,16 +340,16 @@ def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
     sizes = [p.param.numel() for p in pieces]
     starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
 
-    def put(name: str, values: npt.NDArray[np.float64]) -> None:
-        sums.sums[name][where] = np.add.reduceat(values, starts)
+    def put(name: str, values: F8) -> None:
+        sums.put(name, where, np.add.reduceat(values, starts))
 
     grad, param = x.grad.numpy(), x.param.numpy()
     put("grad", grad * grad)
     put("param", param * param)
-    sums.peaks["grad_max"][where] = np.maximum.reduceat(np.abs(grad), starts)
-    sums.peaks["param_max"][where] = np.maximum.reduceat(np.abs(param), starts)
+    sums.put("grad_max", where, np.maximum.reduceat(np.abs(grad), starts))
+    sums.put("param_max", where, np.maximum.reduceat(np.abs(param), starts))
     sums.counts[where, 0] = np.add.reduceat(grad == 0, starts, dtype=np.uint64)
-    if not np.isfinite(sums.sums["grad"][where]).all():
+    if not np.isfinite(grad.sum()):
         sums.counts[where, 1] = np.add.reduceat(~np.isfinite(grad), starts, dtype=np.uint64)
     if x.first is not None:
         first = x.first.numpy()
@@ -351,8 +357,8 @@ def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
         put("dot", grad * first)
     if x.second is not None and root is not None:
         second, roots = x.second.numpy(), root.numpy()
-        sums.peaks["second_min"][where] = np.minimum.reduceat(second, starts)
-        sums.peaks["second_max"][where] = np.maximum.reduceat(second, starts)
+        sums.put("second_min", where, np.minimum.reduceat(second, starts))
+        sums.put("second_max", where, np.maximum.reduceat(second, starts))
         put("second", second)
         ratio = grad / np.maximum(roots, max(x.epsilon, _TINY))
         put("rms_t", np.square(ratio, out=ratio))

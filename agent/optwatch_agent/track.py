@@ -274,7 +274,8 @@ class Track:
         self._before = {}
         sample = probe.measure(self.optimizer, params, roles_of(self.optimizer), differences)
         self.recorder.sample(step, sample)
-        values["param_norm"] = sample.param_norm
+        if sample.param_norm is not None:
+            values["param_norm"] = sample.param_norm
         if sample.update_norm is not None:
             values["update_norm"] = sample.update_norm
         return time.perf_counter() - began

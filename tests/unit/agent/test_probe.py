@@ -174,3 +174,30 @@ def test_sparse_gradients() -> None:
     values = table.weight.grad.coalesce().values()
     assert sample.stats[0, STATS.index("grad_max")] == float(values.abs().max())
     assert sample.stats[0, STATS.index("param_rms")] == pytest.approx(rms(table.weight), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [100, 3 * BLOCK])
+def test_one_bad_element_is_never_lost(size: int) -> None:
+    """Wherever it is, in a large tensor as in a small one."""
+    for where in (0, size - 1):
+        param = nn.Parameter(torch.ones(size))
+        param.grad = torch.ones(size)
+        param.grad[where] = torch.nan
+        optimizer = torch.optim.SGD([param], lr=0.1)
+        optimizer.step()
+        sample = measure(optimizer, [param], roles_of(optimizer))
+        for name in ("grad_rms", "grad_max", "param_rms", "param_max", "update_rms"):
+            assert np.isnan(sample.stats[0, STATS.index(name)]), name
+        assert sample.counts[0].tolist() == [0, 1]
+        assert sample.param_norm is not None
+        assert np.isnan(sample.param_norm)
+
+
+def test_a_tensor_elsewhere_is_not_measured_and_makes_no_norm() -> None:
+    here, there = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, device="meta"))
+    here.grad, there.grad = torch.ones(3), torch.ones(3, device="meta")
+    optimizer = torch.optim.SGD([here, there], lr=0.1)
+    sample = measure(optimizer, [here, there], roles_of(optimizer))
+    assert sample.param_norm is None
+    assert sample.update_norm is None
+    assert np.isnan(sample.stats[1]).all()
