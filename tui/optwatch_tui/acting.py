@@ -13,10 +13,11 @@ from optwatch_tui.model import Snapshot
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to do it: a label, and the request that does it."""
+    """One way to do it: a label, and the request that does it. `why`: the reason that was given for it."""
 
     label: str
     request: Request
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,14 @@ def preview(action: str, snapshot: Snapshot) -> Preview:
 
 
 def preview_approve(command: Command, snapshot: Snapshot) -> Preview:
-    """The question for a proposal."""
-    undo = "cannot be undone" if command.action == "restart" else "u takes it back"
-    facts = (("why", command.why or "-"), *_where(snapshot), ("to undo", undo))
-    choice = Choice(formats.command(command), Approve(command.run, command.id))
-    return Preview("approve the proposal?", (choice,), facts, _obstacle(command.action, snapshot))
+    """The question for a proposal; the other proposals can be chosen instead."""
+    others = (other for other in snapshot.proposals if other.id != command.id)
+    choices = tuple(
+        Choice(formats.command(each), Approve(each.run, each.id), each.why) for each in (command, *others)
+    )
+    facts = (*_where(snapshot), ("to undo", "u takes it back; a restart cannot be undone"))
+    title = "approve the proposal?" if len(choices) == 1 else "approve which proposal?"
+    return Preview(title, choices, facts, _obstacle(command.action, snapshot))
 
 
 def preview_dismiss(command: Command, snapshot: Snapshot) -> Preview:

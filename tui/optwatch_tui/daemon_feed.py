@@ -26,6 +26,8 @@ _SILENCE = 0.75
 _PATIENCE = 1.5
 """Seconds that it has to answer."""
 _RETRY = 0.5
+_POINTS = 8_000
+"""Rows of history to begin with: enough to zoom in eight times."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class _Watched:
         """Raises `Refusal` where there is no such run."""
         self.run = run
         self._follower = follower
-        self.model = RunModel(*client.view(run))
+        self.model = RunModel(*client.view(run, points=_POINTS))
 
     def take(self, client: Client) -> bool:
         """Fold in what was published since; whether anything was."""
@@ -186,6 +188,6 @@ class _Watched:
             if not isinstance(news.message, Delta) or news.series is None or news.tensors is None:
                 continue
             if not self.model.update(news.message, news.series, news.tensors):
-                self.model = RunModel(*client.view(self.run))
+                self.model = RunModel(*client.view(self.run, points=_POINTS))
             changed = True
         return changed

@@ -67,7 +67,7 @@ def finding_details(finding: Finding, width: int) -> list[Row]:
     if finding.evidence:
         rows += [(), (("evidence", "title"),)]
         for name, value in finding.evidence.items():
-            shown = value if isinstance(value, str) else formats.number(float(value))
+            shown = value if isinstance(value, str) else formats.setting(float(value))
             rows.append(((f"  {name}  ", "muted"), (shown, "value")))
     if finding.causes:
         rows += [(), (("likely causes", "title"),)]

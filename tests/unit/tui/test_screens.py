@@ -94,6 +94,18 @@ async def test_a_proposal_is_approved_or_dismissed_with_a_reason() -> None:
         assert asked(pilot) == [Approve(RUN, "2"), Dismiss(RUN, "2", "false alarm")]
 
 
+async def test_of_several_proposals_one_is_chosen() -> None:
+    other = msgspec.structs.replace(
+        recorded.COMMANDS[1], id="3", action="scale_lr", args={"factor": 0.1}, why="x"
+    )
+    async with shown(recorded.live_run(commands=(*recorded.COMMANDS, other))) as pilot:
+        await pilot.press("a")
+        assert "approve which proposal?" in text(pilot)
+        assert "the moments still hold" not in text(pilot).split("to undo")[0].split("approve which")[1]
+        await pilot.press("down", "y")
+        assert asked(pilot) == [Approve(RUN, "2")]
+
+
 async def test_undo_and_mode() -> None:
     async with shown() as pilot:
         await pilot.press("u", "y", "m", "down", "y")

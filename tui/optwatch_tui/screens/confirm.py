@@ -33,7 +33,8 @@ class Question(Framed, can_focus=True):
             mine = at == self.choice
             rows.append((("  ▸ " if mine else "    ", "key"), (choice.label, "title" if mine else "muted")))
         rows.append(())
-        for label, text in self._preview.facts:
+        why = self._preview.choices[self.choice].why
+        for label, text in (*((("why", why),) if why else ()), *self._preview.facts):
             for at, line in enumerate(wrap(text, width - _LABEL - 5, 4)):
                 rows.append(((f"  {label if at == 0 else '':<{_LABEL}} ", "muted"), (line, "text")))
         if self._preview.warning:
@@ -93,3 +94,4 @@ class ConfirmScreen(ModalScreen[Request | None]):
 
     def action_move(self, by: int) -> None:
         self.query_one(Question).move(by)
+        self._fit()
