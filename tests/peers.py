@@ -221,5 +221,5 @@ class AgentPeer:
 
 
 def values(n: int, columns: int = len(COLUMNS), start: float = 0.0) -> np.ndarray:
-    """Numbers that tell their place: values [n, columns]."""
-    return start + np.arange(n * columns, dtype=np.float64).reshape(n, columns)
+    """Numbers that tell their place, and that no detector finds anything in: values [n, columns]."""
+    return 1.0 + 1e-9 * (1e3 * start + np.arange(n * columns, dtype=np.float64).reshape(n, columns))

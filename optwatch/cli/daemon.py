@@ -1,10 +1,12 @@
-"""`optwatch daemon`: the daemon in the foreground."""
+"""`optwatch daemon`: the daemon in the foreground; `daemon stop` and `daemon status` for one that runs."""
 
 import argparse
+import json
 import logging
 from pathlib import Path
 from typing import get_args
 
+from optwatch.cli.connect import connected
 from optwatch.cli.errors import Wrong
 from optwatch.wire.places import DEFAULT_ADDRESS
 from optwatch.wire.requests import Mode
@@ -14,6 +16,14 @@ EXAMPLE = "optwatch daemon --mode auto --tensorboard runs/"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "verb",
+        nargs="?",
+        choices=("stop", "status"),
+        help="stop: let the running daemon commit everything and end; status: say where it is. "
+        "Without: be the daemon",
+    )
+    parser.add_argument("--json", action="store_true", help="with status: print JSON")
     parser.add_argument(
         "--listen",
         metavar="ADDR",
@@ -44,6 +54,54 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.verb == "stop":
+        return _stop()
+    if args.verb == "status":
+        return _status(args.json)
+    return _serve(args)
+
+
+def _stop() -> int:
+    with connected() as client:
+        pid = client.greeting.pid
+        client.stop()
+    print(f"the daemon (process {pid}) commits everything and ends")
+    return 0
+
+
+def _status(as_json: bool) -> int:
+    with connected() as client:
+        greeting, runs = client.greeting, client.runs()
+        address = client.address
+    live = sum(run.state == "live" for run in runs)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "address": address,
+                    "publish": greeting.publish,
+                    "pid": greeting.pid,
+                    "version": greeting.version,
+                    "store": greeting.store,
+                    "mode": greeting.mode,
+                    "role": greeting.role,
+                    "runs": len(runs),
+                    "live": live,
+                    "trouble": greeting.trouble,
+                }
+            )
+        )
+        return 0
+    print(f"daemon    {address}, process {greeting.pid}, optwatch {greeting.version}")
+    print(f"store     {greeting.store}")
+    print(f"mode      {greeting.mode} for new runs; you are its {greeting.role}")
+    print(f"runs      {len(runs)}, {live} of them live")
+    if greeting.trouble:
+        print(f"trouble   {greeting.trouble}")
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
     # The daemon's parts come with SQLite, numpy and sockets: only this subcommand pays for them.
     from optwatch.daemon.errors import StartError
     from optwatch.daemon.process import Settings, serve

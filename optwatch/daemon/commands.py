@@ -37,6 +37,7 @@ MAX_MARGIN = 10.0
 """Seconds between a proposal and its step: learned from the votes, within these bounds."""
 LR_FLOOR = 0.01
 """The least share of the schedule's learning rate that a command may leave."""
+MAX_FACTOR = 100.0
 MAX_SKEW = 1
 """Steps that ranks may be apart for a vote to make sense."""
 
@@ -372,6 +373,11 @@ class Book:
         target = self.lr_scale * before / after
         if math.isclose(target, 1.0, rel_tol=1e-9):
             return "scale_lr", {"reset": True}
+        if before / after > MAX_FACTOR:
+            raise CommandError(
+                "bad_request",
+                f"the scale before was {before:g}, too far from {self.lr_scale:g} for one command",
+            )
         return "scale_lr", {"factor": before / after}
 
     def _get(self, number: str) -> Entry:

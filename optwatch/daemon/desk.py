@@ -145,6 +145,7 @@ class Desk:
             store=str(self._store.directory),
             mode=self._runs.mode,
             role=role,
+            trouble=self._store.trouble,
         ), ()
 
     def _list_runs(self, request: ListRuns, now: float) -> Answer:

@@ -237,7 +237,11 @@ class Ingest:
         self._send(identity, Rejected(session=hello.session, reason=reason))
 
     def _run(self, session: Session) -> Run:
-        return self._runs.by_id[session.hello.run]
+        run = self._runs.by_id[session.hello.run]
+        if not run.loaded:  # it was silent for so long that its series was let go of
+            run = self._runs.for_agent(session.hello)
+            run.greet(session)
+        return run
 
 
 def _digest(schema: Schema) -> str:

@@ -87,6 +87,7 @@ class Run:
         if self.loaded:
             return
         self.loaded = True
+        self._store.settle(timeout=1.0)
         read = self._store.reader.execute
         run = self.head.run
         decode = msgspec.msgpack.decode

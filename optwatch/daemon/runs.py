@@ -1,5 +1,7 @@
 """Runs: all that this daemon knows, the newest in full, the others loaded when somebody asks."""
 
+import time
+
 import msgspec
 
 from optwatch.daemon.history import History
@@ -10,6 +12,9 @@ from optwatch.policy.rules import Rules
 from optwatch.wire.messages import Hello
 from optwatch.wire.requests import Mode
 
+KEPT_LOADED = 900.0
+"""Seconds that a run without live ranks stays in memory after it was last asked for."""
+
 
 class Runs:
     """The runs by id. A name stands for the newest run that has it."""
@@ -19,6 +24,7 @@ class Runs:
         self._rules = rules
         self.history = History(store.reader)
         self._store = store
+        self._used: dict[str, float] = {}
         rows = store.reader.execute("SELECT head FROM run").fetchall()
         heads = [msgspec.msgpack.decode(data, type=Head) for (data,) in rows]
         self.by_id = {head.run: Run(head, store, loaded=False, rules=rules) for head in heads}
@@ -30,6 +36,7 @@ class Runs:
             run = Run(new_head(hello, self.mode), self._store, loaded=True, rules=self._rules)
             self.by_id[hello.run] = run
         run.load(self.history)
+        self._used[hello.run] = time.monotonic()
         return run
 
     def find(self, wanted: str) -> Run:
@@ -40,7 +47,18 @@ class Runs:
         """
         run = find_run(list(self.by_id.values()), wanted)
         run.load(self.history)
+        self._used[run.head.run] = time.monotonic()
         return run
+
+    def unload(self, now: float) -> None:
+        """Let go of the series of runs that are over and that nobody has asked about for a while."""
+        for name, used in list(self._used.items()):
+            run = self.by_id[name]
+            if now - used > KEPT_LOADED and not run.touched and not run.live(now):
+                run.checkpoint()
+                run.save_head()
+                self.by_id[name] = Run(run.head, self._store, loaded=False)
+                del self._used[name]
 
     def newest_first(self) -> list[Run]:
         return sorted(self.by_id.values(), key=lambda run: run.head.started, reverse=True)

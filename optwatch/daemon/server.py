@@ -150,6 +150,8 @@ class Server:
             run.advance(now, self._prepare, self._publisher.of(run))
             if slow:
                 run.watch_links(now)
+        if slow:
+            self._runs.unload(now)
 
     def _prepare(self, session: str, message: Prepare) -> None:
         """Send a command to an agent, but not before it is in the books."""

@@ -16,9 +16,9 @@ class Timeline:
         self.columns: tuple[str, ...] = ()
         self._capacity = capacity
         self._rows = 0
-        self._step = np.empty(capacity, dtype=np.int64)
-        self._values = np.empty((capacity, 0))
-        self._logged = np.empty((capacity, 0), dtype=bool)
+        self._step = np.empty(0, dtype=np.int64)
+        self._values = np.empty((0, 0))
+        self._logged = np.empty((0, 0), dtype=bool)
 
     def __len__(self) -> int:
         return self._rows
@@ -74,6 +74,8 @@ class Timeline:
         if self._rows + len(step) > self._capacity:
             self._thin()
         end = self._rows + len(step)
+        if end > len(self._step):
+            self._grow(min(max(2 * end, 1_024), self._capacity))
         self._step[self._rows : end] = step
         self._values[self._rows : end] = values
         self._logged[self._rows : end] = logged
@@ -96,9 +98,18 @@ class Timeline:
         if not new:
             return
         self.columns += new
-        blank = np.full((self._capacity, len(new)), np.nan)
+        blank = np.full((len(self._step), len(new)), np.nan)
         self._values = np.concatenate([self._values, blank], axis=1)
         self._logged = np.concatenate([self._logged, np.zeros(blank.shape, dtype=bool)], axis=1)
+
+    def _grow(self, rows: int) -> None:
+        """Make room: most runs are short, and none takes the memory of a long one before it is one."""
+        columns = len(self.columns)
+        step, values = np.empty(rows, dtype=np.int64), np.empty((rows, columns))
+        logged = np.empty((rows, columns), dtype=bool)
+        used = slice(self._rows)
+        step[used], values[used], logged[used] = self._step[used], self._values[used], self._logged[used]
+        self._step, self._values, self._logged = step, values, logged
 
 
 def rows(points: Points, columns: tuple[str, ...]) -> tuple[Steps, Values, Logged]:

@@ -225,6 +225,8 @@ class Greeting(msgspec.Struct, tag="greeting", frozen=True, kw_only=True):
     mode: Mode
     role: str
     """What this client may do: viewer or operator."""
+    trouble: str = ""
+    """Why nothing is recorded or commanded now, such as a full disk."""
 
 
 class Runs(msgspec.Struct, tag="runs", frozen=True):

@@ -1,5 +1,6 @@
 """Starting and ending: wrong use speaks, and nothing is left behind."""
 
+import json
 import os
 import signal
 import socket
@@ -114,3 +115,15 @@ def test_a_local_one_is_started_where_none_answers(monkeypatch: pytest.MonkeyPat
         assert client.address == address == connection.address
         assert client.greeting.pid == connection.pid
         os.kill(connection.pid, signal.SIGTERM)
+
+
+def test_stop_and_status_find_the_daemon_that_runs(daemon: DaemonProcess) -> None:
+    status = run_daemon("status", "--json")
+    assert status.returncode == 0
+    told = json.loads(status.stdout)
+    assert daemon.process is not None
+    assert (told["address"], told["pid"], told["runs"]) == (daemon.address, daemon.process.pid, 0)
+    assert daemon.address in run_daemon("status").stdout
+    assert run_daemon("stop").returncode == 0
+    assert daemon.process.wait(GUARD) == 0
+    fails(run_daemon("status"), "optwatch daemon")

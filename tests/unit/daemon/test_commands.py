@@ -4,10 +4,20 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from optwatch.daemon.commands import ATTEMPTS, EXPIRY, LR_FLOOR, Book, CommandError, Entry, Peer, obstacle
+from optwatch.daemon.commands import (
+    ATTEMPTS,
+    EXPIRY,
+    LR_FLOOR,
+    MAX_FACTOR,
+    Book,
+    CommandError,
+    Entry,
+    Peer,
+    obstacle,
+)
 from optwatch.wire.messages import Prepare, Report
 
 ALLOW = ("restart", "scale_lr", "clip")
@@ -176,6 +186,7 @@ def test_the_scale_is_the_product_and_undo_takes_one_factor_out(
         scale = 1.0 if factor is None else scale * factor
         assert math.isclose(book.lr_scale, scale)
     last = book.entries[applied[-1]]
+    assume(isinstance(last.before, float) and last.before / scale <= MAX_FACTOR)
     undo = book.undo(applied[-1], "me", 0.0, ALLOW)
     report(book, go(book, 1)[0], "applied")
     assert undo.command.undo_of == applied[-1]
