@@ -42,7 +42,7 @@ class Agent:
         self.tracks: list[Track] = []
         names = naming.names_of(model)
         losses.TAP.install()
-        clips.TAP.install()
+        clips.TAP.patch.install()
         try:
             for index, (label, optimizer) in enumerate(optimizers.items()):
                 self.tracks.append(Track(index, label, optimizer, names, budget, step, see_loss))
@@ -50,7 +50,7 @@ class Agent:
             for track in self.tracks:
                 track.close()
             losses.TAP.remove()
-            clips.TAP.remove()
+            clips.TAP.patch.remove()
             raise
         self.control = Control(
             self.identity.session,
@@ -92,7 +92,7 @@ class Agent:
         for track in self.tracks:
             track.close()
         losses.TAP.remove()
-        clips.TAP.remove()
+        clips.TAP.patch.remove()
         atexit.unregister(self._at_exit)
         identity.leave(self.identity.run)
         if self.identity.pid == os.getpid():
@@ -136,6 +136,10 @@ class Agent:
         for i, track in enumerate(self.tracks):
             for schema, batch, blocks in track.recorder.take(session, everything):
                 out.append((batch, blocks, schema))
+            while track.skips:
+                self.event(
+                    "skipped_step", "a gradient overflowed under the GradScaler", track.skips.popleft(), i
+                )
             if track.degraded and i not in self._told_degraded:
                 self._told_degraded.add(i)
                 self.event("degraded", f"nothing is measured any more: {track.degraded}", optimizer=i)

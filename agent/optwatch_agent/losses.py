@@ -1,11 +1,10 @@
 """The training loss, seen where every loop shows it: at backward().
 
-While an agent is attached, `torch.autograd.backward` and `GradScaler.scale` are wrapped, once for the
-process. The first backward after any step opens a window; the step that follows reads it, and so does a
-second optimizer that steps without another backward in between. `torch.autograd.grad` is not seen.
+While an agent is attached, `torch.autograd.backward` and `GradScaler.scale` are wrapped. The first
+backward after any step opens a window; the step that follows reads it, and so does a second optimizer
+that steps without another backward in between. `torch.autograd.grad` is not seen.
 """
 
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,42 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_lock = threading.Lock()
+from optwatch_agent.patches import Patch
 
 
 class LossTap:
     """The losses of the passes since the last step."""
 
     def __init__(self) -> None:
-        self.users = 0
+        self.patches = (
+            Patch(torch.autograd, "backward", self._wrap_backward),
+            Patch(torch.amp.grad_scaler.GradScaler, "scale", self._wrap_scale),
+        )
         self._values: list[Tensor | float] = []
         self._divisors: list[float] = []
         self._closed = True
         self._scaled: tuple[weakref.ref[Tensor], Tensor] | None = None
-        self._originals: dict[str, Callable[..., Any]] = {}
-        self._wrappers: dict[str, Callable[..., Any]] = {}
 
     def install(self) -> None:
-        with _lock:
-            self.users += 1
-            if self.users == 1 and not self._wrappers:
-                self._wrap()
+        for patch in self.patches:
+            patch.install()
 
     def remove(self) -> None:
-        """Undo `install`. A wrapper that somebody has wrapped in turn stays, and does nothing."""
-        with _lock:
-            self.users -= 1
-            if self.users > 0 or not self._wrappers:
-                return
-            self._values, self._divisors, self._scaled = [], [], None
-            scaler = torch.amp.grad_scaler.GradScaler
-            if (
-                torch.autograd.backward is self._wrappers["backward"]
-                and scaler.scale is self._wrappers["scale"]
-            ):
-                torch.autograd.backward = self._originals["backward"]
-                scaler.scale = self._originals["scale"]  # type: ignore[method-assign]
-                self._wrappers, self._originals = {}, {}
+        for patch in self.patches:
+            patch.remove()
+        if self.patches[0].users == 0:
+            self._values, self._divisors, self._scaled, self._closed = [], [], None, True
 
     @property
     def is_open(self) -> bool:
@@ -76,7 +64,7 @@ class LossTap:
         self._closed = True
 
     def _saw(self, tensors: Any, grad_tensors: Any) -> None:
-        if self.users == 0:
+        if self.patches[0].users == 0:
             return
         try:
             if not isinstance(tensors, Tensor):
@@ -95,27 +83,24 @@ class LossTap:
         except Exception:  # noqa: BLE001 - never in the way of a backward pass
             self._closed = True
 
-    def _wrap(self) -> None:
-        backward = torch.autograd.backward
-        scaler = torch.amp.grad_scaler.GradScaler
-        scale = scaler.scale
-
-        def watched_backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             self._saw(tensors, grad_tensors)
             return backward(tensors, grad_tensors, *args, **kwargs)
 
-        def watched_scale(scaler: Any, outputs: Any) -> Any:
+        # Not recursive: the code under it is the user's and may be compiled.
+        disable: Any = torch._dynamo.disable
+        wrapper: Callable[..., Any] = disable(watched, recursive=False)
+        return wrapper
+
+    def _wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(scaler: Any, outputs: Any) -> Any:
             result = scale(scaler, outputs)
-            if self.users and isinstance(outputs, Tensor) and isinstance(result, Tensor):
+            if self.patches[1].users and isinstance(outputs, Tensor) and isinstance(result, Tensor):
                 self._scaled = (weakref.ref(result), outputs)
             return result
 
-        # Not recursive: the code under it is the user's and may be compiled.
-        disable: Any = torch._dynamo.disable
-        self._originals = {"backward": backward, "scale": scale}
-        self._wrappers = {"backward": disable(watched_backward, recursive=False), "scale": watched_scale}
-        torch.autograd.backward = self._wrappers["backward"]
-        scaler.scale = watched_scale  # type: ignore[method-assign,assignment]
+        return watched
 
 
 def _divisor(loss: Tensor) -> float:

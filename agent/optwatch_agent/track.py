@@ -4,13 +4,14 @@ import functools
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optwatch_agent import clips, losses, naming, probe
+from optwatch_agent import clips, losses, naming, probe, scalers
 from optwatch_agent.actuators import Actuators
 from optwatch_agent.control import Control
 from optwatch_agent.governor import Governor
@@ -20,6 +21,8 @@ from optwatch_agent.roles import roles_of
 from optwatch_agent.tensors import local, on_cpu, scalar
 
 log = logging.getLogger("optwatch")
+
+_SKIPS = 1_000
 
 _FAILURES = 3
 """Exceptions of ours on one optimizer after which it is left alone."""
@@ -52,6 +55,8 @@ class Track:
         self.active = True
         self.degraded = ""
         """Why nothing is measured any more, "" while it is."""
+        self.skips: deque[int] = deque(maxlen=_SKIPS)
+        """The steps after which a GradScaler skipped one; taken by the link's thread."""
         self.actuators = Actuators(optimizer)
         self.control: Control | None = None
         self._index = index
@@ -64,8 +69,8 @@ class Track:
         numel = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
         self.governor = Governor(budget, numel, len(tensors))
         self._logged: dict[str, Value] = {}
+        self._skipped = 0
         self._depth = 0
-        self._began = 0.0
         self._ended: float | None = None
         self._spent = 0.0
         self._sampling = False
@@ -76,6 +81,7 @@ class Track:
         self._acting = 0.0
         self._factor: float | None = None
         self._failures = 0
+        scalers.TAP.install(self)
         # A compiled step keeps one graph.
         disable: Any = torch.compiler.disable
         self._handles = [
@@ -89,12 +95,24 @@ class Track:
             return
         self._logged.update(values)
 
+    def scaled(self, scale: Value, ran: bool, skipped: bool) -> None:
+        """A GradScaler ended a step. Of one that it skipped without a trace, the next row tells."""
+        if skipped:
+            self.skips.append(self.completed)
+            self._skipped += 1
+        values = {"loss_scale": scale, "skipped_steps": float(self._skipped)}
+        if not ran:
+            losses.TAP.close()
+        if not ran or not self.recorder.amend(values):
+            self._logged.update(values)
+
     def close(self) -> None:
         """Take the hooks off and undo what is in force. Inside a step the hooks stay, and do nothing."""
         self.active = False
         if self._depth == 0:
             for handle in self._handles:
                 handle.remove()
+        scalers.TAP.remove(self)
         self.actuators.release()
         self.recorder.release()
 

@@ -380,3 +380,31 @@ def test_compiled_models_and_steps() -> None:
     torch._dynamo.reset()
     assert rows.steps == [1, 2, 3]
     assert None not in rows.column("loss")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_skipped_by_a_scaler_are_counted(fused: bool) -> None:
+    """A foreach step that is skipped leaves no row, a fused one does; both are counted."""
+    param = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([param], lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1000)
+    watch, rows = watched(optimizer)
+    events = []
+    watch._agent.event = lambda kind, text, step=None, optimizer=0: events.append((kind, step))  # type: ignore
+    for factor in (1.0, torch.inf, torch.inf, 1.0, 1.0):
+        optimizer.zero_grad()
+        scaler.scale((param * factor).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    watch._agent.collect(True)
+    watch.detach()
+    if fused:
+        assert rows.steps == [1, 2, 3, 4, 5]
+        assert rows.column("skipped_steps") == [0, 1, 2, 2, 2]
+        assert rows.column("loss_scale") == [64, 64, 32, 16, 16]
+    else:
+        assert rows.steps == [1, 2, 3]
+        assert rows.column("loss")[1:] == pytest.approx([1.8, 1.6])
+        assert rows.column("skipped_steps") == [0, 2, 2]
+        assert rows.column("loss_scale") == [64, 16, 16]
+    assert len([kind for kind, _ in events if kind == "skipped_step"]) == 2

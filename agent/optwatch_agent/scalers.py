@@ -1,0 +1,75 @@
+"""GradScaler: its scale, and the steps that it skipped because a gradient overflowed.
+
+A step that a for-loop or foreach optimizer skips runs no hook at all, so they are counted where every
+loop ends its step: at `GradScaler.update`, from what the scaler found. Nothing is read back from a
+device.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from optwatch_agent.patches import Patch
+from optwatch_agent.recorder import Value
+
+
+class Follower(Protocol):
+    """Who wants to know of one optimizer's skipped steps."""
+
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def completed(self) -> int: ...
+
+    def scaled(self, scale: Value, ran: bool, skipped: bool) -> None:
+        """An update of the scaler: the scale that the step had, whether `step` ran, and whether in vain."""
+        ...
+
+
+class ScalerTap:
+    """Sees every scaler of the process at its update, and tells the followers of its optimizers."""
+
+    def __init__(self) -> None:
+        self.patch = Patch(torch.amp.grad_scaler.GradScaler, "update", self._wrap)
+        self._followers: dict[int, tuple[Follower, int]] = {}
+
+    def install(self, follower: Follower) -> None:
+        self._followers[id(follower.optimizer)] = (follower, follower.completed)
+        self.patch.install()
+
+    def remove(self, follower: Follower) -> None:
+        if self._followers.pop(id(follower.optimizer), None) is not None:
+            self.patch.remove()
+
+    def _wrap(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.patch.users:
+                self._saw(scaler)
+            return update(scaler, *args, **kwargs)
+
+        return watched
+
+    def _saw(self, scaler: Any) -> None:
+        try:
+            for number, (follower, before) in tuple(self._followers.items()):
+                state = scaler._per_optimizer_states.get(number)
+                if not state or not state["found_inf_per_device"]:
+                    continue
+                self._followers[number] = (follower, follower.completed)
+                ran = follower.completed != before
+                skipped = not ran or any(  # a fused step runs all the same, and does nothing
+                    bool(found.item())
+                    for found in state["found_inf_per_device"].values()
+                    if found.device.type == "cpu"
+                )
+                scale = scaler._scale
+                if isinstance(scale, Tensor):
+                    on_host = scale.device.type == "cpu"
+                    follower.scaled(float(scale.item()) if on_host else scale.detach().clone(), ran, skipped)
+        except Exception:  # noqa: BLE001 - never in the way of a training
+            self._followers.clear()
+
+
+TAP = ScalerTap()
