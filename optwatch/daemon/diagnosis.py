@@ -58,6 +58,11 @@ class Diagnosis:
         self._engine = Engine(mode, rules)
 
     @property
+    def stopped(self) -> str:
+        """Why the policy acts no more in this run; empty while it may."""
+        return self._engine.stopped
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         return self._panel.findings
 

@@ -368,10 +368,12 @@ class Run:
 
     def _conclude(self, points: Points, mode: Mode) -> None:
         """Let detectors and policy see points, and enter what they want."""
-        was_broken = self.diagnosis.broken
+        was_broken, was_stopped = self.diagnosis.broken, self.diagnosis.stopped
         conclusions = self.diagnosis.take(points, self.book.commands, self.head.allow, mode)
         if self.diagnosis.broken and not was_broken:
             self._note(Marker(self.diagnosis.step, "note", self.diagnosis.broken))
+        if self.diagnosis.stopped and not was_stopped:
+            self._note(Marker(self.diagnosis.step, "note", self.diagnosis.stopped))
         self._found(conclusions.findings)
         for number, outcome in conclusions.outcomes:
             self.book.judge(number, outcome)

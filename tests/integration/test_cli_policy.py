@@ -60,3 +60,33 @@ def test_a_wrong_policy_file_stops_the_start(home: Path, text: str | None, says:
     assert result.returncode == 2
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_policy_that_does_not_help_gives_up_and_says_so(home: Path) -> None:
+    daemon = DaemonProcess(home / "daemon", "--mode", "auto").start()
+    peer = AgentPeer(daemon.address, name="digits")
+    noise = np.random.default_rng(0).normal(0, 0.01, 20)
+    full = np.full(20, 1e-3)
+    answered = 0
+    try:
+        peer.greet()
+        with Client(daemon.address, timeout=30) as client:
+            for part in range(100):
+                level = 1.0 if part < 10 else 9.0
+                peer.batch(np.stack([level + noise, level**2 * (1 + noise), full, full], axis=1))
+                peer.beat()
+                peer.wait_acked()
+                peer.receive(0.02)
+                for prepare in peer.prepares[answered:]:
+                    peer.report(prepare, "applied", step=peer.step + 1)
+                    answered += 1
+                notes = [marker.text for marker in client.view("digits")[0].markers if marker.kind == "note"]
+                if notes:
+                    break
+            commands = client.commands("digits")
+        assert "architecture" in notes[0]
+        assert [c.action for c in commands if c.undo_of is None] == ["restart", "scale_lr"]
+        assert [c.outcome.verdict for c in commands[:2] if c.outcome] == ["neutral", "neutral"]
+    finally:
+        peer.close()
+        daemon.kill()

@@ -30,11 +30,11 @@ def test_one_bad_event_with_a_steady_lr_is_answered_by_a_restart() -> None:
 def test_a_risen_lr_is_cut_to_a_tenth_and_restored_when_it_is_back() -> None:
     book = run_to_event()
     proposals = book.feed(points(300, [4.0, 4.2, 4.1], 3e-2), finding())
-    assert names(proposals) == ["restart", "scale_lr"]
-    assert proposals[1].args == {"factor": 0.1}
+    assert names(proposals) == ["scale_lr", "restart"]
+    assert proposals[0].args == {"factor": 0.1}
     assert book.feed(points(303, [4.0] * 10, 3e-2)) == []
     (undo,) = book.feed(points(313, [2.0] * 5, 1e-3))
-    assert (undo.action, undo.undo_of, undo.send) == ("scale_lr", "2", True)
+    assert (undo.action, undo.undo_of, undo.send) == ("scale_lr", "1", True)
     assert undo.args == {"factor": pytest.approx(10)}
     assert "back" in undo.why
     assert book.feed(points(318, [1.0] * 5)) == []
@@ -49,7 +49,7 @@ def test_a_rise_of_the_lr_that_is_already_over_calls_for_no_cut() -> None:
 def test_a_run_that_blows_up_in_its_first_steps_gets_a_tenth_of_the_lr() -> None:
     book = Book(Engine("auto"))
     proposals = book.feed(points(1, [2.3, 5.0, 9.0, 30.0, 80.0]), finding(step=5, onset_step=2))
-    assert names(proposals) == ["restart", "scale_lr"]
+    assert names(proposals) == ["scale_lr", "restart"]
 
 
 @pytest.mark.parametrize("kind", ["plateau", "vanishing_gradient", "overfitting", "non_finite"])
@@ -87,7 +87,7 @@ def test_an_approved_proposal_is_judged_and_answered_for() -> None:
     book.feed(points(303, np.full(300, 4.1), 3e-2))
     assert [outcome.verdict for outcome in book.outcomes.values()] == ["neutral", "neutral"]
     # The cut changed nothing: the policy offers to take it back, and to go on.
-    assert book.commands[2].undo_of == "2"
+    assert book.commands[2].undo_of == "1"
     assert book.commands[2].state == "proposed"
 
 
@@ -197,7 +197,7 @@ def test_the_lr_is_never_brought_under_its_floor() -> None:
 def test_the_budget_of_lr_cuts_holds_for_the_run() -> None:
     book = Book(Engine("auto", Rules(limits=Limits(lr_cuts=1), rule=run_to_event().engine._rules.rule)))
     book.feed(points(1, healthy(np.arange(1, 300))))
-    assert names(book.feed(points(300, [4.0] * 3, 3e-2), finding())) == ["restart", "scale_lr"]
+    assert names(book.feed(points(300, [4.0] * 3, 3e-2), finding())) == ["scale_lr", "restart"]
     book.feed(points(303, healthy(np.arange(303, 900))))
     second = book.feed(points(900, [4.0] * 3, 3e-2), finding(2, step=902, onset_step=900))
     assert names(second) == ["restart"]
