@@ -177,8 +177,7 @@ class Evidence:
         if not count:
             return
         third = max(count // 3, 1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = samples.stats["update_rms"][:, chosen] / samples.stats["param_rms"][:, chosen]
+        ratios = samples.stats["update_rms"][:, chosen] / samples.stats["param_rms"][:, chosen]
         gradients = samples.stats["grad_rms"][:, chosen].astype(np.float64)
         for step, ratio, gradient in zip(samples.step.tolist(), ratios, gradients, strict=True):
             known = ratio[np.isfinite(ratio)].tolist()

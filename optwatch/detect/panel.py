@@ -83,6 +83,10 @@ class Panel:
 
     def update(self, points: Points) -> list[Finding]:
         """Take the next points of the run; the findings that they open, change or resolve."""
+        with np.errstate(all="ignore"):  # overflow and division by zero are what detectors are for
+            return self._update(points)
+
+    def _update(self, points: Points) -> list[Finding]:
         changed: dict[int, Finding] = {}
         for part, restarted in self._parts(points):
             if restarted:
@@ -209,8 +213,7 @@ class Panel:
             values = lr.values[where]
             former = np.concatenate(([self._lr], values[:-1]))
             top = np.maximum.accumulate(np.concatenate(([self._lr_top], values)))
-            with np.errstate(invalid="ignore", over="ignore"):
-                risen = (values > WARM_RESTART * former) & (values <= 1.05 * top[:-1])
+            risen = (values > WARM_RESTART * former) & (values <= 1.05 * top[:-1])
             restarts.update(where[risen].tolist())
             self._lr, self._lr_top = float(values[-1]), float(top[-1])
         cuts = sorted({*range(0, len(points), PART), *restarts, len(points)})

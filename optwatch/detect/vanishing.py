@@ -61,13 +61,11 @@ class Vanishing:
         signals: list[Signal] = []
         names = [samples.names[i] for i in chosen]
         gradients = samples.stats["grad_rms"][:, chosen].astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = (
-                samples.stats["update_rms"][:, chosen].astype(np.float64)
-                / samples.stats["param_rms"][:, chosen]
-                if {"update_rms", "param_rms"} <= samples.stats.keys()
-                else np.full(gradients.shape, np.nan)
-            )
+        ratios = (
+            samples.stats["update_rms"][:, chosen].astype(np.float64) / samples.stats["param_rms"][:, chosen]
+            if {"update_rms", "param_rms"} <= samples.stats.keys()
+            else np.full(gradients.shape, np.nan)
+        )
         for step, gradient, ratio in zip(samples.step.tolist(), gradients, ratios, strict=True):
             self._profile(step, names, gradient, signals)
             self._layers(step, names, gradient, ratio, signals)
