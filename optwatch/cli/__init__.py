@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "mark": "optwatch.cli.mark",
     "export": "optwatch.cli.export",
     "diagnose": "optwatch.cli.diagnose",
+    "store": "optwatch.cli.store",
 }
 
 

@@ -8,7 +8,8 @@ reached it: that is the moment to acknowledge.
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,16 @@ class Store:
 
     def _write(self, sql: str, *values: Any) -> None:
         self._unit.append((sql, values))
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Have a store alone for a while. Raises `StartError` where a daemon has it, or it cannot be written."""
+    descriptor = _lock(directory)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _encode(message: msgspec.Struct) -> bytes:

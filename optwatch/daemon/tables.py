@@ -1,6 +1,7 @@
 """The store's tables, and how an older store becomes a newer one."""
 
 import sqlite3
+from urllib.parse import quote
 
 from optwatch.daemon.errors import StartError
 
@@ -48,7 +49,7 @@ VERSION = len(MIGRATIONS)
 def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
     """A connection in autocommit mode, set up as this store wants it."""
     if read_only:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+        connection = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
     else:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
