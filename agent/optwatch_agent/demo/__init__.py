@@ -1,0 +1,1 @@
+"""The demo's trainings: real data, a few seconds each, with a fault that is injected on purpose."""
