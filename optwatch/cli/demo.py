@@ -106,12 +106,12 @@ def _show(args: argparse.Namespace, directory: Path, address: str, mode: Mode) -
     import optwatch_tui
 
     print(
-        f"The demo trains for about {args.steps * PACE:.0f} s (slowed down for the eye): {FAULTS[args.fault]}."
+        f"The demo trains for about {args.steps * PACE:.0f} s, slowed down for the eye: {FAULTS[args.fault]}."
     )
     if mode == "advise":
         print("When optwatch finds something it proposes what to do: press a to approve, d to dismiss.")
     print("r, l and c act by hand, ? shows all keys, q leaves. Press Enter to begin.")
-    input()
+    sys.stdin.readline()
     name = f"demo-{args.fault}"
     with (
         (directory / "training.log").open("wb") as log,
@@ -176,9 +176,8 @@ def _tell(
         glyph, colour = show.state_cell(command)[0][0], show.state_cell(command)[1]
         what = f"{command.action} {show.arguments(command.args)}".rstrip()
         where = f" at step {command.step:,}" if command.step is not None else ""
-        print(
-            f"  {show.paint(f'{glyph} {what} {command.state}{where}', colour)}: {command.reason or command.why}"
-        )
+        head = show.paint(f"{glyph} {what} {command.state}{where}", colour)
+        print(f"  {head}: {command.reason or command.why}")
         if command.step is not None and (before := _around(losses, command.step - 20, command.step)):
             after = _around(losses, command.step + 180, command.step + 220)
             print(f"      loss {before:.4g} before, {show.number(after)} 200 steps after")
@@ -218,7 +217,7 @@ def _own_places(directory: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _process(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[str]]:
     """A child that Ctrl-C in the terminal does not reach by itself, and that ends with the block."""
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 - our own modules
         [sys.executable, "-m", *command],
         stdin=subprocess.DEVNULL,
         text=True,

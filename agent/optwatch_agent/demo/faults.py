@@ -23,8 +23,8 @@ class Setup:
     def network(self) -> nn.Sequential:
         """A denoising autoencoder [batch, 64] → [batch, 64]; LayerNorm where it is normalised."""
         if self.normalised:
-            return _stack(3, 256, nn.ReLU, normalised=True)
-        return _stack(2, 256, nn.GELU, normalised=False)
+            return _stack((256, 256, 256), nn.ReLU, normalised=True)
+        return _stack((256, 256, 32, 256, 256), nn.ReLU, normalised=False)
 
 
 PLAIN = Setup(lr=1e-3, noise=0.5, normalised=False)
@@ -56,7 +56,7 @@ class Fault:
     def network(self, setup: Setup) -> nn.Sequential:
         """The setup's network, or a deep sigmoid net in its place."""
         if self.name == "vanishing":
-            return _stack(12, 128, nn.Sigmoid, normalised=False)
+            return _stack((128,) * 12, nn.Sigmoid, normalised=False)
         return setup.network()
 
     def lr_factor(self, step: int) -> float:
@@ -75,10 +75,10 @@ class Fault:
         return pixels * 100 if self.name == "bad_batch" and step == self.onset else pixels
 
 
-def _stack(depth: int, width: int, activation: type[nn.Module], *, normalised: bool) -> nn.Sequential:
+def _stack(widths: tuple[int, ...], activation: type[nn.Module], *, normalised: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     size = 64
-    for _ in range(depth):
+    for width in widths:
         layers.append(nn.Linear(size, width))
         if normalised:
             layers.append(nn.LayerNorm(width))
