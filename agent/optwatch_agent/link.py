@@ -4,6 +4,10 @@ Training never waits for it. Durable messages are numbered and kept in a ring un
 acknowledged them, so a daemon that was away is sent what it missed. Each connection is a socket of its
 own: after a loss the address and the key are looked up anew, and nothing that was queued for the old
 daemon can reach another one.
+
+A connection is there as long as its socket takes messages (ZMQ_IMMEDIATE: there is no pipe before the
+handshake nor after the loss). Not by ZeroMQ's socket monitor: switching it off can block for ever while
+it holds the interpreter, and training with it.
 """
 
 import logging
@@ -13,11 +17,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from optwatch.wire.frames import (
     AGENT,
@@ -52,11 +55,18 @@ _BEAT = 1.0
 _RETRY = (0.5, 5.0)
 """Seconds between two attempts to connect: at first, and at most."""
 _HANDSHAKE = 3.0
+"""Seconds that a connection may take to be there."""
+_BLOCKED = 0.5
+"""Seconds for which a socket takes nothing after which the connection is held lost."""
+_WELCOME = 10.0
+"""Seconds that the daemon may take to answer a hello."""
 _RING_BYTES = 64 << 20
 _IN_FLIGHT = 64
 _LINGER_MS = 300
 _GRACE = 2.0
 """Seconds that the end of a run waits for the daemon to have everything."""
+_LAST_CALL = 0.5
+"""Seconds that the end of a run waits for a daemon to be there at all."""
 
 Durable = Batch | Event | Report | Bye
 
@@ -107,9 +117,11 @@ class Link:
         self._known: set[str] = set()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
-        self._monitor: Any = None
         self._connected = False
-        self._since = 0.0
+        self._writable = 0.0
+        """When the socket last would have taken a message, or was made."""
+        self._greeted = 0.0
+        """When hello was said, or the socket was made."""
         self._next_try = 0.0
         self._retry = _RETRY[0]
         self._next_beat = 0.0
@@ -173,8 +185,8 @@ class Link:
         self._turn(everything=True)
         self._hold(Bye(session=self._session, seq=0, reason=self._reason), None, None)
         self._next_try = 0.0
-        deadline = time.monotonic() + _GRACE
-        while self._ring and time.monotonic() < deadline:
+        began = time.monotonic()
+        while self._ring and time.monotonic() < began + (_GRACE if self._connected else _LAST_CALL):
             self._turn()
             if self._socket is None:  # there is nobody to wait for
                 break
@@ -240,41 +252,39 @@ class Link:
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30_000)
         if pair is not None and key:
             socket.setsockopt(zmq.CURVE_SERVERKEY, key.encode())
             socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public.encode())
             socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
-        self._monitor = socket.get_monitor_socket()
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
             self._warn(f"cannot connect to {address}: {error}")
-            socket.disable_monitor()
             socket.close(0)
-            self._monitor.close(0)
             return
-        self._socket, self._since = socket, now
+        self._socket = socket
+        self._writable = self._greeted = now
 
     def _watch_connection(self, now: float) -> None:
-        while self._monitor is not None and self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._connected = True
+        """Say hello as soon as the connection is there, and notice when it is lost."""
+        assert self._socket is not None
+        if self._socket.poll(0, zmq.POLLOUT):
+            self._writable = now
+            if not self._connected:
+                self._connected = self._send(pack(self._source.hello()))
+                self._greeted = now
                 self._known.clear()
-                self._send(pack(self._source.hello()))
-            elif event in _ENDINGS:
-                self._disconnect()
-                return
-        if not self._connected and now - self._since > _HANDSHAKE:
+        limit = _BLOCKED if self._connected else _HANDSHAKE
+        if now - self._writable > limit or (not self.welcomed and now - self._greeted > _WELCOME):
             self._disconnect()
 
     def _disconnect(self) -> None:
         self._connected = self.welcomed = False
-        socket, monitor, self._socket, self._monitor = self._socket, self._monitor, None, None
+        socket, self._socket = self._socket, None
         if socket is not None:
-            socket.disable_monitor()
-            socket.close()
-            monitor.close(0)
+            socket.close(_LINGER_MS)
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -338,16 +348,3 @@ class Link:
         if text != self._warned:
             self._warned = text
             log.warning("optwatch: %s", text)
-
-
-_ENDINGS = frozenset(
-    {
-        zmq.EVENT_DISCONNECTED,
-        zmq.EVENT_CLOSED,
-        zmq.EVENT_CONNECT_RETRIED,
-        zmq.EVENT_HANDSHAKE_FAILED_AUTH,
-        zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
-        zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
-        zmq.EVENT_MONITOR_STOPPED,
-    }
-)
