@@ -73,16 +73,16 @@ def attach(
 
 def _optimizers(given: Any) -> dict[str, torch.optim.Optimizer]:
     if not isinstance(given, Mapping):
-        return {"optimizer": _innermost(given)}
+        return {"optimizer": innermost(given)}
     if not given:
         raise ValueError("attach was given an empty mapping of optimizers")
-    found = {str(name): _innermost(each) for name, each in given.items()}
+    found = {str(name): innermost(each) for name, each in given.items()}
     if len({id(each) for each in found.values()}) < len(found):
         raise ValueError("attach was given the same optimizer under two names")
     return found
 
 
-def _innermost(given: Any) -> torch.optim.Optimizer:
+def innermost(given: Any) -> torch.optim.Optimizer:
     """The optimizer that does the work, inside wrappers such as Accelerate's."""
     found, seen = given, {id(given)}
     while True:

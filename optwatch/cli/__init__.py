@@ -27,6 +27,7 @@ SUBCOMMANDS = {
     "mode": "optwatch.cli.mode",
     "mark": "optwatch.cli.mark",
     "export": "optwatch.cli.export",
+    "run": "optwatch.cli.run",
     "diagnose": "optwatch.cli.diagnose",
     "store": "optwatch.cli.store",
 }
