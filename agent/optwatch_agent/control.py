@@ -155,10 +155,11 @@ class Control:
                 and not actuators.lr_scale.ready
                 and optimizer not in pending.armed
             ):
-                # From the next step on the lr also comes back when the step raises.
+                # From the next step on the lr also comes back when the step raises. What was ordered
+                # after it waits too: a restart before the cut of an LR that is too high does harm.
                 pending.armed.add(optimizer)
                 actuators.lr_scale.arm()
-                continue
+                break
             verdict: Verdict | None = Verdict.COMMIT
             if pending.prepare.n > 1 and not pending.applied:
                 assert self.arbiter is not None
