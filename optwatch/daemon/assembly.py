@@ -32,6 +32,12 @@ class Assembly:
         self._whole: Schema | None = None
         self._waiting: dict[int, dict[int, Record]] = {}
 
+    def introduce(self, rank: int, schema: Schema) -> None:
+        """A rank says what it holds before its first records: no replica steps in for it meanwhile."""
+        if rank not in self._schemas:
+            self._schemas[rank] = schema
+            self._plan = None
+
     def needs(self, rank: int, schema: Schema) -> bool:
         """Whether the records of this rank count, which has this schema now; else they are replicas."""
         if self._schemas.get(rank) is not schema:

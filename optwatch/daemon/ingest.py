@@ -166,6 +166,7 @@ class Ingest:
                 session.schemas.pop(next(iter(session.schemas)))
             session.schemas[key] = schema
             self._store.save_schema(session.hello.run, schema)
+            self._run(session).take_schema(session, schema)
 
     def _beat(self, session: Session, beat: Beat, now: float) -> None:
         if beat.oldest > MAX_SEQ:

@@ -156,6 +156,12 @@ class Run:
             if peer.session == session.hello.session:
                 self.book.resend(peer, time.time(), send)
 
+    def take_schema(self, session: Session, schema: Schema) -> None:
+        """Take what a rank's batches will hold."""
+        lane = self.lane(schema.optimizer)
+        if session.hello.incarnation == lane.incarnation:  # a newer one begins with its first batch
+            lane.assembly.introduce(session.hello.rank, schema)
+
     def take_batch(self, session: Session, schema: Schema, blocks: BatchBlocks, now: float) -> None:
         """Take the rows of a batch: into the store, and into the merged series."""
         hello = session.hello

@@ -3,23 +3,25 @@
 import random
 
 import numpy as np
+import pytest
 
 from optwatch.wire.messages import Prepare
 from tests.daemons import DaemonProcess
 from tests.integration.test_daemon_commands import state_of
 from tests.peers import AgentPeer, values
 
-KILLS = 6
+MANY = pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(1_800)])
 
 
-def test_all_that_was_acknowledged_survives_kills_under_load(daemon: DaemonProcess) -> None:
+@pytest.mark.parametrize("kills", [6, MANY])
+def test_all_that_was_acknowledged_survives_kills_under_load(daemon: DaemonProcess, kills: int) -> None:
     seed = random.randrange(1 << 30)
     print("seed", seed)
     dice = random.Random(seed)
     sent: list[np.ndarray] = []
     agent = AgentPeer(daemon.address)
     agent.greet()
-    for kill in range(KILLS):
+    for kill in range(kills):
         for _ in range(dice.randint(1, 40)):
             n = dice.randint(1, 12)
             rows = np.random.default_rng(dice.randrange(1 << 30)).normal(size=(n, 4))
