@@ -33,6 +33,10 @@ def whole(width: int = WIDTH) -> Block:
     return Block(width)
 
 
+def plain(ranks: int, width: int) -> nn.Module:
+    return whole(width)
+
+
 def ddp(ranks: int, width: int) -> nn.Module:
     return DistributedDataParallel(whole(width))
 
@@ -64,6 +68,7 @@ def hsdp_tp(ranks: int, width: int) -> nn.Module:
 
 
 LAYOUTS: dict[str, Callable[[int, int], nn.Module]] = {
+    "plain": plain,
     "ddp": ddp,
     "fsdp": fsdp,
     "hsdp": hsdp,

@@ -1,0 +1,98 @@
+"""Start trainings under torchrun, talk to the daemon about them, end them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from optwatch.client import Client
+from optwatch.wire.actions import Command
+from tests.daemons import GUARD, DaemonProcess
+
+Result = TypeVar("Result")
+
+
+class Job:
+    """`tests/distributed/train.py` on several ranks of this machine."""
+
+    def __init__(self, directory: Path, ranks: int, *options: str, launcher: tuple[str, ...] = ()) -> None:
+        self.directory = directory
+        self.ranks = ranks
+        directory.mkdir(exist_ok=True)
+        self.log = directory / "log"
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                    *(f"--nproc-per-node={ranks}", "--monitor-interval=0.1", *launcher),
+                    *("-m", "tests.distributed.train", str(directory), *options),
+                ],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        print(self.text())  # pytest shows it with a failure only
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def end(self) -> list[dict[str, Any]]:
+        """Let the training end by itself; what the ranks end with."""
+        (self.directory / "stop").touch()
+        assert self.process.wait(GUARD) == 0, self.text()
+        return [json.loads((self.directory / f"rank-{r}.json").read_text()) for r in range(self.ranks)]
+
+
+def until(client: Client, ask: Callable[[Client], Result | None], what: str, guard: float = GUARD) -> Result:
+    """Ask the daemon until there is an answer."""
+    end = time.monotonic() + guard
+    while time.monotonic() < end:
+        if (found := ask(client)) is not None:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come: {[client.status(run.run) for run in client.runs()]}")
+
+
+def armed_run(client: Client) -> str:
+    """The id of the one run, once it can be commanded."""
+
+    def ask(client: Client) -> str | None:
+        runs = client.runs()
+        return runs[0].run if len(runs) == 1 and client.status(runs[0].run).control == "armed" else None
+
+    return until(client, ask, "an armed run")
+
+
+def command(client: Client, run: str, action: str, args: dict[str, Any]) -> Command:
+    """Command a run and wait until that is over."""
+    number = client.act(run, action, args, "test").id
+
+    def ask(client: Client) -> Command | None:
+        (found,) = [c for c in client.commands(run) if c.id == number]
+        return found if found.state not in ("sent", "scheduled") else None
+
+    return until(client, ask, f"the end of {action}")
+
+
+def first_logged(client: Client, run: str, rank: int, column: str) -> int | None:
+    """The first step at which a rank logged a column, None if it did not yet."""
+    series, blocks = client.series(run, rank=rank, columns=(column,))
+    logged = blocks.step[blocks.logged[:, 0] != 0]
+    return int(logged[0]) if len(logged) else None
+
+
+__all__ = ["DaemonProcess", "Job", "armed_run", "command", "first_logged", "until"]

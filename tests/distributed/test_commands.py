@@ -1,0 +1,80 @@
+"""Commands on real ranks under torchrun: at one step on all of them, or on none; and nothing hangs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.daemons import GUARD, DaemonProcess
+from tests.distributed.jobs import Job, armed_run, command, first_logged, until
+
+
+@pytest.mark.parametrize(("ranks", "layout"), [(2, "ddp"), (4, "ddp"), (2, "fsdp")])
+def test_a_command_is_applied_at_one_step_on_all_ranks(
+    ranks: int, layout: str, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    with Job(tmp_path / "job", ranks, "--layout", layout, "--detach") as job, daemon.client() as client:
+        run = armed_run(client)
+        done = command(client, run, "scale_lr", {"factor": 0.5})
+        assert (done.state, done.ranks_applied) == ("applied", tuple(range(ranks))), done
+        for rank in range(ranks):
+            seen = until(client, lambda c, r=rank: first_logged(c, run, r, "lr_scale"), "the scale")
+            assert seen == done.step
+        done = command(client, run, "restart", {})
+        assert (done.state, done.ranks_applied) == ("applied", tuple(range(ranks))), done
+        results = job.end()
+        assert len({result["step"] for result in results}) == 1
+        if layout == "ddp":
+            assert len({result["bits"] for result in results}) == 1
+        assert client.status(run).world_size == ranks
+        assert len(client.runs()) == 1
+
+
+def test_two_optimizers_that_step_at_different_rates(daemon: DaemonProcess, tmp_path: Path) -> None:
+    with Job(tmp_path / "job", 2, "--optimizers", "2") as job, daemon.client() as client:
+        run = armed_run(client)
+        for action, args in (("scale_lr", {"factor": 0.5}), ("restart", {}), ("scale_lr", {"reset": True})):
+            done = command(client, run, action, args)
+            assert (done.state, done.ranks_applied) == ("applied", (0, 1)), done
+        results = job.end()
+        assert len({result["bits"] for result in results}) == 1
+
+
+def test_attached_on_one_rank_only_it_observes_and_nothing_hangs(
+    daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    with Job(tmp_path / "job", 2, "--attach", "rank0") as job, daemon.client() as client:
+        run = until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run")
+        until(client, lambda c: c.status(run).steps_recorded >= 20 or None, "20 steps")
+        assert client.status(run).control == "1 of 2 ranks are connected"
+        job.end()
+
+
+def test_attached_before_the_process_group_it_joins_later(daemon: DaemonProcess, tmp_path: Path) -> None:
+    with Job(tmp_path / "job", 2, "--attach", "before") as job, daemon.client() as client:
+        run = armed_run(client)
+        done = command(client, run, "scale_lr", {"factor": 0.5})
+        assert (done.state, done.ranks_applied) == ("applied", (0, 1)), done
+        results = job.end()
+        assert len({result["bits"] for result in results}) == 1
+
+
+def test_it_ends_cleanly_without_destroy_process_group(daemon: DaemonProcess, tmp_path: Path) -> None:
+    with Job(tmp_path / "job", 2, "--leave") as job, daemon.client() as client:
+        run = armed_run(client)
+        command(client, run, "scale_lr", {"factor": 0.5})
+        job.end()
+        assert "Traceback" not in job.text()
+        assert "recvValue" not in job.text(), "a store call after the end of the job"
+
+
+def test_detach_returns_when_a_rank_was_killed(daemon: DaemonProcess, tmp_path: Path) -> None:
+    with Job(tmp_path / "job", 2, "--detach") as job, daemon.client() as client:
+        run = armed_run(client)
+        pids = {rank.rank: rank.pid for rank in client.status(run).ranks}
+        import os
+        import signal
+
+        os.kill(pids[1], signal.SIGKILL)
+        assert job.process.wait(GUARD) != 0
+        assert not re.search("core dumped|terminate called", job.text())

@@ -1,0 +1,92 @@
+"""A training that the tests run under torchrun: small, real, and ended by a file, at one step on all ranks.
+
+It writes what every rank ends with, its step and a digest of the bits of parameters and optimizer state,
+to `DIRECTORY/rank-R.json`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import optwatch
+from tests.distributed.layouts import LAYOUTS, WIDTH, batch
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("directory", type=Path)
+    options.add_argument("--layout", default="ddp", choices=LAYOUTS)
+    options.add_argument("--step-time", type=float, default=0.005)
+    options.add_argument("--attach", default="after", choices=["after", "before", "rank0", "never"])
+    options.add_argument("--optimizers", type=int, default=1)
+    options.add_argument("--leave", action="store_true", help="end without destroy_process_group")
+    options.add_argument("--detach", action="store_true", help="also detach before the end")
+    options.add_argument("--steps", type=int, default=1_000_000)
+    given = options.parse_args()
+
+    torch.set_num_threads(1)
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if given.attach != "before":
+        dist.init_process_group("gloo")
+    model = None
+    if given.attach == "before":
+        plain = LAYOUTS["plain"](1, WIDTH)
+        parameters = list(plain.parameters())
+    else:
+        model = LAYOUTS[given.layout](ranks, WIDTH)
+        parameters = list(model.parameters())
+    halves = [parameters] if given.optimizers == 1 else [parameters[::2], parameters[1::2]]
+    optimizers = {f"o{i}": torch.optim.AdamW(half, lr=1e-2) for i, half in enumerate(halves)}
+    watch = None
+    if given.attach in ("after", "before") or (given.attach == "rank0" and rank == 0):
+        watch = optwatch.attach(optimizers, model=model, name="ranks", budget=1.0)
+    if given.attach == "before":
+        dist.init_process_group("gloo")
+        model = torch.nn.parallel.DistributedDataParallel(plain)
+    assert model is not None
+
+    stop = torch.zeros(1)
+    step = 0
+    while step < given.steps and not stop.item():
+        step += 1
+        loss = model(batch(rank, given.layout, WIDTH)).square().mean()
+        loss.backward()
+        time.sleep(given.step_time)
+        for i, optimizer in enumerate(optimizers.values()):
+            if step % (i + 1) == 0:  # the second one steps half as often
+                optimizer.step()
+                optimizer.zero_grad()
+        stop.fill_(float((given.directory / "stop").exists()))
+        dist.all_reduce(stop)
+    if watch is not None and given.detach:
+        began = time.monotonic()
+        watch.detach()
+        print(f"detached in {time.monotonic() - began:.2f} s", flush=True)
+    result = {"step": step, "bits": bits(optimizers)}
+    (given.directory / f"rank-{rank}.json").write_text(json.dumps(result))
+    if not given.leave:
+        dist.destroy_process_group()
+
+
+def bits(optimizers: dict[str, torch.optim.Optimizer]) -> str:
+    """A digest of all parameters and optimizer state that this rank holds, bit by bit."""
+    digest = hashlib.sha256()
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            digest.update(repr(group["lr"]).encode())
+            for parameter in group["params"]:
+                state = optimizer.state[parameter]
+                for tensor in (parameter.detach(), *(state[key] for key in sorted(state))):
+                    part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+                    digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()
