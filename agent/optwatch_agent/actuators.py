@@ -17,6 +17,7 @@ from torch import Tensor
 from optwatch.wire.actions import Action, Clip, Restart, ScaleLr
 from optwatch_agent.norms import total_norm
 from optwatch_agent.roles import Roles, roles_of
+from optwatch_agent.shards import is_sharded
 from optwatch_agent.tensors import local, scalar
 
 _GROUP_COUNTERS = ("step", "k", "weight_sum")
@@ -36,14 +37,18 @@ class Actuators:
         """Global gradient norms before any clip of ours, for `clip --max-norm auto`."""
         self._optimizer = optimizer
 
-    def refusal(self, action: Action) -> str | None:
-        """Why an action cannot be done, None where it can."""
+    def refusal(self, action: Action, ranks: int) -> str | None:
+        """Why an action cannot be done on one of so many ranks, None where it can."""
         match action:
             case Restart():
                 return _restart_refusal(self._optimizer, action)
             case ScaleLr():
                 if any(not isinstance(g.get("lr"), (int, float, Tensor)) for g in self._groups):
                     return f"{type(self._optimizer).__name__} has a param_group without an lr"
+            case Clip(off=False) if any(is_sharded(p) for g in self._groups for p in g["params"]):
+                return "clip: the parameters are sharded, and no rank alone knows the global norm"
+            case Clip(max_norm="auto") if ranks > 1:
+                return "clip auto: each rank would come to a number of its own; give one"
             case Clip(max_norm="auto") if len(self.recent_norms) < _AUTO_LEAST:
                 return f"clip auto needs {_AUTO_LEAST} measured gradient norms, there are fewer yet"
         return None

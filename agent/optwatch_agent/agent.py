@@ -16,6 +16,7 @@ from optwatch.wire.messages import Beat, ConfigValue, Event, Hello, Prepare, Rep
 from optwatch_agent import clips, identity, losses, naming
 from optwatch_agent.control import Control
 from optwatch_agent.link import Durable, Link
+from optwatch_agent.membership import Membership
 from optwatch_agent.track import Track
 
 _MOST_EVENTS = 10_000
@@ -36,9 +37,11 @@ class Agent:
         step: int | None,
         allow: Sequence[str],
         budget: float,
+        store: Any,
+        strict: bool,
     ) -> None:
         self.closed = False
-        self.identity = identity.identify(name)
+        self.membership = Membership(identity.identify(name), store)
         self.tracks: list[Track] = []
         names = naming.names_of(model)
         losses.TAP.install()
@@ -56,7 +59,8 @@ class Agent:
             self.identity.session,
             allow,
             [track.actuators for track in self.tracks],
-            self.identity.world_size,
+            self.membership,
+            strict,
         )
         self.control.follow(lambda: tuple(track.under_way for track in self.tracks))
         for track in self.tracks:
@@ -70,6 +74,11 @@ class Agent:
         _agents.add(self)
         atexit.register(self._at_exit)
         self.link.start()
+
+    @property
+    def identity(self) -> identity.Identity:
+        """Who this is, as far as it is known."""
+        return self.membership.who
 
     def event(self, kind: Any, text: str, step: int | None = None, optimizer: int = 0) -> None:
         """Tell of something that happened."""
@@ -94,8 +103,10 @@ class Agent:
         losses.TAP.remove()
         clips.TAP.patch.remove()
         atexit.unregister(self._at_exit)
-        identity.leave(self.identity.run)
+        identity.leave(self.identity)
         if self.identity.pid == os.getpid():
+            self.control.give_up(reason)
+            self.membership.close()
             self.link.stop(reason)
 
     def abandon(self) -> None:
@@ -108,6 +119,10 @@ class Agent:
         self.close("the process ends")
 
     # --- what the link carries ------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        self.membership.look(stepped=any(track.stepped for track in self.tracks))
+        return self.membership.settled
 
     def hello(self) -> Hello:
         who = self.identity

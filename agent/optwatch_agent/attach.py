@@ -28,6 +28,8 @@ def attach(
     step: int | None = None,
     allow: Iterable[str] | Literal["all"] = ("restart", "scale_lr", "clip"),
     budget: float = 0.01,
+    store: Any = None,
+    strict: bool = False,
 ) -> Watch:
     """Watch an optimizer, or several, from now on.
 
@@ -41,6 +43,10 @@ def attach(
         step: global_step of the last completed step, when resuming; by default the optimizer's own count.
         allow: the actions that the daemon may command; () only observes.
         budget: the most of the step time that measuring may take.
+        store: the torch.distributed.Store through which the ranks agree on commands, by default the one
+            of the process group. The process group may also be made after this call.
+        strict: raise `ControlLost` out of `optimizer.step()` where the store does not answer at the step
+            of a command, so that this rank may have skipped what others applied; else it is an alarm only.
 
     Raises:
         TypeError, ValueError: the call is wrong; the sentence says how. Nothing else ever raises.
@@ -67,6 +73,8 @@ def attach(
         step=step,
         allow=_allowed(allow),
         budget=float(budget),
+        store=_store(store),
+        strict=bool(strict),
     )
     return Watch(agent)
 
@@ -107,6 +115,16 @@ def innermost(given: Any) -> torch.optim.Optimizer:
 
 def _wraps(thing: Any) -> bool:
     return any(hasattr(thing, attribute) for attribute in _INNER)
+
+
+def _store(store: Any) -> Any:
+    if store is None:
+        return None
+    if not torch.distributed.is_available() or not isinstance(
+        store, torch.distributed.distributed_c10d.Store
+    ):
+        raise TypeError(f"store has to be a torch.distributed.Store, not {type(store).__name__}")
+    return store
 
 
 def _allowed(allow: Iterable[str] | Literal["all"]) -> tuple[str, ...]:

@@ -1,20 +1,27 @@
 """Commands from the daemon: taken in by the link's thread, applied by the training thread.
 
-A command waits in `pending` until the step pre-hook of its step. With one rank that is the next one.
+A command waits in `pending` until the step pre-hook of its step. With one rank that is the next one. With
+several the ranks vote (`vote`): a command is pending before this rank votes for it, and its step decides.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 from optwatch.wire.actions import Action, parse_action
 from optwatch.wire.messages import Prepare
 from optwatch_agent.actuators import Actuators
+from optwatch_agent.arbiter import Ballot
+from optwatch_agent.membership import Membership
 from optwatch_agent.vote import Verdict
 
+log = logging.getLogger("optwatch")
+
 _VOTES_REMEMBERED = 256
+_LATE = "the step of the command had passed"
 
 ReportState = Literal["pending", "applied", "aborted", "refused", "failed"]
 
@@ -39,6 +46,8 @@ class Pending:
     applied: dict[int, int] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
     armed: set[int] = field(default_factory=set)
+    ballot: Ballot | None = None
+    """The vote of several ranks, None for a rank that is alone."""
 
     def due(self, optimizer: int, step: int) -> bool:
         """Whether `step` of an optimizer is the one to apply it before."""
@@ -47,34 +56,35 @@ class Pending:
         return self.prepare.n == 1 or step >= self.prepare.steps[optimizer]
 
 
-class Arbiter(Protocol):
-    """Where the verdict on a command of several ranks comes from."""
+class ControlLost(RuntimeError):
+    """The job's store did not answer at the step of a command: other ranks may have applied it.
 
-    def take(self, pending: Pending) -> None:
-        """Vote for a command that is pending now. Called by the link's thread."""
-        ...
-
-    def settle(self, pending: Pending) -> Verdict | None:
-        """The verdict, at the step itself; None if it cannot be had. Called by the training thread."""
-        ...
+    Raised into the training loop with `strict=True` only.
+    """
 
 
 class Control:
     """The commands of one agent: checked, kept in order, applied, reported."""
 
     def __init__(
-        self, session: str, allow: Sequence[str], actuators: Sequence[Actuators], world_size: int
+        self,
+        session: str,
+        allow: Sequence[str],
+        actuators: Sequence[Actuators],
+        membership: Membership,
+        strict: bool,
     ) -> None:
         self.pending: list[Pending] = []
         """In the order of application. Empty nearly always: the step's hook looks at this alone."""
         self.outcomes: deque[Outcome] = deque()
         """For the link's thread to report."""
-        self.arbiter: Arbiter | None = None
         self.lost = ""
+        """Why no more commands are taken, "" while they are."""
         self._session = session
         self._allow = tuple(allow)
         self._actuators = actuators
-        self._world_size = world_size
+        self._membership = membership
+        self._strict = strict
         self._lock = threading.Lock()
         self._votes: deque[str] = deque(maxlen=_VOTES_REMEMBERED)
         self._steps: Callable[[], tuple[int, ...]] = lambda: ()
@@ -90,9 +100,7 @@ class Control:
             return self.lost
         if not self._allow:
             return "observe only: attach was given allow=()"
-        if self._world_size > 1 and self.arbiter is None:
-            return f"observe only: {self._world_size} ranks have no way to agree on a step"
-        return "armed"
+        return self._membership.state
 
     # --- the link's thread ----------------------------------------------------------------------------
 
@@ -109,36 +117,50 @@ class Control:
         if reason := self._refusal(prepare, action):
             self._refuse(prepare, reason)
             return
-        pending = Pending(prepare, action)
+        if prepare.n == 1:
+            self._put(Pending(prepare, action))
+        else:
+            self._vote(Pending(prepare, action, ballot=Ballot(prepare.vote, prepare.n)))
+
+    def _put(self, pending: Pending) -> None:
         with self._lock:
-            late = prepare.n > 1 and any(
-                now >= due for now, due in zip(self._steps(), prepare.steps, strict=True)
-            )
-            if not late:
-                self.pending = sorted(
-                    [*self.pending, pending], key=lambda p: (p.prepare.steps, p.prepare.order)
-                )
-        if late:
-            self._refuse(prepare, "the step of the command had passed")
+            self.pending = sorted([*self.pending, pending], key=lambda p: (p.prepare.steps, p.prepare.order))
+
+    def _vote(self, pending: Pending) -> None:
+        """Vote for a command if none of its steps has begun.
+
+        First it is pending, then the steps are read: the training thread moves its step on before it
+        looks at `pending`, so a step that begins in between is seen here, or sees the command there.
+        """
+        arbiter, ballot = self._membership.arbiter, pending.ballot
+        assert arbiter is not None
+        assert ballot is not None
+        self._put(pending)
+        if any(now >= due for now, due in zip(self._steps(), pending.prepare.steps, strict=True)):
+            self._drop(pending)
+            arbiter.oppose(ballot)
+            self.outcomes.append(Outcome(pending.prepare, "aborted", reason=_LATE))
             return
-        if prepare.n > 1:
-            assert self.arbiter is not None
-            self.arbiter.take(pending)
-        self.outcomes.append(Outcome(prepare, "pending"))
+        arbiter.favour(ballot)
+        self.outcomes.append(Outcome(pending.prepare, "pending"))
 
     def _refusal(self, prepare: Prepare, action: Action) -> str | None:
         if prepare.action not in self._allow:
             allowed = ", ".join(self._allow) or "nothing"
             return f"attach allows {allowed} here, not {prepare.action}"
-        if prepare.n != self._world_size:
-            return f"the command is for {prepare.n} ranks, this run has {self._world_size}"
-        if prepare.n > 1 and (self.arbiter is None or self.lost):
+        if self.state != "armed":
             return self.state
+        ranks = self._membership.who.world_size
+        if prepare.n != ranks:
+            return f"the command is for {prepare.n} ranks, this run has {ranks}"
         if prepare.n > 1 and len(prepare.steps) != len(self._actuators):
             return f"the command names {len(prepare.steps)} steps for {len(self._actuators)} optimizers"
-        return next((reason for a in self._actuators if (reason := a.refusal(action))), None)
+        return next((reason for a in self._actuators if (reason := a.refusal(action, ranks))), None)
 
     def _refuse(self, prepare: Prepare, reason: str) -> None:
+        arbiter = self._membership.arbiter
+        if prepare.n > 1 and arbiter is not None:
+            arbiter.oppose(Ballot(prepare.vote, prepare.n))
         self.outcomes.append(Outcome(prepare, "refused", reason=reason))
 
     # --- the training thread --------------------------------------------------------------------------
@@ -160,13 +182,9 @@ class Control:
                 pending.armed.add(optimizer)
                 actuators.lr_scale.arm()
                 break
-            verdict: Verdict | None = Verdict.COMMIT
-            if pending.prepare.n > 1 and not pending.applied:
-                assert self.arbiter is not None
-                verdict = self.arbiter.settle(pending)
-            if verdict is not Verdict.COMMIT:
-                self._drop(pending)
-                self.outcomes.append(Outcome(pending.prepare, "aborted", reason=self.lost))
+            if not self._settled(pending):
+                if self._strict and self.lost:
+                    raise ControlLost(self.lost)
                 continue
             try:
                 if actuators.needs_wrapper(pending.action):
@@ -185,6 +203,36 @@ class Control:
                 self.outcomes.append(
                     Outcome(pending.prepare, "applied", steps=steps, numbers=pending.numbers)
                 )
+
+    def give_up(self, reason: str) -> None:
+        """Take no more commands, and let go of those that wait: the rank will not reach their steps."""
+        self.lost = self.lost or reason
+        for pending in tuple(self.pending):
+            if pending.ballot is None:
+                self._drop(pending)
+                self.outcomes.append(Outcome(pending.prepare, "refused", reason=reason))
+            elif self._settled(pending):
+                self._drop(pending)
+                self.outcomes.append(Outcome(pending.prepare, "failed", reason=reason))
+
+    def _settled(self, pending: Pending) -> bool:
+        """Whether a command is to be applied now: True for a rank alone, else the verdict of all."""
+        if pending.ballot is None or pending.applied:
+            return True
+        arbiter = self._membership.arbiter
+        assert arbiter is not None
+        verdict = arbiter.settle(pending.ballot)
+        if verdict is Verdict.COMMIT:
+            return True
+        self._drop(pending)
+        if verdict is Verdict.ABORT:
+            self.outcomes.append(Outcome(pending.prepare, "aborted", reason="not all ranks were in time"))
+            return False
+        # Other ranks may see a COMMIT that this one cannot. Nothing right can be done about it here.
+        self.lost = f"control lost: {arbiter.lost}"
+        self.outcomes.append(Outcome(pending.prepare, "failed", reason=self.lost))
+        log.warning("optwatch: command %s skipped, %s", pending.prepare.command, self.lost)
+        return False
 
     def _drop(self, pending: Pending) -> None:
         with self._lock:

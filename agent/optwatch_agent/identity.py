@@ -14,15 +14,19 @@ import torch
 
 from optwatch.wire.limits import MAX_NAME
 
-_runs: dict[str, str] = {}
-"""Runs of this process by name, so that attaching again continues one."""
-_live: set[str] = set()
+_runs: dict[tuple[str, int], str] = {}
+"""Runs of this process by name and ordinal, so that attaching again continues one."""
+_live: dict[str, set[int]] = {}
+"""Ordinals in use, by name."""
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One attachment. `session` is new each time; `run` is shared by the ranks of a job."""
+    """One attachment. `session` is new each time; `run` is shared by the ranks of a job.
+
+    `ordinal` tells attachments of one name apart that this process has at the same time.
+    """
 
     session: str
     run: str
@@ -34,6 +38,7 @@ class Identity:
     host: str
     pid: int
     started: float
+    ordinal: int = 0
 
 
 def identify(name: str | None) -> Identity:
@@ -41,24 +46,27 @@ def identify(name: str | None) -> Identity:
     rank, world_size = place()
     name = (name or default_name())[:MAX_NAME]
     job = job_id()
+    run, ordinal = _run(name, job)
     return Identity(
         session=uuid.uuid4().hex,
-        run=_run(name, job, world_size),
+        run=run,
         name=name,
-        incarnation=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        incarnation=_restarts(),
         job=job,
         rank=rank,
         world_size=world_size,
         host=socket.gethostname(),
         pid=os.getpid(),
         started=time.time(),
+        ordinal=ordinal,
     )
 
 
-def leave(run: str) -> None:
+def leave(who: Identity) -> None:
     """The attachment is over: the next one of the same name continues the run."""
     with _lock:
-        _live.discard(run)
+        _live.get(who.name, set()).discard(who.ordinal)
+        _runs[who.name, who.ordinal] = who.run
 
 
 def place() -> tuple[int, int]:
@@ -70,6 +78,14 @@ def place() -> tuple[int, int]:
     except (KeyError, ValueError):
         return 0, 1
     return (rank, world_size) if 0 <= rank < world_size else (0, 1)
+
+
+def _restarts() -> int:
+    """How often the launcher has started the job anew."""
+    for variable in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        if (count := os.environ.get(variable, "")).isdecimal():
+            return int(count)
+    return 0
 
 
 def job_id() -> str:
@@ -91,15 +107,12 @@ def versions() -> dict[str, str]:
     return {"torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def _run(name: str, job: str, world_size: int) -> str:
-    """One id for all ranks of a job, of which each can work it out alone; else one of this process."""
-    if world_size > 1:
-        meeting = (os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", ""))
-        return uuid.uuid5(uuid.NAMESPACE_OID, "\0".join((name, job or ":".join(meeting)))).hex
+def _run(name: str, job: str) -> tuple[str, int]:
+    """The id and the ordinal of an attachment. Where the job has an id over its restarts, so has its run."""
     with _lock:
-        run = _runs.get(name)
-        if run is None or run in _live:
-            run = uuid.uuid4().hex
-            _runs[name] = run
-        _live.add(run)
-        return run
+        used = _live.setdefault(name, set())
+        ordinal = next(i for i in range(len(used) + 1) if i not in used)
+        used.add(ordinal)
+        if job:
+            return uuid.uuid5(uuid.NAMESPACE_OID, f"{job}\0{name}\0{ordinal}").hex, ordinal
+        return _runs.setdefault((name, ordinal), uuid.uuid4().hex), ordinal

@@ -74,6 +74,10 @@ Durable = Batch | Event | Report | Bye
 class Source(Protocol):
     """What the link carries."""
 
+    def ready(self) -> bool:
+        """Whether it is known who this is. Called ten times a second."""
+        ...
+
     def hello(self) -> Hello:
         """The first message of a connection."""
         ...
@@ -168,7 +172,8 @@ class Link:
         for message, blocks, schema in self._source.collect(everything):
             self._hold(message, blocks, schema)
         now = time.monotonic()
-        if self._socket is None and now >= self._next_try:
+        ready = self._source.ready() or everything
+        if self._socket is None and now >= self._next_try and ready:
             self._connect(now)
         if self._socket is not None:
             self._watch_connection(now)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optwatch_agent import clips, losses, naming, probe, scalers
 from optwatch_agent.actuators import Actuators
-from optwatch_agent.control import Control
+from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.governor import Governor
 from optwatch_agent.norms import total_norm
 from optwatch_agent.recorder import Recorder, Value
@@ -49,7 +49,7 @@ class Track:
         self.name = name
         self.completed = _steps_so_far(optimizer) if step is None else step
         """global_step of the last completed step."""
-        self.under_way = self.completed
+        self.under_way = self._start = self.completed
         self.phase = "start"
         self.phase_since = time.monotonic()
         self.active = True
@@ -88,6 +88,11 @@ class Track:
             optimizer.register_step_pre_hook(disable(self._pre)),
             optimizer.register_step_post_hook(disable(self._post)),
         ]
+
+    @property
+    def stepped(self) -> bool:
+        """Whether a step has begun since it is followed."""
+        return self.under_way > self._start
 
     def log(self, values: Mapping[str, Value]) -> None:
         """Values for the step that was completed last, or for the next one once its backward has begun."""
@@ -131,6 +136,8 @@ class Track:
             changed = self._wrap_closure(args, kwargs)
             # What was commanded is not the cost of watching.
             self._spent = time.perf_counter() - began - self._acting
+        except ControlLost:
+            raise
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._failed(error)
             return None
@@ -328,6 +335,8 @@ class Track:
             )
         elif self._failures >= _FAILURES:
             self.active = False
+            if self.control is not None:
+                self.control.give_up(f"the agent's hooks failed: {self.degraded}")
             self.actuators.release()
 
 

@@ -309,23 +309,24 @@ class Book:
 
     def _conclude(self, entry: Entry, applied: tuple[int, ...], report: Report) -> None:
         states = list(entry.reports.values())
+        final = [state for state in states if state != "pending"]
         refusal = next((s for s in states if s in ("refused", "failed")), None)
         if len(applied) >= entry.n:
             self._set(entry, state="applied", reason="")
             self._note_undone(entry)
-        elif applied and len(states) >= entry.n:
+        elif applied and len(final) >= entry.n:
             self._set(
                 entry,
                 state="failed",
                 reason=f"applied on {len(applied)} of {entry.n} ranks only: {report.reason}".rstrip(": "),
             )
-        elif refusal and not applied and (refusal == "refused" or len(states) >= entry.n):
+        elif refusal and not applied and (refusal == "refused" or len(final) >= entry.n):
             self._set(
                 entry,
                 state="refused" if refusal == "refused" else "failed",
                 reason=f"rank {_first(entry, refusal)}: {report.reason}" if report.reason else refusal,
             )
-        elif "aborted" in states and not applied and len(states) >= entry.n:
+        elif "aborted" in states and not applied:  # the verdict is the same for all: one tells
             if entry.attempt < ATTEMPTS:
                 entry.vote, entry.reports = "", {}
                 self._set(entry, state="sent")

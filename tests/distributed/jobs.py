@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from optwatch.client import Client
 from optwatch.wire.actions import Command
-from tests.daemons import GUARD, DaemonProcess
+from tests.daemons import GUARD
 
 Result = TypeVar("Result")
 
@@ -90,9 +90,6 @@ def command(client: Client, run: str, action: str, args: dict[str, Any]) -> Comm
 
 def first_logged(client: Client, run: str, rank: int, column: str) -> int | None:
     """The first step at which a rank logged a column, None if it did not yet."""
-    series, blocks = client.series(run, rank=rank, columns=(column,))
+    _, blocks = client.series(run, rank=rank, columns=(column,))
     logged = blocks.step[blocks.logged[:, 0] != 0]
     return int(logged[0]) if len(logged) else None
-
-
-__all__ = ["DaemonProcess", "Job", "armed_run", "command", "first_logged", "until"]

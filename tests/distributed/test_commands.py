@@ -1,6 +1,8 @@
 """Commands on real ranks under torchrun: at one step on all of them, or on none; and nothing hangs."""
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -72,9 +74,6 @@ def test_detach_returns_when_a_rank_was_killed(daemon: DaemonProcess, tmp_path: 
     with Job(tmp_path / "job", 2, "--detach") as job, daemon.client() as client:
         run = armed_run(client)
         pids = {rank.rank: rank.pid for rank in client.status(run).ranks}
-        import os
-        import signal
-
         os.kill(pids[1], signal.SIGKILL)
         assert job.process.wait(GUARD) != 0
         assert not re.search("core dumped|terminate called", job.text())

@@ -5,9 +5,11 @@ to `DIRECTORY/rank-R.json`.
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -30,6 +32,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=1_000_000)
     given = options.parse_args()
 
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a launcher that was killed
     torch.set_num_threads(1)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if given.attach != "before":
