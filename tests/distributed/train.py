@@ -73,6 +73,8 @@ def main() -> None:
         print(f"detached in {time.monotonic() - began:.2f} s", flush=True)
     result = {"step": step, "bits": bits(optimizers)}
     (given.directory / f"rank-{rank}.json").write_text(json.dumps(result))
+    # Gloo's thread drops its last tensor under the GIL; torch deadlocks if the group is freed meanwhile.
+    time.sleep(0.2)
     if not given.leave:
         dist.destroy_process_group()
 
