@@ -118,6 +118,7 @@ class Control:
             self._refuse(prepare, reason)
             return
         if prepare.n == 1:
+            self.outcomes.append(Outcome(prepare, "pending"))
             self._put(Pending(prepare, action))
         else:
             self._vote(Pending(prepare, action, ballot=Ballot(prepare.vote, prepare.n)))
