@@ -288,7 +288,7 @@ def test_restart_of_lbfgs_forgets_its_history() -> None:
 def test_what_cannot_be_done_is_refused(name: str, action: Restart, says: str) -> None:
     model = classifier()
     watch = attach(OPTIMIZERS[name](model.parameters()))
-    refusal = watch._agent.tracks[0].actuators.refusal(action)
+    refusal = watch._agent.tracks[0].actuators.refusal(action, 1)
     watch.detach()
     assert refusal is not None
     assert says in refusal
