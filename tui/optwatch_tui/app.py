@@ -1,5 +1,6 @@
 """The app: keeps what the feed says, and tells the screens when it is another."""
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import ClassVar
@@ -19,7 +20,7 @@ from optwatch_tui.screens.run import RunScreen
 from optwatch_tui.screens.runs import RunsScreen
 from optwatch_tui.screens.tensors import TensorsScreen
 from optwatch_tui.screens.text import TextScreen
-from optwatch_tui.theme import PALETTES, textual_theme
+from optwatch_tui.theme import PALETTES, first_palette, textual_theme
 
 
 class OptwatchApp(App[None]):
@@ -61,7 +62,7 @@ class OptwatchApp(App[None]):
         self._opened = False
         for palette in PALETTES.values():
             self.register_theme(textual_theme(palette))
-        self.theme = next(iter(PALETTES))
+        self.theme = first_palette(os.environ).name
 
     def on_mount(self) -> None:
         self.push_screen(RunsScreen())

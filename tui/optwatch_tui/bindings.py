@@ -34,6 +34,7 @@ KEYS: tuple[Key, ...] = (
     Key("u", "u", "undo", "undo", "take the last applied action back", ("run",), 6, True),
     Key("m", "m", "mode", "mode", "who may act: observe, advise or auto", ("run",), 13, True),
     Key("n", "n", "next_finding", "next finding", "select the next finding", ("run",), 14),
+    Key("g", "g", "go_to_finding", "go to it", "zoom the charts to the selected finding's onset", ("run",)),
     Key("t", "t", "tensors", "tensors", "every tensor, over depth and time", ("run",), 10),
     Key("k", "k", "ranks", "ranks", "every rank: step, phase, link", ("run",), 15),
     Key("s", "s", "statistic", "statistic", "another statistic in the heat map", ("run", "tensors"), 16),

@@ -69,6 +69,18 @@ class Window:
             return Window()
         return Window(max(span, 10.0), min(self.back, max(0.0, whole - span)))
 
+    @classmethod
+    def around(cls, step: int, snapshot: Snapshot) -> "Window":
+        """A tenth of the run, or 100 steps at least, with a step in its middle."""
+        steps = snapshot.columns.step
+        if not len(steps):
+            return cls()
+        whole = float(steps[-1] - steps[0])
+        span = max(whole / 10, 100.0)
+        if span >= whole:
+            return cls()
+        return cls(span, min(max(0.0, float(steps[-1]) - step - span / 2), whole - span))
+
     def panned(self, share: float, snapshot: Snapshot) -> "Window":
         """Moved by a share of its span, within the run."""
         steps = snapshot.columns.step
@@ -114,7 +126,7 @@ def marks(snapshot: Snapshot) -> tuple[Mark, ...]:
     ]
     acted = [Mark(c.step, "✓", "ok") for c in snapshot.commands if c.step is not None]
     noted = [Mark(m.step, "◆", "third") for m in snapshot.markers if m.kind == "mark"]
-    return (*noted, *found, *acted)
+    return (*noted, *acted, *found)  # the last one is seen where several fall into one cell
 
 
 def _wants_log(lines: tuple[Line, ...]) -> bool:

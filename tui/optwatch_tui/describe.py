@@ -124,8 +124,8 @@ def run_item(run: RunInfo, now: float, width: int) -> Item:
         (f" {STATE_GLYPHS[run.state]} {run.state:<6}", role),
         (f"{formats.plain(run.name)[:name]:<{name}} ", "title" if run.state == "live" else "text"),
         (f"{formats.short_id(run.run):<6}", "muted"),
-        (f"{formats.count(run.step):>10} ", "text"),
-        (f"{formats.rate(run.rate) if run.state == 'live' else '':>11} ", "text"),
+        (f"{formats.count(run.step):>9} ", "text"),
+        (f"{formats.rate(run.rate) if run.state == 'live' else '':>9} ", "text"),
         (f"{formats.number(run.loss):>8}  ", "value"),
         (f"{sign:<11}", worst if worst in SEVERITIES else "muted"),
         (f"{formats.span(now - run.started):>8}", "muted"),
@@ -135,13 +135,13 @@ def run_item(run: RunInfo, now: float, width: int) -> Item:
 
 def _name_width(width: int) -> int:
     """Cells for a run's name beside the other columns."""
-    return max(10, min(40, width - 68))
+    return max(10, min(40, width - 65))
 
 
 def run_head(width: int) -> Row:
     """The heading over `run_item`s."""
     name = _name_width(width)
-    text = f" {'state':<8}{'run':<{name}} {'id':<6}{'step':>10} {'rate':>11} {'loss':>8}"
+    text = f" {'state':<8}{'run':<{name}} {'id':<6}{'step':>9} {'rate':>9} {'loss':>8}"
     text += f"  {'findings':<11}{'age':>8}"
     return ((text, "muted"),)
 

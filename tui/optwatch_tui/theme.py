@@ -4,6 +4,7 @@ Colour never stands alone: every state has a glyph of its own. The hues of the l
 severities are Okabe and Ito's (2008), told apart with any of the common colour vision deficiencies.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -157,6 +158,12 @@ def ink(palette: Palette, role: str) -> Style:
         bold=name in _BOLD,
         reverse=role.endswith("@") and palette.panel == palette.background,
     )
+
+
+def first_palette(environ: Mapping[str, str]) -> Palette:
+    """Light where the terminal says that its background is light ($COLORFGBG), dark otherwise."""
+    background = environ.get("COLORFGBG", "").rpartition(";")[2]
+    return LIGHT if background in ("7", "15") else DARK
 
 
 def _ramp_colour(anchors: tuple[str, ...], level: int) -> str:

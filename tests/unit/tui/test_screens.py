@@ -200,6 +200,22 @@ async def test_zoom_pan_and_back_to_the_whole_run() -> None:
         assert text(pilot) == whole
 
 
+async def test_the_charts_go_to_the_selected_finding() -> None:
+    async with shown() as pilot:
+        whole = text(pilot)
+        await pilot.press("g")
+        assert text(pilot) != whole
+        assert "12.5k" in text(pilot) or "13k" in text(pilot)
+        await pilot.press("0")
+        assert text(pilot) == whole
+
+
+async def test_a_light_terminal_gets_the_light_theme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLORFGBG", "0;15")
+    async with shown() as pilot:
+        assert pilot.app.theme == "optwatch-light"
+
+
 async def test_log_y_is_for_the_focused_chart() -> None:
     async with shown() as pilot:
         loss, norm = (pilot.app.screen.query_one(f"#chart-{key}", Chart) for key in ("loss", "grad_norm"))

@@ -202,6 +202,12 @@ class RunScreen(WatchScreen):
             self._findings.action_move(1)
         self.set_focus(self._findings)
 
+    def action_go_to_finding(self) -> None:
+        snapshot, finding = self._looked_at(), self._selected_finding()
+        if snapshot is not None and finding is not None:
+            self._window = Window.around(finding.onset_step, snapshot)
+            self.changed()
+
     def action_tensors(self) -> None:
         self.watch_app.show_tensors()
 
