@@ -18,6 +18,7 @@ from optwatch_tui.screens.base import WatchScreen
 from optwatch_tui.screens.ranks import RanksScreen
 from optwatch_tui.screens.run import RunScreen
 from optwatch_tui.screens.runs import RunsScreen
+from optwatch_tui.screens.tensor import TensorScreen
 from optwatch_tui.screens.tensors import TensorsScreen
 from optwatch_tui.screens.text import TextScreen
 from optwatch_tui.theme import PALETTES, first_palette, textual_theme
@@ -37,7 +38,8 @@ class OptwatchApp(App[None]):
     #findings { width: 3fr; }
     #actions { width: 2fr; }
     #heat { height: auto; }
-    #tensors { height: 1fr; }
+    #tensors, Horizontal { height: 1fr; }
+    #tensor-name { height: 1; }
     FilterLine { height: 1; dock: bottom; margin-bottom: 1; }
     ModalScreen { align: center middle; background: $background 60%; }
     """
@@ -124,6 +126,9 @@ class OptwatchApp(App[None]):
     def show_tensors(self) -> None:
         self.push_screen(TensorsScreen())
 
+    def show_tensor(self, name: str) -> None:
+        self.push_screen(TensorScreen(name))
+
     def show_ranks(self) -> None:
         self.push_screen(RanksScreen())
 
@@ -154,6 +159,7 @@ class OptwatchApp(App[None]):
                 (RunsScreen, "runs"),
                 (RunScreen, "run"),
                 (TensorsScreen, "tensors"),
+                (TensorScreen, "tensor"),
                 (RanksScreen, "ranks"),
             )
             if isinstance(screen, kind)

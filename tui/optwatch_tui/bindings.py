@@ -6,7 +6,7 @@ from typing import Literal
 
 from textual.binding import Binding
 
-Scope = Literal["app", "runs", "run", "tensors", "ranks", "help"]
+Scope = Literal["app", "runs", "run", "tensors", "tensor", "ranks"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Key:
     rank: int = 0
     acts: bool = False
 
+
+_OVER_STEPS: tuple[Scope, ...] = ("run", "tensors", "tensor")
+_SCREENS: tuple[Scope, ...] = ("runs", *_OVER_STEPS, "ranks")
 
 KEYS: tuple[Key, ...] = (
     Key(
@@ -39,17 +42,24 @@ KEYS: tuple[Key, ...] = (
     Key("k", "k", "ranks", "ranks", "every rank: step, phase, link", ("run",), 15),
     Key("s", "s", "statistic", "statistic", "another statistic in the heat map", ("run", "tensors"), 16),
     Key("o", "o", "sort", "order", "order tensors by depth or by how loud they are", ("tensors",), 8),
-    Key("space", "space", "pause", "pause", "hold the picture; data goes on", ("run", "tensors"), 7),
-    Key("plus,equals_sign", "+", "zoom(0.5)", "zoom in", "half the steps", ("run", "tensors"), 11),
-    Key("minus", "-", "zoom(2.0)", "zoom out", "twice the steps", ("run", "tensors"), 12),
-    Key("left", "←", "pan(-0.5)", "back in time", "earlier steps", ("run", "tensors")),
-    Key("right", "→", "pan(0.5)", "forward", "later steps", ("run", "tensors")),
-    Key("0", "0", "whole", "whole run", "all steps again, following", ("run", "tensors")),
-    Key("y", "y", "log", "log-y", "logarithmic axis, for the focused chart or for all", ("run",), 9),
+    Key("space", "space", "pause", "pause", "hold the picture; data goes on", _OVER_STEPS, 7),
+    Key("plus,equals_sign", "+", "zoom(0.5)", "zoom in", "half the steps", _OVER_STEPS, 11),
+    Key("minus", "-", "zoom(2.0)", "zoom out", "twice the steps", _OVER_STEPS, 12),
+    Key("left", "←", "pan(-0.5)", "back in time", "earlier steps", _OVER_STEPS),
+    Key("right", "→", "pan(0.5)", "forward", "later steps", _OVER_STEPS),
+    Key("0", "0", "whole", "whole run", "all steps again, following", _OVER_STEPS),
+    Key("y", "y", "log", "log-y", "logarithmic axis, for the focused chart or for all", ("run", "tensor"), 9),
     Key("enter", "enter", "enlarge", "enlarge", "the focused panel alone; esc brings all back", ("run",)),
-    Key("enter", "enter", "open", "open", "open the selected run", ("runs",), 1),
+    Key("enter", "enter", "open", "open", "open the selected run or tensor", ("runs", "tensors"), 1),
     Key("slash", "/", "filter", "filter", "keep only what contains a text", ("runs", "tensors", "ranks"), 2),
-    Key("v", "v", "save", "save picture", "save this screen as SVG", ("run", "tensors", "ranks", "runs")),
+    Key(
+        "v",
+        "v",
+        "save",
+        "save picture",
+        "save this screen as SVG",
+        _SCREENS,
+    ),
     Key("tab", "tab", "app.focus_next", "focus", "to the next panel", ("app",)),
     Key("question_mark", "?", "app.help", "help", "every key, and what the signs mean", ("app",), 20),
     Key("ctrl+p", "ctrl+p", "app.command_palette", "palette", "find an action by its name", ("app",)),

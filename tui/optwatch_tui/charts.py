@@ -208,3 +208,46 @@ CHARTS: tuple[ChartSpec, ...] = (
     ChartSpec("step_time", "step ms", _step_time, None),
     ChartSpec("rms_t", "RMS_t", _rms_t, None),
 )
+
+
+def tensor_charts(name: str) -> tuple[ChartSpec, ...]:
+    """The charts of one tensor."""
+
+    def stat(snapshot: Snapshot, key: str) -> tuple[I8, F8]:
+        samples = snapshot.samples
+        names = [tensor.name for tensor in samples.tensors]
+        if name not in names:
+            return samples.step[:0], np.empty(0)
+        values = samples.stat(key)[:, names.index(name)].astype(np.float64)
+        there = ~np.isnan(values)
+        return samples.step[there], values[there]
+
+    def gradient(snapshot: Snapshot) -> tuple[Line, ...]:
+        return (
+            Line("rms", "first", *stat(snapshot, "grad_rms")),
+            Line("max", "second", *stat(snapshot, "grad_max"), dashed=True),
+        )
+
+    def ratio(snapshot: Snapshot) -> tuple[Line, ...]:
+        step, update = stat(snapshot, "update_rms")
+        param_step, param = stat(snapshot, "param_rms")
+        both, at, param_at = np.intersect1d(step, param_step, return_indices=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (Line("", "first", both, update[at] / param[param_at]),)
+
+    def moments(snapshot: Snapshot) -> tuple[Line, ...]:
+        step, second = stat(snapshot, "exp_avg_sq_mean")
+        return (
+            Line("1st", "first", *stat(snapshot, "exp_avg_rms")),
+            Line("√2nd", "second", step, np.sqrt(second), dashed=True),
+        )
+
+    def rms_t(snapshot: Snapshot) -> tuple[Line, ...]:
+        return (Line("", "first", *stat(snapshot, "rms_t")),)
+
+    return (
+        ChartSpec("gradient", "gradient", gradient, True),
+        ChartSpec("ratio", "update/param", ratio, True),
+        ChartSpec("tensor_moments", "moments rms", moments, True),
+        ChartSpec("tensor_rms_t", "RMS_t", rms_t, None),
+    )

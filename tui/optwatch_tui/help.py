@@ -8,6 +8,7 @@ _SCOPES: tuple[tuple[Scope, str], ...] = (
     ("run", "on a run"),
     ("runs", "in the list of runs"),
     ("tensors", "on the tensors"),
+    ("tensor", "on one tensor"),
     ("ranks", "on the ranks"),
     ("app", "everywhere"),
 )

@@ -55,6 +55,7 @@ def test_questions(snap_compare: Compare, key: str) -> None:
     ("keys", "feed"),
     [
         (["t"], {}),
+        (["t", "down", "down", "enter"], {}),
         (["k"], {"world_size": 64}),
         (["n", "enter"], {}),
         (["question_mark"], {}),
@@ -62,7 +63,7 @@ def test_questions(snap_compare: Compare, key: str) -> None:
         (["escape"], {}),
         (["enter"], {}),
     ],
-    ids=["tensors", "ranks", "finding", "help", "paused", "runs", "enlarged"],
+    ids=["tensors", "tensor", "ranks", "finding", "help", "paused", "runs", "enlarged"],
 )
 def test_other_screens(
     snap_compare: Compare, keys: list[str], feed: dict[str, object], size: tuple[int, int]

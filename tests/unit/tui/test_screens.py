@@ -16,6 +16,7 @@ from optwatch_tui.screens.confirm import ConfirmScreen
 from optwatch_tui.screens.ranks import RanksScreen
 from optwatch_tui.screens.run import RunScreen
 from optwatch_tui.screens.runs import RunsScreen
+from optwatch_tui.screens.tensor import TensorScreen
 from optwatch_tui.screens.tensors import TensorsScreen
 from optwatch_tui.screens.text import TextScreen
 from optwatch_tui.widgets.chart import Chart
@@ -263,6 +264,22 @@ async def test_tensors_filter_order_and_statistic() -> None:
         assert text(pilot).splitlines()[3] != first
         await pilot.press("escape")
         assert isinstance(pilot.app.screen, RunScreen)
+
+
+async def test_a_tensor_opens_with_its_own_history() -> None:
+    async with shown() as pilot:
+        await pilot.press("t", "down", "down", "enter")
+        assert isinstance(pilot.app.screen, TensorScreen)
+        assert "h.0.mlp.fc.weight" in text(pilot)
+        gradient = pilot.app.screen.query_one("#chart-gradient", Chart)
+        assert gradient.logarithmic
+        before = text(pilot)
+        await pilot.press("plus")
+        assert text(pilot) != before
+        await pilot.press("0", "y")
+        assert not gradient.logarithmic
+        await pilot.press("escape")
+        assert isinstance(pilot.app.screen, TensorsScreen)
 
 
 async def test_ranks_that_are_not_heard_come_first() -> None:

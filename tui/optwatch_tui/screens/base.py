@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, cast
 from textual.screen import Screen
 
 from optwatch_tui.bindings import Key
+from optwatch_tui.charts import Window
+from optwatch_tui.model import Snapshot
 from optwatch_tui.rows import Row
 from optwatch_tui.widgets.keybar import KeyBar
 
@@ -61,3 +63,34 @@ class WatchScreen(Screen[None]):
         """Save a picture of the screen beside where the program was started."""
         path = self.app.save_screenshot()
         self.notice(((" ✓ ", "ok"), (f"saved {path}", "text")))
+
+
+class LookingScreen(WatchScreen):
+    """A screen over steps: it can be held, zoomed and moved in time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = Window()
+        self.held: Snapshot | None = None
+
+    def looked_at(self) -> Snapshot | None:
+        """The snapshot that is shown: the newest, or the one that was held."""
+        return self.held or self.watch_app.snapshot
+
+    def action_pause(self) -> None:
+        self.held = None if self.held is not None else self.watch_app.snapshot
+        self.changed()
+
+    def action_zoom(self, factor: float) -> None:
+        if (snapshot := self.looked_at()) is not None:
+            self.window = self.window.zoomed(factor, snapshot)
+            self.changed()
+
+    def action_pan(self, share: float) -> None:
+        if (snapshot := self.looked_at()) is not None:
+            self.window = self.window.panned(share, snapshot)
+            self.changed()
+
+    def action_whole(self) -> None:
+        self.window = Window()
+        self.changed()

@@ -16,7 +16,7 @@ from optwatch_tui.charts import CHARTS, Window
 from optwatch_tui.heat import STATISTICS, heat
 from optwatch_tui.model import Snapshot
 from optwatch_tui.rows import Row, Span
-from optwatch_tui.screens.base import WatchScreen
+from optwatch_tui.screens.base import LookingScreen
 from optwatch_tui.screens.confirm import ConfirmScreen
 from optwatch_tui.screens.text import TextScreen
 from optwatch_tui.widgets.chart import Chart
@@ -27,18 +27,16 @@ from optwatch_tui.widgets.status import StatusHeader
 _ENDS = {"applied": "ok", "judged": "ok", "refused": "critical", "failed": "critical", "expired": "critical"}
 
 
-class RunScreen(WatchScreen):
+class RunScreen(LookingScreen):
     """What is known of the run that the app watches."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("run")]
 
     def __init__(self) -> None:
         super().__init__()
-        self._window = Window()
         self._log: dict[str, bool] = {}
         self._statistic = 0
         self._alone: str | None = None
-        self._held: Snapshot | None = None
         self._command_states: dict[str, str] | None = None
         self._header = StatusHeader(id="status")
         self._charts = {spec.key: Chart(spec.key, spec.title, id=f"chart-{spec.key}") for spec in CHARTS}
@@ -88,21 +86,21 @@ class RunScreen(WatchScreen):
         badges: list[Span] = []
         if app.readonly:
             badges.append(("read-only", "warning"))
-        if self._held is not None:
+        if self.held is not None:
             badges.append(("paused", "warning"))
         self._header.show(app.snapshot, app.link, app.now(), tuple(badges), app.readonly)
         if app.snapshot is None:
             return
         self._tell_of_commands(app.snapshot)
-        self._draw(self._held or app.snapshot)
+        self._draw(self.held or app.snapshot)
 
     def _draw(self, snapshot: Snapshot) -> None:
         for spec in CHARTS:
             chart = self._charts[spec.key]
             if chart.display and chart.size.area:
-                chart.show(charts.picture(spec, snapshot, self._window, self._log.get(spec.key)))
+                chart.show(charts.picture(spec, snapshot, self.window, self._log.get(spec.key)))
         if self._heat.display and self._heat.size.area:
-            self._heat.show(heat(snapshot, STATISTICS[self._statistic], self._window))
+            self._heat.show(heat(snapshot, STATISTICS[self._statistic], self.window))
         self._draw_lists(snapshot)
 
     def _draw_lists(self, snapshot: Snapshot) -> None:
@@ -143,29 +141,8 @@ class RunScreen(WatchScreen):
 
     # --- looking ------------------------------------------------------------------------------------
 
-    def _looked_at(self) -> Snapshot | None:
-        return self._held or self.watch_app.snapshot
-
-    def action_pause(self) -> None:
-        self._held = None if self._held is not None else self.watch_app.snapshot
-        self.changed()
-
-    def action_zoom(self, factor: float) -> None:
-        if (snapshot := self._looked_at()) is not None:
-            self._window = self._window.zoomed(factor, snapshot)
-            self.changed()
-
-    def action_pan(self, share: float) -> None:
-        if (snapshot := self._looked_at()) is not None:
-            self._window = self._window.panned(share, snapshot)
-            self.changed()
-
-    def action_whole(self) -> None:
-        self._window = Window()
-        self.changed()
-
     def action_log(self) -> None:
-        snapshot = self._looked_at()
+        snapshot = self.looked_at()
         if snapshot is None:
             return
         focused = [chart for chart in self._charts.values() if chart.has_focus]
@@ -203,9 +180,9 @@ class RunScreen(WatchScreen):
         self.set_focus(self._findings)
 
     def action_go_to_finding(self) -> None:
-        snapshot, finding = self._looked_at(), self._selected_finding()
+        snapshot, finding = self.looked_at(), self._selected_finding()
         if snapshot is not None and finding is not None:
-            self._window = Window.around(finding.onset_step, snapshot)
+            self.window = Window.around(finding.onset_step, snapshot)
             self.changed()
 
     def action_tensors(self) -> None:
@@ -226,7 +203,7 @@ class RunScreen(WatchScreen):
             self.app.push_screen(TextScreen(title, lambda width: describe.finding_details(finding, width)))
 
     def _selected_finding(self) -> Finding | None:
-        snapshot, key = self._looked_at(), self._findings.selected
+        snapshot, key = self.looked_at(), self._findings.selected
         if snapshot is None:
             return None
         return next((finding for finding in snapshot.findings if str(finding.id) == key), None)

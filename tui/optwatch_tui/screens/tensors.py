@@ -9,26 +9,22 @@ from textual.binding import BindingType
 from textual.widgets import Input
 
 from optwatch_tui.bindings import bindings, keys_of
-from optwatch_tui.charts import Window
 from optwatch_tui.heat import STATISTICS, Heat, heat
-from optwatch_tui.model import Snapshot
-from optwatch_tui.screens.base import WatchScreen
+from optwatch_tui.screens.base import LookingScreen
 from optwatch_tui.widgets.filter import FilterLine
 from optwatch_tui.widgets.heat import HeatMap
 from optwatch_tui.widgets.status import StatusHeader
 
 
-class TensorsScreen(WatchScreen):
+class TensorsScreen(LookingScreen):
     """The heat map alone, as tall as the terminal."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("tensors")]
 
     def __init__(self) -> None:
         super().__init__()
-        self._window = Window()
         self._statistic = 0
         self._by_size = False
-        self._held: Snapshot | None = None
         self._header = StatusHeader(id="status")
         self._map = HeatMap(id="tensors")
         self._filter = FilterLine(id="filter")
@@ -45,10 +41,10 @@ class TensorsScreen(WatchScreen):
 
     def changed(self) -> None:
         app = self.watch_app
-        badges = (("paused", "warning"),) if self._held is not None else ()
+        badges = (("paused", "warning"),) if self.held is not None else ()
         self._header.show(app.snapshot, app.link, app.now(), badges, app.readonly)
-        if (snapshot := self._held or app.snapshot) is not None:
-            whole = heat(snapshot, STATISTICS[self._statistic], self._window)
+        if (snapshot := self.held or app.snapshot) is not None:
+            whole = heat(snapshot, STATISTICS[self._statistic], self.window)
             self._map.show(self._chosen(whole))
 
     def _chosen(self, whole: Heat) -> Heat:
@@ -69,23 +65,9 @@ class TensorsScreen(WatchScreen):
         order = "the loudest first" if self._by_size else "by depth"
         self.notice(((" ○ ", "info"), (f"order: {order}", "text")))
 
-    def action_pause(self) -> None:
-        self._held = None if self._held is not None else self.watch_app.snapshot
-        self.changed()
-
-    def action_zoom(self, factor: float) -> None:
-        if (snapshot := self._held or self.watch_app.snapshot) is not None:
-            self._window = self._window.zoomed(factor, snapshot)
-            self.changed()
-
-    def action_pan(self, share: float) -> None:
-        if (snapshot := self._held or self.watch_app.snapshot) is not None:
-            self._window = self._window.panned(share, snapshot)
-            self.changed()
-
-    def action_whole(self) -> None:
-        self._window = Window()
-        self.changed()
+    def action_open(self) -> None:
+        if (name := self._map.selected) is not None:
+            self.watch_app.show_tensor(name)
 
     def action_filter(self) -> None:
         self._filter.open()

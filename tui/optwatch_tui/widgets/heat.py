@@ -1,8 +1,10 @@
 """A heat map of one statistic of every tensor: depth down, time across."""
 
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
+from textual.binding import Binding, BindingType
 
 from optwatch_tui.formats import number
 from optwatch_tui.heat import Heat, group_bounds, heat_grid, ramp_limits
@@ -21,11 +23,32 @@ class HeatMap(Framed, can_focus=True):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
         self._heat: Heat | None = None
+        self._cursor = 0
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "move(-1)", show=False),
+        Binding("down", "move(1)", show=False),
+    ]
 
     def show(self, heat: Heat) -> None:
         """Draw another map."""
         self._heat = heat
         self.renew()
+
+    @property
+    def selected(self) -> str | None:
+        """The tensor at the cursor: the first of its line."""
+        groups = self._groups()
+        if self._heat is None or not groups:
+            return None
+        return self._heat.names[groups[min(self._cursor, len(groups) - 1)][0]]
+
+    def action_move(self, by: int) -> None:
+        self._cursor = max(0, min(len(self._groups()) - 1, self._cursor + by))
+        self.renew()
+
+    def _groups(self) -> list[tuple[int, int]]:
+        return group_bounds(len(self._heat.names), self.size.height - 2) if self._heat is not None else []
 
     def title(self) -> Row:
         what = self._heat.statistic.title if self._heat else ""
@@ -47,7 +70,7 @@ class HeatMap(Framed, can_focus=True):
         heat = self._heat
         if heat is None or not len(heat.step) or not heat.names:
             return [*[()] * ((height - 1) // 2), (("no per-tensor samples yet".center(width), "muted"),)]
-        groups = group_bounds(len(heat.names), height)
+        groups = self._groups()
         more_cells = 4 if len(groups) < len(heat.names) else 0
         label = min(max(12, width // 5), 28, max(len(name) for name in heat.names) + 1 + more_cells)
         grid = heat_grid(heat, groups, max(1, width - label - 10))
@@ -58,9 +81,12 @@ class HeatMap(Framed, can_focus=True):
             name = short_name(heat.names[start], label - 1 - 3 * (stop - start > 1))
             more = f" +{stop - start - 1}" if stop - start > 1 else ""
             newest = grid[at][np.isfinite(grid[at])]
+            role = "warning" if flagged else "text"
+            if self.has_focus and at == min(self._cursor, len(groups) - 1):
+                role += "@"
             rows.append(
                 (
-                    ((name + more).ljust(label)[:label], "warning" if flagged else "text"),
+                    ((name + more).ljust(label)[:label], role),
                     *self._shades(grid[at], low, high),
                     (f" {number(float(newest[-1])) if len(newest) else '-':>8}", "muted"),
                     ("◀" if flagged else " ", "warning"),
