@@ -9,6 +9,7 @@ from optwatch.cli.commands import outcome_text
 from optwatch.cli.connect import add_run, add_waiting, connected, wait
 from optwatch.cli.errors import Wrong
 from optwatch.client import Refusal
+from optwatch.export.text import arguments
 from optwatch.wire.actions import ACTIONS, OPEN_STATES, Command, action_args, parse_action
 
 HELP = "Give one command by hand, and wait until every rank has applied it. Exit status 0 only then."
@@ -59,7 +60,7 @@ def report(command: Command, until: str, as_json: bool, timeout: float) -> int:
         show.print_json(command)
     else:
         told, colour = show.state_cell(command)
-        text = f"{command.id} {command.action} {show.arguments(command.args)}".strip()
+        text = f"{command.id} {command.action} {arguments(command.args)}".strip()
         if command.step is not None:
             text += f" at step {command.step:,} on rank {', '.join(map(str, command.ranks_applied))}"
         if command.outcome is not None:

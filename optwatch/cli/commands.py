@@ -4,6 +4,7 @@ import argparse
 
 from optwatch.cli import show
 from optwatch.cli.connect import add_run, connected
+from optwatch.export.text import arguments
 from optwatch.wire.actions import Command
 
 HELP = "List the commands of a run: who asked and why, when each was applied, what came of it."
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         [
             command.id,
             show.state_cell(command),
-            f"{command.action} {show.arguments(command.args)}".rstrip(),
+            f"{command.action} {arguments(command.args)}".rstrip(),
             "-" if command.step is None else f"{command.step:,}",
             ",".join(map(str, command.ranks_applied)) or "-",
             command.asked_by,

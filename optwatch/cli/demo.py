@@ -21,6 +21,7 @@ import numpy as np
 from optwatch.cli import show
 from optwatch.cli.errors import Wrong
 from optwatch.client import Client, DaemonError
+from optwatch.export.text import arguments
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import Finding
 from optwatch.wire.requests import Mode
@@ -174,7 +175,7 @@ def _tell(
             print(f"  {head}: {finding.summary}")
     for command in commands:
         glyph, colour = show.state_cell(command)[0][0], show.state_cell(command)[1]
-        what = f"{command.action} {show.arguments(command.args)}".rstrip()
+        what = f"{command.action} {arguments(command.args)}".rstrip()
         where = f" at step {command.step:,}" if command.step is not None else ""
         head = show.paint(f"{glyph} {what} {command.state}{where}", colour)
         print(f"  {head}: {command.reason or command.why}")

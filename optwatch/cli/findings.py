@@ -4,6 +4,7 @@ import argparse
 
 from optwatch.cli import show
 from optwatch.cli.connect import add_run, connected
+from optwatch.export.text import arguments
 from optwatch.wire.findings import Finding
 
 HELP = "List what was found in a run, with the likely causes and what helps."
@@ -41,4 +42,4 @@ def _print(finding: Finding) -> None:
     for cause in finding.causes:
         print(f"      cause  {cause.cause} {cause.weight:.2f}: {cause.because}")
     for remedy in finding.remedies:
-        print(f"      helps  {' '.join([remedy.action, show.arguments(remedy.args)]).rstrip()}: {remedy.why}")
+        print(f"      helps  {' '.join([remedy.action, arguments(remedy.args)]).rstrip()}: {remedy.why}")

@@ -118,13 +118,6 @@ def ago(moment: float) -> str:
     return f"{passed:.0f} s ago"
 
 
-def arguments(args: Mapping[str, Any]) -> str:
-    """A command's arguments as `name=value name=value`."""
-    return " ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in args.items()
-    )
-
-
 def _width() -> int:
     """Columns of the terminal; where the output is no terminal, nothing is cut."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000

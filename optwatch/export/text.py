@@ -20,13 +20,16 @@ def finding_text(finding: Finding) -> str:
         lines += [f"| {c.cause} | {c.weight:.2f} | {_cell(c.because)} |" for c in finding.causes]
     if finding.remedies:
         lines += ["", "What helps:", ""]
-        lines += [f"- {remedy.action}{arguments(remedy.args)}: {remedy.why}" for remedy in finding.remedies]
+        lines += [
+            f"- {f'{remedy.action} {arguments(remedy.args)}'.rstrip()}: {remedy.why}"
+            for remedy in finding.remedies
+        ]
     return "\n".join(lines)
 
 
 def command_text(command: Command) -> str:
     """A command, who asked for it, and what came of it."""
-    lines = [f"**{command.action}**{arguments(command.args)}: {command.state}", ""]
+    lines = [f"{f'**{command.action}** {arguments(command.args)}'.rstrip()}: {command.state}", ""]
     items = [f"asked by: {command.asked_by}"]
     items += [f"why: {command.why}"] if command.why else []
     items += [f"finding: {command.finding}"] if command.finding is not None else []
@@ -41,10 +44,9 @@ def command_text(command: Command) -> str:
 
 
 def arguments(args: Mapping[str, object]) -> str:
-    """Arguments as ` name=value name=value`, empty without any."""
-    return "".join(
-        f" {name}={value:g}" if isinstance(value, float) else f" {name}={value}"
-        for name, value in args.items()
+    """A command's arguments as `name=value name=value`."""
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in args.items()
     )
 
 
