@@ -29,7 +29,7 @@ BACK = 5
 PATIENCE = 20
 """Points after which a spike that has not come back is an alarm."""
 GRACE = 50
-"""Points after a planned change in which the loss may go anywhere below its start."""
+"""Points after a planned change in which the loss may go anywhere up to ten times its start."""
 CONFIRM, CONFIRMED = 10, 2
 """Points within which the loss confirms a gradient out of its range, by so many hot points in a row.
 

@@ -50,6 +50,9 @@ TOLD_BY: dict[Kind, frozenset[Kind]] = {
 }
 """Kinds that are not reported while an alarm of these kinds is open."""
 
+MAX_MARKS = 100
+"""Marks that wait for their step."""
+
 MAX_FINDINGS = 1_000
 """Findings kept per run; once there are so many, only those already open change."""
 
@@ -73,6 +76,8 @@ class Panel:
         self._evidence = Evidence()
         self._findings: list[Finding] = []
         self._open: dict[str, int] = {}
+        self._marks: list[int] = []
+        self._step = -1
         self._lr = math.nan
         self._lr_top = 0.0
 
@@ -90,7 +95,7 @@ class Panel:
         changed: dict[int, Finding] = {}
         for part, restarted in self._parts(points):
             if restarted:
-                self.mark(int(part.step[0]))
+                self._begin(int(part.step[0]))
             self._evidence.update(part)
             signals = [
                 (signal, detector.name) for detector in self._detectors for signal in detector.update(part)
@@ -108,7 +113,16 @@ class Panel:
         return [finding for hint in hints if (finding := self._take(hint, "lint")) is not None]
 
     def mark(self, step: int) -> None:
-        """A planned change at `step`: every detector begins a new segment."""
+        """A planned change at `step`: every detector begins a new segment there.
+
+        A mark may come before the points up to its step do; it waits for them.
+        """
+        if step <= self._step:
+            self._begin(step)
+        else:
+            self._marks = sorted({*self._marks, step})[-MAX_MARKS:]
+
+    def _begin(self, step: int) -> None:
         for detector in self._detectors:
             detector.mark(step)
 
@@ -125,6 +139,8 @@ class Panel:
             "version": VERSION,
             "run": self.run,
             "lr": [self._lr, self._lr_top],
+            "marks": list(self._marks),
+            "step": self._step,
             "evidence": self._evidence.state(),
             "findings": [msgspec.to_builtins(finding) for finding in self._findings],
             "open": dict(self._open),
@@ -143,6 +159,8 @@ class Panel:
             self._findings = msgspec.convert(state["findings"], list[Finding])
             self._open = msgspec.convert(state["open"], dict[str, int])
             self._lr, self._lr_top = msgspec.convert(state["lr"], tuple[float, float])
+            self._marks = msgspec.convert(state["marks"], list[int])
+            self._step = msgspec.convert(state["step"], int)
             self._evidence.restore(state["evidence"])
             for detector in self._detectors:
                 detector.restore(state["detectors"][detector.name])
@@ -205,7 +223,7 @@ class Panel:
         )
 
     def _parts(self, points: Points) -> list[tuple[Points, bool]]:
-        """The points, cut where the LR returns to a height that it had before."""
+        """The points, cut at marks and where the LR returns to a height that it had before."""
         lr = points.column("lr")
         where = np.flatnonzero(lr.logged & np.isfinite(lr.values) & (lr.values > 0))
         restarts: set[int] = set()
@@ -216,6 +234,11 @@ class Panel:
             risen = (values > WARM_RESTART * former) & (values <= 1.05 * top[:-1])
             restarts.update(where[risen].tolist())
             self._lr, self._lr_top = float(values[-1]), float(top[-1])
+        if len(points):
+            self._step = int(points.step[-1])
+            due = [mark for mark in self._marks if mark <= self._step]
+            restarts.update(np.searchsorted(points.step, due).tolist())
+            self._marks = self._marks[len(due) :]
         cuts = sorted({*range(0, len(points), PART), *restarts, len(points)})
         return [(part(points, start, stop), start in restarts) for start, stop in pairwise(cuts)]
 

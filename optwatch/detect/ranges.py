@@ -17,7 +17,7 @@ class LossRange(msgspec.Struct):
 
     seen: int = 0
     grace: int = 0
-    """After a planned change, the points in which only a loss above L0 is hot."""
+    """After a planned change, the points in which only a loss above 10 |L0| is hot."""
     first: float = math.nan
     """L0, the loss at the start."""
     best: float = math.inf
@@ -43,7 +43,7 @@ class LossRange(msgspec.Struct):
 
     def _early_limit(self) -> float:
         if self.seen < self.grace:
-            return self.first
+            return 10 * abs(self.first)
         return self.short.high + abs(self.short.high)
 
     def add(self, value: float, limit: float) -> None:

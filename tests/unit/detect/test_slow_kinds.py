@@ -70,3 +70,15 @@ def test_flat_since_the_lr_was_cut_is_a_plateau() -> None:
     (finding,) = found("plateau", loss=loss, lr=lr)
     assert finding.evidence["lr_cut"] == pytest.approx(1e4)
     assert finding.evidence["lr_cut_step"] == 201
+
+
+def test_a_mark_waits_for_its_step_and_makes_a_jump_a_planned_change() -> None:
+    loss = falling(600, noise=0.05)
+    loss[300:] += 1.5
+    whole = points(loss=loss)
+    unmarked, marked = Panel("run"), Panel("run")
+    unmarked.update(whole)
+    assert "divergence" in [finding.kind for finding in unmarked.findings]
+    marked.mark(301)  # before any point has come
+    marked.update(whole)
+    assert not [finding for finding in marked.findings if finding.severity in ("warning", "critical")]
