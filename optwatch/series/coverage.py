@@ -17,8 +17,10 @@ class Coverage:
         """Add steps, in any order, with or without repetition."""
         if len(steps) == 0:
             return
-        if not np.all(np.diff(steps) == 1):
-            steps = np.unique(steps)
+        if len(steps) == 1 or np.all(np.diff(steps) == 1):
+            self.add_range(int(steps[0]), int(steps[-1]))
+            return
+        steps = np.unique(steps)
         cuts = np.flatnonzero(np.diff(steps) != 1)
         firsts = steps[np.concatenate(([0], cuts + 1))]
         lasts = steps[np.concatenate((cuts, [len(steps) - 1]))]

@@ -129,23 +129,28 @@ def merge(parts: Mapping[int, Sequence[Points]], norms: Norms | None) -> Points 
 def _merge_column(
     name: str, pieces: Sequence[tuple[int, Points]], rows: Sequence[np.ndarray], n: int
 ) -> Column:
-    total = np.zeros(n)
-    count = np.zeros(n, dtype=np.int64)
-    shared = name in SHARED or name.startswith(("lr/", "lr_scale"))
-    if name in SLOWEST:
-        total.fill(-np.inf)
-    for (_, points), at in zip(pieces, rows, strict=True):
-        column = points.columns.get(name)
-        if column is None:
-            continue
-        use = column.logged & (count[at] == 0) if shared else column.logged
-        # inf - inf of two ranks is NaN, and the sum of two huge losses inf: both are meant to be.
-        with np.errstate(invalid="ignore", over="ignore"):
-            (np.maximum if name in SLOWEST else np.add).at(total, at[use], column.values[use])
-        np.add.at(count, at[use], 1)
-    logged = count > 0
-    divisor = np.maximum(count, 1) if not (shared or name in SLOWEST) else 1
-    return Column(np.where(logged, total / divisor, np.nan), logged)
+    having = [
+        (points.columns[name], at)
+        for (_, points), at in zip(pieces, rows, strict=True)
+        if name in points.columns
+    ]
+    logged = np.concatenate([column.logged for column, _ in having])
+    values = np.concatenate([column.values for column, _ in having])[logged]
+    at = np.concatenate([at for _, at in having])[logged]
+    count = np.bincount(at, minlength=n)
+    merged = np.full(n, np.nan)
+    # inf - inf of two ranks is NaN, and the sum of two huge losses inf: both are meant to be.
+    with np.errstate(invalid="ignore", over="ignore"):
+        if name in SLOWEST:
+            merged.fill(-np.inf)
+            np.maximum.at(merged, at, values)
+        elif name in SHARED or name.startswith(("lr/", "lr_scale")):
+            merged[at[::-1]] = values[::-1]  # the last to be written is the lowest rank's
+        else:
+            total = np.zeros(n)
+            np.add.at(total, at, values)
+            merged = total / np.maximum(count, 1)
+    return Column(np.where(count > 0, merged, np.nan), count > 0)
 
 
 def _merge_samples(samples: Sequence[Samples]) -> list[Samples]:
