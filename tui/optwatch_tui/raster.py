@@ -14,6 +14,10 @@ _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype
 """The bit of each dot of a cell, by row and column."""
 
 
+_LONG = 6
+"""Columns of dots without a point, from which on the line is dotted."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """What the plot's edges stand for. `low`, `high`: values, or their log10 where `log`."""
@@ -35,7 +39,7 @@ def dots(
     """One line's dots, bool[4 height, 2 width], the top row first.
 
     Each column of dots covers the minimum to the maximum of the points in it, joined to its
-    neighbours by straight lines, so that no spike is lost and no line is broken. As a `ridge`, the line
+    neighbours by straight lines (dotted over long gaps), so that no spike is lost. As a `ridge`, the line
     runs through the mean of each column's points instead.
     """
     across, down = 2 * width, 4 * height
@@ -68,6 +72,10 @@ def dots(
     bottom[held[inside]] = np.minimum(bottom[held[inside]], low[inside])
     top[held[inside]] = np.maximum(top[held[inside]], high[inside])
     drawn = (centre >= held[0]) & (centre <= held[-1])
+    # Where nothing was measured for long, the line between is only hinted at.
+    after = np.clip(np.searchsorted(held, centre), 0, len(held) - 1)
+    before = np.clip(np.searchsorted(held, centre, side="right") - 1, 0, len(held) - 1)
+    drawn &= (held[after] - held[before] <= _LONG) | (centre % 3 == 0)
     if dashed:
         drawn &= centre % 4 < 2
 

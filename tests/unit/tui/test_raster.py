@@ -30,19 +30,29 @@ def test_a_spike_of_one_step_among_many_is_drawn_to_its_top() -> None:
 
 
 def test_points_far_apart_are_joined() -> None:
-    picture = raster.dots(np.array([0, 100]), np.array([0.5, 0.5]), scale(), 10, 2)
-    assert picture.any(axis=0).all()
+    picture = raster.dots(np.array([0, 20, 40]), np.array([0.5, 0.5, 0.5]), scale(), 10, 2)
+    assert picture[:, :8].any(axis=0).all()
+
+
+def test_where_nothing_was_measured_for_long_the_line_is_only_hinted_at() -> None:
+    seen = raster.dots(np.array([0, 100]), np.array([0.5, 0.5]), scale(), 30, 2).any(axis=0)
+    assert seen[0]
+    assert seen[-1]
+    assert 15 <= seen.sum() <= 25
 
 
 def test_a_line_runs_into_the_window_and_out_of_it() -> None:
     picture = raster.dots(np.array([-50, 150]), np.array([0.5, 0.5]), scale(), 10, 2)
-    assert picture.any(axis=0).all()
+    assert picture[:, :5].any()
+    assert picture[:, -5:].any()
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
     values = np.array([0.5, np.nan, np.inf, 0.5])
     picture = raster.dots(np.array([0, 30, 60, 100]), values, scale(), 10, 2)
-    assert picture.any(axis=0).all()
+    assert picture[:, 0].any()
+    assert picture[:, -1].any()
+    assert picture.any(axis=1).sum() == 1
     assert not raster.dots(np.array([0, 1]), np.array([np.nan, np.inf]), scale(), 10, 2).any()
 
 
