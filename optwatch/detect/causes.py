@@ -93,6 +93,9 @@ def _slow(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
     }
     if rise > RAISED:
         beliefs["lr_too_high"] = 6.0, f"the LR rose × {rise:.3g}, to {rate:.3g}; {lost}"
+    norm = evidence.norm_rise(signal.onset_step - 25, signal.step)
+    if norm > ONE_OFF and rise <= RAISED:
+        beliefs["bad_batch"] = 4.0, f"the gradient norm was {norm:.3g} × its median at times; {lost}"
     _moments(beliefs, evidence)
     return beliefs
 

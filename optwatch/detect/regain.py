@@ -20,6 +20,9 @@ REFRESH = 25
 WINSOR = 8.0
 LOST, SIGMAS, RUN = 0.10, 6.0, 10
 """An alarm: this share of the progress is lost, by so many standard deviations, so many points in a row."""
+JUMP, AFTERWARDS, LOST_AFTER_JUMP = 3.0, 200, 0.03
+"""Less has to be lost in the 200 points after the LR rose at once by this factor over all it had been: it
+is the likelier to be the reason."""
 REARM = 0.05
 BEGIN = 50
 """Points before anything is judged."""
@@ -38,6 +41,10 @@ class Memory(msgspec.Struct):
     onset: int = 0
     open: bool = False
     worst: float = 0.0
+    top: float = 0.0
+    """The greatest LR so far."""
+    jumped: int = 0
+    """Points left in which less has to be lost."""
 
 
 class Regain:
@@ -53,11 +60,16 @@ class Regain:
         self._memory = Memory()
 
     def update(self, points: Points) -> list[Signal]:
-        loss = points.column("loss")
+        loss, lr = points.column("loss"), points.column("lr")
         signals: list[Signal] = []
-        for step, x, logged in zip(
-            points.step.tolist(), loss.values.tolist(), loss.logged.tolist(), strict=True
+        m = self._memory
+        for step, x, logged, rate in zip(
+            points.step.tolist(), loss.values.tolist(), loss.logged.tolist(), lr.values.tolist(), strict=True
         ):
+            if rate > m.top:
+                if rate > JUMP * m.top > 0:
+                    m.jumped = AFTERWARDS
+                m.top = rate
             if logged and math.isfinite(x):
                 self._point(step, x if -HUGE < x < HUGE else math.copysign(HUGE, x), signals)
         return signals
@@ -65,7 +77,7 @@ class Regain:
     def mark(self, step: int) -> None:
         """A new segment with its own best. L0 stays: progress is that of the run."""
         old = self._memory
-        self._memory = Memory(first=old.first, open=old.open, onset=old.onset)
+        self._memory = Memory(first=old.first, open=old.open, onset=old.onset, top=old.top)
 
     def state(self) -> dict[str, Any]:
         return to_state(self._memory)
@@ -76,6 +88,7 @@ class Regain:
     def _point(self, step: int, x: float, signals: list[Signal]) -> None:
         m = self._memory
         m.seen += 1
+        m.jumped = max(m.jumped - 1, 0)
         if m.seen <= FIRST:
             m.start.append(x)
             m.average = median(m.start)
@@ -104,7 +117,7 @@ class Regain:
         first = m.first
         won = max(first - m.best, 0.05 * abs(first))
         lost = rise / won if won > 0 else 0.0
-        if lost > LOST and rise > SIGMAS * AVERAGE_SD * m.noise:
+        if lost > (LOST_AFTER_JUMP if m.jumped else LOST) and rise > SIGMAS * AVERAGE_SD * m.noise:
             m.run += 1
             if m.run == 1:
                 m.onset = step
@@ -114,7 +127,7 @@ class Regain:
         if m.run >= RUN and not m.open:
             m.open = True
             signals.append(self._signal(step, lost, first))
-        elif m.open and lost < REARM:
+        elif m.open and lost < (LOST_AFTER_JUMP / 2 if m.jumped else REARM):
             m.open = False
             signals.append(self._signal(step, lost, first))
 
