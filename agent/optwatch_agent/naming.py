@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from optwatch.wire.limits import MAX_NAME, MAX_TEXT
 from optwatch.wire.messages import ConfigValue, GroupInfo, OptimizerInfo, TensorInfo
 from optwatch_agent.roles import is_known, roles_of
-from optwatch_agent.shards import shard_key
+from optwatch_agent.shards import is_sharded, shard_key
+from optwatch_agent.tensors import local
 
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 """What DDP, torch.compile and FSDP put into the names of a model's parameters."""
@@ -41,6 +42,7 @@ def tensors_of(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> tuple
                     dtype=str(param.dtype).removeprefix("torch."),
                     group=number,
                     shard=shard_key(param),
+                    held=local(param).numel() if is_sharded(param) else None,
                 )
             )
     return tuple(tensors)

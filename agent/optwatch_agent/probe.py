@@ -15,6 +15,7 @@ from torch import Tensor
 from optwatch.wire.messages import COUNTS, STATS
 from optwatch_agent.norms import sum_of_squares, total
 from optwatch_agent.roles import Roles
+from optwatch_agent.shards import is_partial
 from optwatch_agent.tensors import local, on_cpu, scalar
 from optwatch_agent.updates import Slices
 
@@ -160,7 +161,7 @@ def measure(
                 numel[i] = size
                 if not on_cpu(whole) or size == 0:
                     continue
-                if param.grad is None:
+                if param.grad is None or is_partial(param.grad):  # summands say nothing about the sum
                     _param_alone(sums, i, whole)
                     continue
                 grad = local(param.grad)

@@ -34,18 +34,28 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def shard_key(tensor: torch.Tensor) -> ShardKey:
     """Which part of the tensor this rank holds."""
-    if not is_sharded(tensor):
-        return ()
-    mesh = tensor.device_mesh
-    names = mesh.mesh_dim_names or tuple(f"dim{i}" for i in range(mesh.ndim))
-    at = mesh.get_coordinate() or [-1] * mesh.ndim
-    return tuple(
-        (name, at[i])
-        for i, (name, placement) in enumerate(zip(names, tensor.placements, strict=True))
-        if not (placement.is_replicate() or placement.is_partial())
-    )
+    return tuple((name, at) for name, at, _ in _sharding(tensor))
+
+
+def shard_sizes(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Into how many parts each dimension of its shard_key cuts the tensor."""
+    return tuple(size for _, _, size in _sharding(tensor))
 
 
 def is_partial(tensor: torch.Tensor) -> bool:
     """Whether the numbers are summands yet to be added over ranks: no norm can be had from them."""
     return is_sharded(tensor) and any(placement.is_partial() for placement in tensor.placements)
+
+
+def _sharding(tensor: torch.Tensor) -> list[tuple[str, int, int]]:
+    """(mesh dimension, coordinate, size) of each dimension that shards the tensor."""
+    if not is_sharded(tensor):
+        return []
+    mesh = tensor.device_mesh
+    names = mesh.mesh_dim_names or tuple(f"dim{i}" for i in range(mesh.ndim))
+    at = mesh.get_coordinate() or [-1] * mesh.ndim
+    return [
+        (name, at[i], mesh.size(i))
+        for i, (name, placement) in enumerate(zip(names, tensor.placements, strict=True))
+        if not (placement.is_replicate() or placement.is_partial())
+    ]

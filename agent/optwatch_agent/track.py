@@ -16,6 +16,7 @@ from optwatch_agent.actuators import Actuators
 from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.governor import Governor
 from optwatch_agent.norms import total_norm
+from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import roles_of
 from optwatch_agent.tensors import local, on_cpu, scalar
@@ -65,6 +66,7 @@ class Track:
         self._layout = _layout(optimizer)
         self._plain = False
         tensors = naming.tensors_of(optimizer, names)
+        self._parts = parts_of(self._params(), tensors)
         self.recorder = Recorder(index, tensors)
         numel = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
         self.governor = Governor(budget, numel, len(tensors))
@@ -169,7 +171,7 @@ class Track:
         self._clip()
         if actuators.lr_scale.armed and not actuators.lr_scale.in_force:
             self._disarm_when_idle()
-        self._sampling = not self.degraded and self.governor.wants_sample()
+        self._sampling = not self.degraded and self._wants_sample()
         if self._sampling and roles_of(self.optimizer).update is None:
             self._copy_some()
 
@@ -230,7 +232,7 @@ class Track:
         if not self.degraded:
             try:
                 with torch.no_grad():
-                    if self._sampling or self._clipped is not None or self.governor.wants_norm():
+                    if self._sampling or self._clipped is not None or self._wants_norm():
                         norm_cost = self._add_norm(values)
                     if self._sampling:
                         sample_cost = self._add_sample(step, values)
@@ -265,6 +267,9 @@ class Track:
             values["grad_norm_raw"], values["grad_norm"] = self._clipped
             self.actuators.recent_norms.append(self._clipped[0])
             return time.perf_counter() - began
+        if self._parts is not None:
+            values.update(self._parts.gradients(self._params()))
+            return time.perf_counter() - began
         with_grad = [
             p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -291,19 +296,35 @@ class Track:
         if layout != self._layout:  # parameters were added
             self._layout = layout
             self._plain = False
-            self.recorder.rename(naming.tensors_of(self.optimizer, self._names))
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            tensors = naming.tensors_of(self.optimizer, self._names)
+            self.recorder.rename(tensors)
+            self._parts = parts_of(self._params(), tensors)
+        params = self._params()
         differences = {
             i: local(params[i]).double().sub_(before) for i, before in self._before.items() if i < len(params)
         }
         self._before = {}
         sample = probe.measure(self.optimizer, params, roles_of(self.optimizer), differences)
         self.recorder.sample(step, sample)
+        if self._parts is not None:
+            values.update(self._parts.sampled(sample))
+            return time.perf_counter() - began
         if sample.param_norm is not None:
             values["param_norm"] = sample.param_norm
         if sample.update_norm is not None:
             values["update_norm"] = sample.update_norm
         return time.perf_counter() - began
+
+    def _wants_sample(self) -> bool:
+        meets = self._parts is None or in_step(self.governor.sample_every, self.under_way)
+        return meets and self.governor.wants_sample()
+
+    def _wants_norm(self) -> bool:
+        meets = self._parts is None or in_step(self.governor.norm_every, self.under_way)
+        return meets and self.governor.wants_norm()
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _copy_some(self) -> None:
         """Copy the next parameters in turn, as many as the largest has elements, to see their update."""

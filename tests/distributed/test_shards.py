@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from optwatch_agent.shards import is_partial, is_sharded, local, shard_key
+from optwatch_agent.shards import is_partial, is_sharded, shard_key
+from optwatch_agent.tensors import local
 from tests.distributed.layouts import LAYOUTS, NUMEL, WIDTH, batch
 from tests.distributed.ranks import on_ranks
 

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ def main() -> None:
     options.add_argument("--leave", action="store_true", help="end without destroy_process_group")
     options.add_argument("--detach", action="store_true", help="also detach before the end")
     options.add_argument("--steps", type=int, default=1_000_000)
+    options.add_argument("--truth", action="store_true", help="write what whole tensors say, each step")
     given = options.parse_args()
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a launcher that was killed
@@ -55,6 +57,7 @@ def main() -> None:
     assert model is not None
 
     stop = torch.zeros(1)
+    truth: dict[int, Any] = {}
     step = 0
     while step < given.steps and not stop.item():
         step += 1
@@ -64,6 +67,8 @@ def main() -> None:
         for i, optimizer in enumerate(optimizers.values()):
             if step % (i + 1) == 0:  # the second one steps half as often
                 optimizer.step()
+                if given.truth:
+                    truth[step] = of_whole_tensors(model)
                 optimizer.zero_grad()
         stop.fill_(float((given.directory / "stop").exists()))
         dist.all_reduce(stop)
@@ -73,10 +78,34 @@ def main() -> None:
         print(f"detached in {time.monotonic() - began:.2f} s", flush=True)
     result = {"step": step, "bits": bits(optimizers)}
     (given.directory / f"rank-{rank}.json").write_text(json.dumps(result))
+    if given.truth and rank == 0:
+        (given.directory / "truth.json").write_text(json.dumps(truth))
     # Gloo's thread drops its last tensor under the GIL; torch deadlocks if the group is freed meanwhile.
     time.sleep(0.2)
     if not given.leave:
         dist.destroy_process_group()
+
+
+def of_whole_tensors(model: torch.nn.Module) -> dict[str, Any]:
+    """Norms and statistics from full tensors, in float64. A collective."""
+    tensors, squares = {}, {"grad_norm": 0.0, "param_norm": 0.0}
+    for name, parameter in model.named_parameters():
+        full = [
+            (x.full_tensor() if hasattr(x, "full_tensor") else x).detach().double()
+            for x in (parameter, parameter.grad)
+        ]
+        squares["param_norm"] += full[0].square().sum().item()
+        squares["grad_norm"] += full[1].square().sum().item()
+        tensors[name.removeprefix("module.")] = {
+            "stats": {
+                "param_rms": full[0].square().mean().sqrt().item(),
+                "param_max": full[0].abs().max().item(),
+                "grad_rms": full[1].square().mean().sqrt().item(),
+                "grad_max": full[1].abs().max().item(),
+            },
+            "counts": [int((full[1] == 0).sum()), int((~full[1].isfinite()).sum())],
+        }
+    return {norm: value**0.5 for norm, value in squares.items()} | {"tensors": tensors}
 
 
 def bits(optimizers: dict[str, torch.optim.Optimizer]) -> str:

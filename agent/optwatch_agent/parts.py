@@ -1,0 +1,77 @@
+"""Global norms of sharded tensors: what this rank holds of them, by shard_key (`optwatch.wire.parts`)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from optwatch.wire.messages import STATS, TensorInfo
+from optwatch.wire.parts import Part, tensor_digest
+from optwatch_agent.norms import squares
+from optwatch_agent.probe import Sample
+from optwatch_agent.shards import is_partial, is_sharded, shard_sizes
+from optwatch_agent.tensors import local
+
+F8 = npt.NDArray[np.float64]
+
+
+class Parts:
+    """The parts that the tensors of one optimizer fall into on this rank. Every rank sends all of its own,
+    also those that are 0, so that a part that is missing is noticed."""
+
+    def __init__(self, params: Sequence[Tensor], tensors: Sequence[TensorInfo]) -> None:
+        keys = [
+            tuple((name, at, size) for (name, at), size in zip(t.shard, shard_sizes(p), strict=True))
+            for p, t in zip(params, tensors, strict=True)
+        ]
+        self._keys = list(dict.fromkeys(keys))
+        self._of = np.array([self._keys.index(key) for key in keys], dtype=np.intp)
+        self._digests = [
+            tensor_digest((t.name, t.shape) for t, k in zip(tensors, keys, strict=True) if k == key)
+            for key in self._keys
+        ]
+        self._held: F8 = np.array([local(p).numel() for p in params], dtype=np.float64)
+
+    def gradients(self, params: Sequence[Tensor]) -> dict[str, float]:
+        """The parts of `grad_norm`, as columns. None where a gradient is yet to be summed over ranks."""
+        grads = [(i, p.grad) for i, p in enumerate(params) if p.grad is not None]
+        if any(is_partial(grad) for _, grad in grads):
+            return {}
+        sums = np.zeros(len(params))
+        sums[[i for i, _ in grads]] = squares([local(grad) for _, grad in grads])
+        return self._columns("grad_norm", sums)
+
+    def sampled(self, sample: Sample) -> dict[str, float]:
+        """The parts of `param_norm` and `update_norm`, as columns, from per-tensor roots."""
+        columns = {}
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean = np.square(sample.stats.astype(np.float64))
+        params = np.where(self._held > 0, mean[:, STATS.index("param_rms")] * self._held, 0.0)
+        columns.update(self._columns("param_norm", params))
+        updates = mean[:, STATS.index("update_rms")]
+        still = np.isnan(mean[:, STATS.index("grad_rms")]) | (self._held == 0)  # no gradient, no update
+        if not np.isnan(updates[~still]).any():
+            columns.update(self._columns("update_norm", np.where(still, 0.0, updates * self._held)))
+        return columns
+
+    def _columns(self, norm: str, sums: F8) -> dict[str, float]:
+        total = np.zeros(len(self._keys))
+        np.add.at(total, self._of, sums)
+        return {
+            Part(norm, key, digest).column: float(value)
+            for key, digest, value in zip(self._keys, self._digests, np.sqrt(total), strict=True)
+        }
+
+
+def parts_of(params: Sequence[Tensor], tensors: Sequence[TensorInfo]) -> Parts | None:
+    """The parts of an optimizer's tensors, None where none of them is sharded."""
+    return Parts(params, tensors) if any(is_sharded(p) for p in params) else None
+
+
+def in_step(every: int, step: int) -> bool:
+    """Whether all ranks measure at a step, whatever each can afford: parts are of use only together.
+
+    A rank that could measure every 5 steps does so every 8, and meets one that does so every 16.
+    """
+    return step % (1 << (every - 1).bit_length()) == 0
