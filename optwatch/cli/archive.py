@@ -9,8 +9,8 @@ import msgspec
 
 from optwatch.cli.errors import Wrong
 from optwatch.daemon.commands import Entry
+from optwatch.daemon.head import Head, find_run
 from optwatch.daemon.history import History, with_samples
-from optwatch.daemon.run import Head, find_run
 from optwatch.daemon.store import FILE
 from optwatch.daemon.tables import VERSION, connect
 from optwatch.series.points import Column, Points

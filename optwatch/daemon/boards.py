@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.errors import StartError
+from optwatch.daemon.head import Head
 from optwatch.daemon.history import History
-from optwatch.daemon.run import Head, Run
+from optwatch.daemon.run import Run
 from optwatch.daemon.tables import connect
 from optwatch.series.points import Points
 from optwatch.wire.actions import Command

@@ -11,11 +11,11 @@ or none does, and a vote that failed is held again at a later S, at most `ATTEMP
 import math
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
+from optwatch.daemon.peers import Peer, obstacle
 from optwatch.wire.actions import (
     OPEN_STATES,
     Clip,
@@ -38,8 +38,6 @@ MAX_MARGIN = 10.0
 LR_FLOOR = 0.01
 """The least share of the schedule's learning rate that a command may leave."""
 MAX_FACTOR = 100.0
-MAX_SKEW = 1
-"""Steps that ranks may be apart for a vote to make sense."""
 
 ReportState = Literal["pending", "applied", "aborted", "refused", "failed"]
 
@@ -71,20 +69,6 @@ class Entry(msgspec.Struct, kw_only=True):
     @property
     def open(self) -> bool:
         return self.command.state in OPEN_STATES
-
-
-@dataclass(frozen=True)
-class Peer:
-    """What the book needs to know of a rank at the time it sends."""
-
-    rank: int
-    session: str
-    fresh: bool
-    steps: tuple[int, ...]
-    """The global_step of each optimizer, `age` seconds ago."""
-    age: float
-    digests: tuple[str, ...]
-    control: str
 
 
 Send = Callable[[str, Prepare], None]
@@ -392,26 +376,6 @@ class Book:
 
     def _touch(self, entry: Entry) -> None:
         self.changed[entry.command.id] = entry
-
-
-def obstacle(peers: Sequence[Peer], world_size: int, step_time: float) -> str:
-    """Why nothing can be commanded right now, "" where it can."""
-    fresh = [peer for peer in peers if peer.fresh]
-    if len(fresh) < world_size:
-        return f"{len(fresh)} of {world_size} ranks are connected"
-    if unarmed := next((peer for peer in fresh if peer.control != "armed"), None):
-        return f"rank {unarmed.rank}: {unarmed.control}" if world_size > 1 else unarmed.control
-    if world_size > 1:
-        if len({peer.digests for peer in fresh}) > 1:
-            return "the optimizers of the ranks differ"
-        if not all(peer.steps for peer in fresh):
-            return "not all ranks have reported a step"
-        # What is known of a rank is `age` seconds old, so that many steps of difference mean nothing.
-        blur = math.ceil(max(peer.age for peer in fresh) / step_time)
-        columns = list(zip(*(peer.steps for peer in fresh), strict=False))
-        if any(max(column) - min(column) > MAX_SKEW + blur for column in columns):
-            return "the ranks are more than one step apart"
-    return ""
 
 
 def _gone(entry: Entry, peers: Sequence[Peer]) -> str:

@@ -3,17 +3,18 @@
 import logging
 import time
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
 
 from optwatch.daemon.assembly import Record
 from optwatch.daemon.changes import Changes
-from optwatch.daemon.commands import Book, CommandError, Entry, Peer, Send, obstacle
+from optwatch.daemon.commands import Book, CommandError, Entry, Send
 from optwatch.daemon.diagnosis import Diagnosis
+from optwatch.daemon.head import Head
 from optwatch.daemon.history import History, scalar_points, with_samples
 from optwatch.daemon.lane import Lane
+from optwatch.daemon.peers import Peer, obstacle
 from optwatch.daemon.sessions import Link, Rank, Session
 from optwatch.daemon.store import Store
 from optwatch.policy.budget import ASKED_BY
@@ -22,7 +23,7 @@ from optwatch.policy.rules import Rules
 from optwatch.series.points import Points
 from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
-from optwatch.wire.messages import ConfigValue, Event, Hello, OptimizerInfo, Report, Schema
+from optwatch.wire.messages import Event, Hello, Report, Schema
 from optwatch.wire.requests import Marker, Mode, RankInfo, RunInfo, RunState, RunStatus
 
 log = logging.getLogger(__name__)
@@ -35,26 +36,6 @@ RATE_POINTS = 200
 MIN_STEP_TIME = 1e-9
 MAX_RECORDS = 16
 """Per-tensor records that one batch hands on to the screens."""
-
-
-class Head(msgspec.Struct, kw_only=True):
-    """What the store keeps of a run beside its series."""
-
-    run: str
-    name: str
-    job: str
-    started: float
-    world_size: int
-    incarnation: int
-    optimizers: tuple[OptimizerInfo, ...]
-    allow: tuple[str, ...]
-    config: dict[str, ConfigValue]
-    versions: dict[str, str]
-    mode: Mode
-    ended: bool = False
-    step: int = 0
-    loss: float | None = None
-    worst: str | None = None
 
 
 class Run:
@@ -435,57 +416,6 @@ class Run:
     def _step_time(self) -> float:
         """Seconds per step lately; one where nothing is known."""
         return 1 / (self.rate() or 1.0)
-
-
-def new_head(hello: Hello, mode: Mode) -> Head:
-    """The head of a run that is heard of for the first time."""
-    return Head(
-        run=hello.run,
-        name=hello.name,
-        job=hello.job,
-        started=hello.started,
-        world_size=hello.world_size,
-        incarnation=hello.incarnation,
-        optimizers=hello.optimizers,
-        allow=hello.allow,
-        config=hello.config,
-        versions=hello.versions,
-        mode=mode,
-    )
-
-
-class HasHead(Protocol):
-    """A run as far as it takes to find it."""
-
-    @property
-    def head(self) -> Head: ...
-
-
-Found = TypeVar("Found", bound=HasHead)
-
-
-def find_run(runs: Sequence[Found], wanted: str) -> Found:
-    """A run by its id, an unambiguous beginning of it (4 characters or more), or its name (the newest).
-
-    Raises:
-        LookupError: a sentence that names the runs there are.
-    """
-    newest = sorted(runs, key=lambda run: run.head.started, reverse=True)
-    for run in newest:
-        if run.head.run == wanted:
-            return run
-    for run in newest:
-        if run.head.name == wanted:
-            return run
-    begun = [run for run in newest if len(wanted) >= 4 and run.head.run.startswith(wanted)]
-    if len(begun) == 1:
-        return begun[0]
-    if begun:
-        raise LookupError(f"{wanted!r} is the beginning of {len(begun)} runs: give more of it")
-    names = ", ".join(dict.fromkeys(run.head.name for run in newest[:10]))
-    raise LookupError(
-        f"there is no run {wanted!r}: " + (f"there are {names}" if names else "there is none yet")
-    )
 
 
 def _rank_info(rank: Rank, now: float) -> RankInfo:

@@ -4,8 +4,9 @@ import time
 
 import msgspec
 
+from optwatch.daemon.head import Head, find_run, new_head
 from optwatch.daemon.history import History
-from optwatch.daemon.run import Head, Run, find_run, new_head
+from optwatch.daemon.run import Run
 from optwatch.daemon.store import Store
 from optwatch.policy.load import DEFAULT
 from optwatch.policy.rules import Rules

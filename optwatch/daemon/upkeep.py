@@ -13,7 +13,7 @@ from optwatch.daemon.chunks import split
 from optwatch.daemon.commands import Entry
 from optwatch.daemon.diagnosis import Checkpoint
 from optwatch.daemon.errors import StartError
-from optwatch.daemon.run import Head
+from optwatch.daemon.head import Head
 from optwatch.daemon.store import FILE, lock
 from optwatch.daemon.tables import VERSION, connect, migrate
 from optwatch.daemon.writer import LEVELS, merge_level, read_schema

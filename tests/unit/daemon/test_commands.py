@@ -15,9 +15,8 @@ from optwatch.daemon.commands import (
     Book,
     CommandError,
     Entry,
-    Peer,
-    obstacle,
 )
+from optwatch.daemon.peers import Peer, obstacle
 from optwatch.wire.messages import Prepare, Report
 
 ALLOW = ("restart", "scale_lr", "clip")

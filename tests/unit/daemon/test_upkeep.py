@@ -9,8 +9,8 @@ import pytest
 
 from optwatch.cli import main
 from optwatch.daemon.errors import StartError
+from optwatch.daemon.head import new_head
 from optwatch.daemon.history import History
-from optwatch.daemon.run import new_head
 from optwatch.daemon.store import FILE, Store
 from optwatch.daemon.upkeep import AROUND, DAY, KEEP_EVERY, check, compact
 from optwatch.wire.findings import Finding

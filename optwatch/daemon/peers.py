@@ -1,0 +1,42 @@
+"""Peers: the ranks as commands see them, and what stands in the way of commanding them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_SKEW = 1
+"""Steps that ranks may be apart for a vote to make sense."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What the book needs to know of a rank at the time it sends."""
+
+    rank: int
+    session: str
+    fresh: bool
+    steps: tuple[int, ...]
+    """The global_step of each optimizer, `age` seconds ago."""
+    age: float
+    digests: tuple[str, ...]
+    control: str
+
+
+def obstacle(peers: Sequence[Peer], world_size: int, step_time: float) -> str:
+    """Why nothing can be commanded right now, "" where it can."""
+    fresh = [peer for peer in peers if peer.fresh]
+    if len(fresh) < world_size:
+        return f"{len(fresh)} of {world_size} ranks are connected"
+    if unarmed := next((peer for peer in fresh if peer.control != "armed"), None):
+        return f"rank {unarmed.rank}: {unarmed.control}" if world_size > 1 else unarmed.control
+    if world_size > 1:
+        if len({peer.digests for peer in fresh}) > 1:
+            return "the optimizers of the ranks differ"
+        if not all(peer.steps for peer in fresh):
+            return "not all ranks have reported a step"
+        # What is known of a rank is `age` seconds old, so that many steps of difference mean nothing.
+        blur = math.ceil(max(peer.age for peer in fresh) / step_time)
+        columns = list(zip(*(peer.steps for peer in fresh), strict=False))
+        if any(max(column) - min(column) > MAX_SKEW + blur for column in columns):
+            return "the ranks are more than one step apart"
+    return ""
