@@ -5,6 +5,9 @@ import math
 _MOST = 1_024
 """Steps between two measurements at most, however little the budget allows."""
 
+_OUTLIER = 4.0
+"""Times the average that a single cost is believed to be at most."""
+
 _WEIGHT = 0.2
 """Weight of the newest cost in its moving average."""
 
@@ -50,9 +53,12 @@ class Governor:
         self._since_norm = 0 if norm is not None else self._since_norm + 1
         self._since_sample = 0 if sample is not None else self._since_sample + 1
         self._fixed = _blend(self._fixed, fixed)
+        # A part that the system interrupted says little about what it costs.
         if norm is not None:
+            norm = min(norm, _OUTLIER * self._norm)
             self._norm = _blend(self._norm, norm)
         if sample is not None:
+            sample = min(sample, _OUTLIER * self._sample)
             self._sample = _blend(self._sample, sample)
         if step_time is None:
             return
