@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from optwatch.detect.base import Signal
 from optwatch.detect.panel import Panel
 from optwatch.policy.engine import Engine, Proposal
 from optwatch.policy.load import DEFAULT
@@ -91,6 +92,10 @@ class Diagnosis:
     def setup(self, optimizers: Sequence[OptimizerInfo]) -> list[Finding]:
         """Look over the optimizers; what is to be said about them."""
         return self._panel.setup(optimizers)
+
+    def observe(self, signal: Signal, observer: str) -> list[Finding]:
+        """Take what the daemon itself has seen of the ranks."""
+        return self._panel.observe(signal, observer)
 
     def mark(self, step: int) -> None:
         """A planned change: what follows is not compared with what was before."""

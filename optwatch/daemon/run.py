@@ -11,6 +11,7 @@ from optwatch.daemon.assembly import Record
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.commands import Book, CommandError, Entry, Send
 from optwatch.daemon.diagnosis import Diagnosis
+from optwatch.daemon.hangs import Hangs, Standing
 from optwatch.daemon.head import Head
 from optwatch.daemon.history import History, scalar_points, with_samples
 from optwatch.daemon.lane import Lane
@@ -48,6 +49,7 @@ class Run:
         self.findings: dict[int, Finding] = {}
         self.markers: list[Marker] = []
         self.book = Book(head.run)
+        self.hangs = Hangs()
         self.loaded = loaded
         self.touched = True
         """Whether anything changed that a screen would show."""
@@ -341,9 +343,27 @@ class Run:
                     self._conclude(points, self.head.mode)
                     if self._checkpoint_at is None:
                         self._checkpoint_at = now + CHECKPOINT
+        if (stalled := self.hangs.look(self._standings(now), now)) is not None:
+            self._found(self.diagnosis.observe(stalled, "hangs"))
+            self._checkpoint_at = 0.0
         if self.book.open():
             self.book.work(self.peers(now), self.head.world_size, self._step_time(), time.time(), send)
         self._describe(now, changes)
+
+    def _standings(self, now: float) -> list[Standing]:
+        """How far the ranks are, those that left apart; nothing unless all have come."""
+        if len(self.ranks) < self.head.world_size or self.head.world_size == 1:
+            return []
+        return [
+            Standing(
+                rank=number,
+                step=rank.session.steps[0] if rank.session.steps else 0,
+                phase=rank.session.beat.phase if rank.session.beat else "",
+                silence=now - rank.session.heard,
+            )
+            for number, rank in self.ranks.items()
+            if not rank.session.left
+        ]
 
     def checkpoint(self) -> None:
         """Put the diagnosis and its findings into the unit that is about to be submitted."""
