@@ -5,6 +5,8 @@ import torch
 from optwatch.wire.messages import Prepare
 from optwatch_agent.actuators import Actuators
 from optwatch_agent.control import Control
+from optwatch_agent.identity import identify
+from optwatch_agent.membership import Membership
 
 
 def prepare(order: int, action: str, **args: float) -> Prepare:
@@ -25,7 +27,8 @@ def test_a_restart_never_overtakes_the_cut_that_was_ordered_before_it() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     model(torch.ones(2, 4)).sum().backward()
     optimizer.step()
-    control = Control("s", ("restart", "scale_lr"), [Actuators(optimizer)], 1, strict=False)
+    alone = Membership(identify("order"), None)
+    control = Control("s", ("restart", "scale_lr"), [Actuators(optimizer)], alone, strict=False)
     control.take(prepare(1, "scale_lr", factor=0.1))
     control.take(prepare(2, "restart"))
     seen = []
