@@ -43,6 +43,8 @@ class Conclusions:
     findings: Sequence[Finding]
     proposals: Sequence[Proposal]
     outcomes: Sequence[tuple[str, Outcome]]
+    withdrawals: Sequence[tuple[str, str]]
+    """Proposals whose reason is gone: command id, and why."""
 
 
 class Diagnosis:
@@ -77,17 +79,18 @@ class Diagnosis:
         """
         self.step = int(points.step[-1])
         if self.broken:
-            return Conclusions((), (), ())
+            return Conclusions((), (), (), ())
         self._engine.mode = mode
         try:
             with np.errstate(all="ignore"):  # any numbers may come, and what they mean is for detectors
                 findings = self._panel.update(points)
                 proposals = self._engine.update(points, findings, commands, allow)
-            return Conclusions(findings, proposals, self._engine.outcomes())
+                withdrawals = self._engine.withdrawals(commands)
+            return Conclusions(findings, proposals, self._engine.outcomes(), withdrawals)
         except Exception as error:
             log.exception("run %s: its detectors failed at step %d", self._run, self.step)
             self.broken = f"the detectors of this run failed at step {self.step}: {error!r}"
-            return Conclusions((), (), ())
+            return Conclusions((), (), (), ())
 
     def setup(self, optimizers: Sequence[OptimizerInfo]) -> list[Finding]:
         """Look over the optimizers; what is to be said about them."""

@@ -384,6 +384,8 @@ class Run:
         self._found(conclusions.findings)
         for number, outcome in conclusions.outcomes:
             self.book.judge(number, outcome)
+        for number, why in conclusions.withdrawals:
+            self.book.dismiss(number, ASKED_BY, why)
         for proposal in conclusions.proposals:
             try:
                 self.book.ask(
@@ -399,7 +401,7 @@ class Run:
                 )
             except CommandError as error:
                 log.warning("run %s: the policy wanted what cannot be: %s", self.head.name, error)
-        if conclusions.proposals or conclusions.outcomes:
+        if conclusions.proposals or conclusions.outcomes or conclusions.withdrawals:
             self._checkpoint_at = 0.0
 
     def _note(self, marker: Marker) -> None:

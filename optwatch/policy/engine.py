@@ -125,6 +125,14 @@ class Engine:
         due, self._outcomes = self._outcomes, []
         return due
 
+    def withdrawals(self, commands: Sequence[Command]) -> list[tuple[str, str]]:
+        """Own proposals that wait for approval although their reason is gone: command id, and why."""
+        return [
+            (command.id, why)
+            for command in commands
+            if command.state == "proposed" and by_policy(command) and (why := self._why_withdraw(command))
+        ]
+
     def mark(self, step: int) -> None:
         """A planned change at `step`: nothing is done around it, and what was found before is past."""
         self._memory.marks = [*self._memory.marks[-15:], step]
@@ -268,15 +276,22 @@ class Engine:
         return proposals
 
     def _why_undo(self, command: Command) -> str:
-        memory = self._memory
-        verdict = memory.verdicts.get(command.id)
+        verdict = self._memory.verdicts.get(command.id)
         if verdict in ("neutral", "hurt"):
             return f"{command.action} at step {command.step} was judged {verdict}: take it back"
-        former = memory.until_back.get(command.id)
-        lr = self._history.last_lr
+        return self._why_spare(command)
+
+    def _why_spare(self, command: Command) -> str:
+        """Why an LR cut is needed no more, if it is not."""
+        former, lr = self._memory.until_back.get(command.id), self._history.last_lr
         if former is not None and is_back(lr, former):
             return f"the scheduled LR is back at {lr:.3g} (it was {former:.3g}): the cut is needed no more"
         return ""
+
+    def _why_withdraw(self, command: Command) -> str:
+        if command.undo_of is None and command.finding not in self._memory.open:
+            return "what it was proposed for is over"
+        return self._why_spare(command)
 
     def _intervene(self, commands: Sequence[Command], allow: Sequence[str]) -> list[Proposal]:
         """Answer the most urgent open finding that a rule has an answer to."""

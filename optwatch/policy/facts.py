@@ -89,8 +89,12 @@ def _loss_fact(history: History, onset: int) -> LossFact:
 
 
 def _is_falling(history: History, onset: int, damage: float) -> bool:
-    """Whether the loss lost at least a twentieth of the damage, and more than its noise, lately."""
-    first = max(onset, history.now - LR_WINDOW + 1)
+    """Whether the loss lost at least a twentieth of the damage, and more than its noise, lately.
+
+    A recovery slows down as it goes on, so lately is half of the time since the onset: a loss that still
+    falls at that pace is to be left alone.
+    """
+    first = max(onset, history.now - max(LR_WINDOW, (history.now - onset) // 2) + 1)
     steps, losses = history.losses(first - 1, history.now)
     if len(steps) < LR_WINDOW // 5 or (recent := fit_trend(steps, losses)) is None:
         return False

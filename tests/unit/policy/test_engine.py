@@ -218,3 +218,42 @@ def test_a_huge_backfill_is_taken_in_one_piece() -> None:
     engine = Engine("auto")
     assert engine.update(points(1, healthy(np.arange(1, 60_001))), [], [], ALLOW) == []
     assert len(msgspec.msgpack.encode(engine.state())) < 40_000
+
+
+def test_a_slow_recovery_is_left_alone_however_slow_it_has_become() -> None:
+    book = run_to_event()
+    assert names(book.feed(points(300, [4.0, 4.2, 4.1]), finding())) == ["restart"]
+    # Back to the trend like 1 / time: the last hundred steps of it hardly show above the noise.
+    steps = np.arange(303, 1300)
+    losses = healthy(steps, seed=1) + 3.5 / (1 + (steps - 303) / 60)
+    for first in range(0, len(steps), 50):
+        part = slice(first, first + 50)
+        assert book.feed(points(int(steps[part][0]), losses[part])) == []
+
+
+def test_a_loss_that_stays_up_gets_a_lower_lr() -> None:
+    book = run_to_event()
+    book.feed(points(300, [4.0, 4.2, 4.1]), finding())
+    noise = np.random.default_rng(2).normal(0, 0.02, 700)
+    proposed = [p for at in range(0, 700, 50) for p in book.feed(points(303 + at, 4.0 + noise[at : at + 50]))]
+    assert "scale_lr" in names(proposed)
+
+
+@pytest.mark.parametrize("over", ["lr", "finding"])
+def test_a_proposal_whose_reason_is_gone_is_withdrawn(over: str) -> None:
+    book = run_to_event("advise")
+    book.feed(points(300, [4.0, 4.2, 4.1], 3e-2), finding())
+    assert [command.action for command in book.commands] == ["scale_lr", "restart"]
+    book.feed(points(303, [4.0] * 5, 3e-2))
+    assert book.engine.withdrawals(book.commands) == []
+    if over == "lr":
+        book.feed(points(308, [2.0] * 5, 1e-3))
+        ((number, why),) = book.engine.withdrawals(book.commands)
+        assert number == "1"
+        assert "back" in why
+    else:
+        book.feed(points(308, [0.5] * 5, 3e-2), finding(resolved_step=310))
+        assert [number for number, _ in book.engine.withdrawals(book.commands)] == ["1", "2"]
+    book.change("1", state="dismissed")
+    book.change("2", state="dismissed")
+    assert book.engine.withdrawals(book.commands) == []
