@@ -133,7 +133,7 @@ class AgentPeer:
             logged=np.ones(values.shape, dtype=np.uint8),
             sample_step=step[n - k :],
             stats=np.full((k, tensors, len(self.schema.stats)), float(first), dtype=np.float32),
-            counts=np.full((k, tensors, len(self.schema.counts)), first, dtype=np.uint64),
+            counts=np.zeros((k, tensors, len(self.schema.counts)), dtype=np.uint64),
         )
         self.seq += 1
         header = Batch(

@@ -9,7 +9,7 @@ import msgspec
 
 from optwatch.cli.errors import Wrong
 from optwatch.daemon.commands import Entry
-from optwatch.daemon.head import Head, find_run
+from optwatch.daemon.head import Head, UnknownRun, find_run
 from optwatch.daemon.history import History, with_samples
 from optwatch.daemon.store import FILE
 from optwatch.daemon.tables import VERSION, connect
@@ -63,7 +63,7 @@ class Archive:
         """
         try:
             return find_run(self._runs, wanted).head
-        except LookupError as error:
+        except UnknownRun as error:
             raise Wrong(str(error.args[0])) from None
 
     def findings(self, run: str) -> list[Finding]:

@@ -70,6 +70,11 @@ class Access:
             self.socket.send_multipart([*envelope, version, number, *status, b""])
 
     @property
+    def public(self) -> str:
+        """The daemon's public key, empty with `--insecure`."""
+        return self._pair.public if self._pair is not None else ""
+
+    @property
     def local_user(self) -> str:
         """Whose agents run on this host under this account."""
         return own_name() if self._pair is not None else "anyone"

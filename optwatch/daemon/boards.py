@@ -7,6 +7,7 @@ what the directory already holds.
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,14 +85,14 @@ class Boards:
         self._thread.join()
 
     def _run(self) -> None:
+        from optwatch.export.tensorboard import RunWriter
+
         history = History(connect(self._store, read_only=True))
         while True:
             try:
                 update = self._queue.get(timeout=FLUSH)
             except queue.Empty:
-                for writer in self._writers.values():
-                    if writer is not None:
-                        writer.flush()
+                self._each(RunWriter.flush)
                 continue
             if update is None:
                 break
@@ -100,9 +101,17 @@ class Boards:
             except Exception:  # a writer that fails must not end those of the other runs
                 log.exception("run %s: no more TensorBoard files", update.head.name)
                 self._writers[update.head.run] = None
-        for writer in self._writers.values():
-            if writer is not None:
-                writer.close()
+        self._each(RunWriter.close)
+
+    def _each(self, what: "Callable[[RunWriter], None]") -> None:
+        for run, writer in self._writers.items():
+            if writer is None:
+                continue
+            try:
+                what(writer)
+            except Exception:  # as above
+                log.exception("run %s: no more TensorBoard files", run)
+                self._writers[run] = None
 
     def _write(self, update: _Update, history: History) -> None:
         from optwatch.export.tensorboard import RunWriter

@@ -12,10 +12,12 @@ import numpy as np
 from optwatch import __version__
 from optwatch.daemon.access import Role
 from optwatch.daemon.commands import CommandError, Entry
+from optwatch.daemon.head import UnknownRun
 from optwatch.daemon.lane import tensor_reply
 from optwatch.daemon.publish import Publisher
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
+from optwatch.daemon.status import run_info, run_status
 from optwatch.daemon.store import Store
 from optwatch.series.points import Points
 from optwatch.series.timeline import Timeline, rows
@@ -59,6 +61,7 @@ MAX_POINTS = 20_000
 VIEW_RECORDS = 96
 MAX_RECORDS = 4_096
 MAX_BLOCK = 48 << 20
+MAX_STEP = 1 << 53
 
 Blocks = tuple[np.ndarray[Any, Any], ...]
 Answer = tuple[Reply, Blocks]
@@ -107,10 +110,15 @@ class Desk:
             return self._answer(request, user, role, now)
         except (WireError, ValueError) as error:
             return Refused("bad_request", str(error)[: limits.MAX_TEXT]), ()
-        except LookupError as error:
+        except UnknownRun as error:
             return Refused("unknown_run", str(error.args[0])), ()
         except CommandError as error:
             return Refused(error.code, str(error)), ()
+        except Exception as error:  # a fault of ours, or a disk that cannot be read
+            log.exception("a request could not be answered")
+            return Refused(
+                "unavailable", f"the daemon failed at this request, its log says where: {error!r}"
+            ), ()
 
     def _answer(self, request: Request, user: str, role: Role, now: float) -> Answer:
         if isinstance(request, Greet):
@@ -149,10 +157,10 @@ class Desk:
         ), ()
 
     def _list_runs(self, request: ListRuns, now: float) -> Answer:
-        return RunsReply(tuple(run.info(now) for run in self._runs.newest_first())), ()
+        return RunsReply(tuple(run_info(run, now) for run in self._runs.newest_first())), ()
 
     def _status(self, request: GetStatus, now: float) -> Answer:
-        return Status(self._runs.find(request.run).status(now)), ()
+        return Status(run_status(self._runs.find(request.run), now)), ()
 
     def _findings(self, request: GetFindings, now: float) -> Answer:
         return Findings(tuple(self._runs.find(request.run).findings.values())), ()
@@ -170,7 +178,7 @@ class Desk:
         tensors, tensor_blocks = tensor_reply(_fitting(records))
         view = View(
             seq=seq,
-            status=run.status(now),
+            status=run_status(run, now),
             findings=tuple(run.findings.values()),
             commands=run.book.commands,
             markers=tuple(run.markers),
@@ -184,8 +192,11 @@ class Desk:
         timeline = run.lane(request.optimizer).timeline if request.optimizer in run.lanes else Timeline()
         columns = request.columns or timeline.columns
         if unknown := [name for name in columns if name not in timeline.columns]:
-            known = ", ".join(timeline.columns)
+            known = ", ".join(timeline.columns) or "none"
             return Refused("bad_request", f"there is no column {unknown[0]!r}: there are {known}"), ()
+        if len(set(columns)) < len(columns):
+            return Refused("bad_request", "a column is asked for twice"), ()
+        _check_range(request.first, request.last)
         if request.points is not None and request.rank is None:
             series, blocks = _window(timeline, columns, request.first, request.last, _count(request.points))
             return series, blocks.blocks()
@@ -216,6 +227,7 @@ class Desk:
         self._store.settle()
         if not 0 <= request.limit <= MAX_RECORDS:
             return Refused("bad_request", f"limit is from 0 to {MAX_RECORDS}"), ()
+        _check_range(request.first, request.last)
         records = self._runs.history.records(
             run.head.run, request.optimizer, request.first, request.last, request.limit
         )
@@ -299,6 +311,11 @@ def _fitting(records: list[Any]) -> list[Any]:
         if size > MAX_BLOCK:
             return records[at + 1 :]
     return records
+
+
+def _check_range(*steps: int | None) -> None:
+    if any(step is not None and abs(step) > MAX_STEP for step in steps):
+        raise ValueError("a step out of range")
 
 
 def _count(points: int) -> int:

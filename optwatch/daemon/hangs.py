@@ -4,9 +4,10 @@ Nobody can step past the all-reduce of a step, so a rank that stands still stops
 apart is that the culprit is silent, its process stopped or gone, or that it is behind all others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from optwatch.daemon.sessions import Rank
 from optwatch.detect.base import Signal
 
 SILENT = 5.0
@@ -23,6 +24,20 @@ class Standing:
     step: int
     phase: str
     silence: float
+
+
+def standings_of(ranks: Iterable[Rank], now: float) -> list[Standing]:
+    """Where the ranks are at the monotonic time `now`, those that left in good order apart."""
+    return [
+        Standing(
+            rank=rank.rank,
+            step=rank.session.steps[0] if rank.session.steps else 0,
+            phase=rank.session.beat.phase if rank.session.beat else "",
+            silence=now - rank.session.heard,
+        )
+        for rank in ranks
+        if not rank.session.left
+    ]
 
 
 class Hangs:

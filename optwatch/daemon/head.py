@@ -56,11 +56,15 @@ class HasHead(Protocol):
 Found = TypeVar("Found", bound=HasHead)
 
 
+class UnknownRun(LookupError):
+    """No run, or more than one, is meant; the sentence names the runs there are."""
+
+
 def find_run(runs: Sequence[Found], wanted: str) -> Found:
     """A run by its id, an unambiguous beginning of it (4 characters or more), or its name (the newest).
 
     Raises:
-        LookupError: a sentence that names the runs there are.
+        UnknownRun: a sentence that names the runs there are.
     """
     newest = sorted(runs, key=lambda run: run.head.started, reverse=True)
     for run in newest:
@@ -73,8 +77,8 @@ def find_run(runs: Sequence[Found], wanted: str) -> Found:
     if len(begun) == 1:
         return begun[0]
     if begun:
-        raise LookupError(f"{wanted!r} is the beginning of {len(begun)} runs: give more of it")
+        raise UnknownRun(f"{wanted!r} is the beginning of {len(begun)} runs: give more of it")
     names = ", ".join(dict.fromkeys(run.head.name for run in newest[:10]))
-    raise LookupError(
+    raise UnknownRun(
         f"there is no run {wanted!r}: " + (f"there are {names}" if names else "there is none yet")
     )

@@ -41,6 +41,8 @@ MAX_BACKLOG = 256 << 20
 """Bytes waiting for the disk beyond which durable messages are left with the agents."""
 NUDGE = 0.5
 """Seconds between two requests to send again."""
+FORGET = 3_600.0
+"""Seconds of silence after which a session is no longer kept in memory."""
 MAX_STEP = 1 << 53
 MAX_SEQ = 1 << 62
 
@@ -120,6 +122,12 @@ class Ingest:
         for name, seq in latest.items():
             self._store.acknowledge(name, seq)
 
+    def forget(self, now: float) -> None:
+        """Let go of the sessions that are over; one that comes back all the same is read from the store."""
+        for name, session in list(self.sessions.items()):
+            if now - session.heard > FORGET and not session.unsettled and session.acked == session.received:
+                del self.sessions[name]
+
     # --- one kind of message each ---------------------------------------------------------------------
 
     def _hello(self, hello: Hello, identity: bytes, user: str, now: float) -> None:
@@ -169,8 +177,10 @@ class Ingest:
             self._run(session).take_schema(session, schema)
 
     def _beat(self, session: Session, beat: Beat, now: float) -> None:
-        if beat.oldest > MAX_SEQ:
+        if beat.oldest > MAX_SEQ or not all(0 <= step <= MAX_STEP for step in beat.steps):
             raise WireError("a beat with a number out of range")
+        if beat.steps and len(beat.steps) != max(len(session.hello.optimizers), 1):
+            raise WireError(f"a beat of {len(beat.steps)} optimizers")
         session.beat = beat
         session.control = beat.control
         session.advance(beat.steps, now)

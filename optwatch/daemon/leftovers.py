@@ -44,10 +44,16 @@ class Leftovers:
                     self._finish(self._path, now)
                     return
                 self._ingest.take(IDENTITY, self._user, "agent", parts, now)
-        except (OSError, WireError) as error:
-            log.warning("set the queue %s aside: %s", self._path, error)
-            self._path.replace(self._path.with_suffix(".unreadable"))
-            self._close()
+        except Exception as error:  # noqa: BLE001 - whatever it is, not to be stumbled over again
+            self._set_aside(self._path, error)
+
+    def _set_aside(self, path: Path, error: Exception) -> None:
+        log.warning("set the queue %s aside: %s", path, error)
+        self._close()
+        try:
+            path.replace(path.with_suffix(".unreadable"))
+        except OSError as failure:
+            log.warning("cannot rename it, it will be tried again: %s", failure.strerror)
 
     def close(self) -> None:
         """Let go of a queue that is not done: the next daemon begins it anew and drops what it has."""

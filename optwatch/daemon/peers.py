@@ -1,8 +1,10 @@
 """Peers: the ranks as commands see them, and what stands in the way of commanding them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from optwatch.daemon.sessions import Rank
 
 MAX_SKEW = 1
 """Steps that ranks may be apart for a vote to make sense."""
@@ -20,6 +22,22 @@ class Peer:
     age: float
     digests: tuple[str, ...]
     control: str
+
+
+def peers_of(ranks: Iterable[Rank], now: float) -> list[Peer]:
+    """The ranks in their order, as they are known at the monotonic time `now`."""
+    return [
+        Peer(
+            rank=rank.rank,
+            session=rank.session.hello.session,
+            fresh=rank.session.link(now) == "up",
+            steps=rank.session.steps,
+            age=max(now - rank.session.stepped, 0.0),
+            digests=tuple(optimizer.digest for optimizer in rank.session.hello.optimizers),
+            control=rank.session.control,
+        )
+        for rank in sorted(ranks, key=lambda rank: rank.rank)
+    ]
 
 
 def obstacle(peers: Sequence[Peer], world_size: int, step_time: float) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import zmq
 
 from optwatch.daemon.access import Access
+from optwatch.daemon.announcement import Announcement
 from optwatch.daemon.boards import Boards
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.runs import Runs
@@ -24,11 +25,8 @@ from optwatch.wire.places import (
     DEFAULT_ADDRESS,
     AddressError,
     Connection,
-    connection_file,
     parse_address,
-    read_connection,
     state_dir,
-    write_connection,
 )
 from optwatch.wire.requests import Mode
 
@@ -70,8 +68,17 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
         publish = bind(xpub, publish_address(bound), any_port=True)
         boards = Boards(settings.tensorboard, store.path) if settings.tensorboard else None
         runs = Runs(store, settings.mode, rules)
-        server = Server(store, runs, access, router, xpub, wake, settings.idle_exit, boards)
-        with _signals(server.stop), _published(bound, publish, store, settings.insecure):
+        announcement = Announcement(
+            Connection(
+                address=bound,
+                publish=publish,
+                key=access.public,
+                pid=os.getpid(),
+                store=str(store.directory),
+            )
+        )
+        server = Server(store, runs, access, router, xpub, wake, settings.idle_exit, boards, announcement)
+        with _signals(server.stop), announcement:
             log.info("listening on %s, store %s, mode %s", bound, store.directory, settings.mode)
             ready(bound)
             server.serve()
@@ -111,24 +118,6 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _published(address: str, publish: str, store: Store, insecure: bool) -> Iterator[None]:
-    """The connection file, there as long as the daemon is; another daemon's later one is left alone."""
-    key = "" if insecure else key_pair("daemon").public
-    try:
-        write_connection(
-            Connection(address=address, publish=publish, key=key, pid=os.getpid(), store=str(store.directory))
-        )
-    except OSError as error:
-        raise StartError(f"cannot write {connection_file()}: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        connection = read_connection()
-        if connection is not None and connection.pid == os.getpid():
-            connection_file().unlink(missing_ok=True)
 
 
 def _rules(policy: Path | None) -> Rules:

@@ -10,6 +10,7 @@ from optwatch.daemon.changes import Changes
 from optwatch.daemon.lane import tensor_reply
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
+from optwatch.daemon.status import run_info, run_status
 from optwatch.series.points import Points
 from optwatch.series.reduce import reduce_rows
 from optwatch.series.timeline import rows
@@ -99,7 +100,7 @@ class Publisher:
             delta = Delta(
                 run=run.head.run,
                 seq=changes.seq,
-                status=run.status(now),
+                status=run_status(run, now),
                 findings=tuple(changes.findings.values()),
                 commands=tuple(changes.commands.values()),
                 markers=tuple(changes.markers),
@@ -114,7 +115,7 @@ class Publisher:
     def _publish_list(self, now: float) -> None:
         self._list_seq += 1
         if RUNS_TOPIC in self.subscribers:
-            infos = tuple(run.info(now) for run in self._runs.newest_first())
+            infos = tuple(run_info(run, now) for run in self._runs.newest_first())
             self._send([RUNS_TOPIC, *pack(RunList(self._list_seq, infos))])
 
     def _send(self, parts: list[Any]) -> None:

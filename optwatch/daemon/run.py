@@ -11,11 +11,11 @@ from optwatch.daemon.assembly import Record
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.commands import Book, CommandError, Entry, Send
 from optwatch.daemon.diagnosis import Diagnosis
-from optwatch.daemon.hangs import Hangs, Standing
+from optwatch.daemon.hangs import Hangs, Standing, standings_of
 from optwatch.daemon.head import Head
 from optwatch.daemon.history import History, scalar_points, with_samples
 from optwatch.daemon.lane import Lane
-from optwatch.daemon.peers import Peer, obstacle
+from optwatch.daemon.peers import Peer, obstacle, peers_of
 from optwatch.daemon.sessions import Link, Rank, Session
 from optwatch.daemon.store import Store
 from optwatch.policy.budget import ASKED_BY
@@ -25,7 +25,7 @@ from optwatch.series.points import Points
 from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.messages import Event, Hello, Report, Schema
-from optwatch.wire.requests import Marker, Mode, RankInfo, RunInfo, RunState, RunStatus
+from optwatch.wire.requests import Marker, Mode, RunState
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class Run:
         self.book = Book(head.run)
         self.hangs = Hangs()
         self.loaded = loaded
+        self.fault = ""
+        """Why this run is no longer followed: a fault of ours that must not end the service of others."""
         self.touched = True
         """Whether anything changed that a screen would show."""
         self.new_markers: list[Marker] = []
@@ -233,21 +235,12 @@ class Run:
 
     def peers(self, now: float) -> list[Peer]:
         """The ranks as the book of commands sees them."""
-        return [
-            Peer(
-                rank=rank.rank,
-                session=rank.session.hello.session,
-                fresh=rank.session.link(now) == "up",
-                steps=rank.session.steps,
-                age=max(now - rank.session.stepped, 0.0),
-                digests=tuple(optimizer.digest for optimizer in rank.session.hello.optimizers),
-                control=rank.session.control,
-            )
-            for rank in sorted(self.ranks.values(), key=lambda rank: rank.rank)
-        ]
+        return peers_of(self.ranks.values(), now)
 
     def control(self, now: float) -> str:
         """ "armed", or why nothing can be commanded now."""
+        if self.fault:
+            return self.fault
         if self.head.ended:
             return "the run has ended"
         return obstacle(self.peers(now), self.head.world_size, self._step_time()) or "armed"
@@ -258,49 +251,6 @@ class Run:
             return self.head.worst
         ranks = [SEVERITIES.index(f.severity) for f in self.findings.values() if f.resolved_step is None]
         return SEVERITIES[max(ranks)] if ranks else None
-
-    def info(self, now: float) -> RunInfo:
-        lane = self.lanes.get(0)
-        return RunInfo(
-            run=self.head.run,
-            name=self.head.name,
-            state=self.state(now),
-            step=self.step,
-            started=self.head.started,
-            world_size=self.head.world_size,
-            loss=lane.timeline.last("loss") if lane else self.head.loss,
-            rate=self.rate(),
-            worst=self.worst(),
-        )
-
-    def status(self, now: float) -> RunStatus:
-        lane = self.lane(0)
-        timeline = lane.timeline
-        overheads = [r.session.beat.overhead for r in self.ranks.values() if r.session.beat]
-        return RunStatus(
-            run=self.head.run,
-            name=self.head.name,
-            state=self.state(now),
-            step=self.step,
-            started=self.head.started,
-            world_size=self.head.world_size,
-            ranks=tuple(_rank_info(rank, now) for _, rank in sorted(self.ranks.items())),
-            steps_recorded=lane.recorded(),
-            gaps=lane.gaps(),
-            mode=self.head.mode,
-            control=self.control(now),
-            loss=timeline.last("loss"),
-            lr=timeline.last("lr"),
-            lr_scale=self.book.lr_scale,
-            clip=self.book.clip if isinstance(self.book.clip, (int, float)) else timeline.now("clip"),
-            grad_norm=timeline.last("grad_norm"),
-            overhead=max(overheads) if overheads else None,
-            rate=self.rate(),
-            optimizers=self.head.optimizers,
-            config=self.head.config,
-            allow=self.head.allow,
-            worst=self.worst(),
-        )
 
     def save_head(self) -> None:
         self.head.step, self.head.worst = self.step, self.worst()
@@ -350,20 +300,16 @@ class Run:
             self.book.work(self.peers(now), self.head.world_size, self._step_time(), time.time(), send)
         self._describe(now, changes)
 
+    def fail(self, error: Exception) -> None:
+        """It cannot be followed any more: say so, and leave it as it stands."""
+        self.fault = f"the daemon failed at this run, its log says where: {error!r}"
+        self._note(Marker(self.step, "note", self.fault))
+
     def _standings(self, now: float) -> list[Standing]:
         """How far the ranks are, those that left apart; nothing unless all have come."""
         if len(self.ranks) < self.head.world_size or self.head.world_size == 1:
             return []
-        return [
-            Standing(
-                rank=number,
-                step=rank.session.steps[0] if rank.session.steps else 0,
-                phase=rank.session.beat.phase if rank.session.beat else "",
-                silence=now - rank.session.heard,
-            )
-            for number, rank in self.ranks.items()
-            if not rank.session.left
-        ]
+        return standings_of(self.ranks.values(), now)
 
     def checkpoint(self) -> None:
         """Put the diagnosis and its findings into the unit that is about to be submitted."""
@@ -438,22 +384,6 @@ class Run:
     def _step_time(self) -> float:
         """Seconds per step lately; one where nothing is known."""
         return 1 / (self.rate() or 1.0)
-
-
-def _rank_info(rank: Rank, now: float) -> RankInfo:
-    session, beat = rank.session, rank.session.beat
-    return RankInfo(
-        rank=rank.rank,
-        host=session.hello.host,
-        pid=session.hello.pid,
-        link=session.link(now),
-        step=session.steps[0] if session.steps else 0,
-        phase=beat.phase if beat else "",
-        overhead=beat.overhead if beat else 0.0,
-        sample_every=beat.sample_every if beat else 0,
-        dropped=beat.dropped if beat else 0,
-        control=session.control,
-    )
 
 
 def _age(hello: Hello) -> tuple[int, float]:

@@ -44,7 +44,7 @@ class Runs:
         """The run that a client means, loaded.
 
         Raises:
-            LookupError: a sentence that names the runs there are.
+            UnknownRun: a sentence that names the runs there are.
         """
         run = find_run(list(self.by_id.values()), wanted)
         run.load(self.history)
@@ -58,7 +58,7 @@ class Runs:
             if now - used > KEPT_LOADED and not run.touched and not run.live(now):
                 run.checkpoint()
                 run.save_head()
-                self.by_id[name] = Run(run.head, self._store, loaded=False)
+                self.by_id[name] = Run(run.head, self._store, loaded=False, rules=self._rules)
                 del self._used[name]
 
     def newest_first(self) -> list[Run]:

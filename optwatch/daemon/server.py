@@ -9,11 +9,13 @@ from typing import Any
 import zmq
 
 from optwatch.daemon.access import Access
+from optwatch.daemon.announcement import Announcement
 from optwatch.daemon.boards import Boards
 from optwatch.daemon.desk import Desk
 from optwatch.daemon.ingest import Ingest
 from optwatch.daemon.leftovers import Leftovers
 from optwatch.daemon.publish import Publisher
+from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.store import Store
 from optwatch.wire.frames import AGENT, CLIENT, pack
@@ -41,7 +43,9 @@ class Server:
         wake: int,
         idle_exit: float | None,
         boards: Boards | None,
+        announcement: Announcement,
     ) -> None:
+        self._announcement = announcement
         self._store = store
         self._runs = runs
         self._access = access
@@ -79,8 +83,7 @@ class Server:
             if not self._drain(time.monotonic()):
                 break
         for run in self._runs.by_id.values():
-            if run.loaded and not run.head.ended:
-                run.advance(time.monotonic(), self._prepare, self._publisher.of(run))
+            if run.loaded and not run.head.ended and self._move(run, time.monotonic()):
                 run.checkpoint()
                 run.save_head()
         self._settle()
@@ -145,13 +148,23 @@ class Server:
         if slow:
             self._next_slow = now + SLOW_TICK
         for run in self._runs.by_id.values():
-            if not run.loaded:
-                continue
-            run.advance(now, self._prepare, self._publisher.of(run))
-            if slow:
+            if run.loaded and self._move(run, now) and slow:
                 run.watch_links(now)
         if slow:
             self._runs.unload(now)
+            self._ingest.forget(now)
+            self._announcement.look()
+
+    def _move(self, run: Run, now: float) -> bool:
+        """Move one run on; a fault of ours in it ends only that. Whether it is followed."""
+        if run.fault:
+            return False
+        try:
+            run.advance(now, self._prepare, self._publisher.of(run))
+        except Exception as error:
+            log.exception("run %s: it is not followed any more", run.head.name)
+            run.fail(error)
+        return not run.fault
 
     def _prepare(self, session: str, message: Prepare) -> None:
         """Send a command to an agent, but not before it is in the books."""

@@ -26,6 +26,9 @@ LEVELS = 3
 RETRY = 1.0
 """Seconds between two attempts while the disk is full or the file cannot be written."""
 
+NEVER = (OverflowError, ValueError, sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError)
+"""What no later attempt would make good: a number or a text that SQLite does not know."""
+
 
 class Writer:
     """Owns the connection that writes. A unit that cannot be written stays first in line until it can."""
@@ -101,7 +104,7 @@ class Writer:
             self._connection.execute("BEGIN IMMEDIATE")
             for _, unit, _, _ in units:
                 for sql, values in unit:
-                    self._connection.execute(sql, values)
+                    self._execute(sql, values)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             if not self.trouble:
@@ -113,6 +116,12 @@ class Writer:
             log.warning("the store can be written again")
         self.trouble = ""
         return True
+
+    def _execute(self, sql: str, values: tuple[Any, ...]) -> None:
+        try:
+            self._connection.execute(sql, values)
+        except NEVER as error:
+            log.error("left out what the store can never take: %r in %s", error, sql)
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:

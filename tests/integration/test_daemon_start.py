@@ -6,13 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from optwatch.client import Client, DaemonUnreachable
 from optwatch.client.local import start_daemon
-from optwatch.wire.places import connection_file, read_connection
+from optwatch.wire.places import connection_file, find_daemon, read_connection
 from tests.daemons import GUARD, DaemonProcess
 
 
@@ -88,6 +89,18 @@ def test_it_leaves_another_ones_connection_file_alone(daemon: DaemonProcess, tmp
     assert connection.address == second.address
     second.stop()
     assert read_connection() is None
+
+
+def test_it_is_found_again_when_a_later_one_has_ended(daemon: DaemonProcess, tmp_path: Path) -> None:
+    other = DaemonProcess(tmp_path / "other", "--store", str(tmp_path / "other" / "store")).start()
+    assert find_daemon() == other.address
+    other.stop()
+    end = time.monotonic() + GUARD
+    while read_connection() is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    with Client(timeout=GUARD) as client:
+        assert client.address == daemon.address
 
 
 def test_a_client_ends_it(daemon: DaemonProcess) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.ingest import Ingest
 from optwatch.daemon.runs import Runs
+from optwatch.daemon.status import run_info, run_status
 from optwatch.daemon.store import Store
 from optwatch.wire import limits
 from optwatch.wire.frames import pack
@@ -150,7 +151,7 @@ class Bench:
         self.ingest.take(identity, "user", "operator", [*pack(message), *blocks], now)
         for run in self.runs.by_id.values():
             run.advance(now, lambda session, message: None, Changes())
-            run.status(now)
+            run_status(run, now)
         self.ingest.describe()
         self.ingest.submitted(self.store.submit())
         self.ingest.acknowledge()
@@ -205,7 +206,7 @@ def test_any_numbers_and_any_tensors_are_taken(seed: int) -> None:
         assert bench.store.settle()
         list(bench.runs.history.points("r", 0))
         bench.runs.history.records("r", 0, None, None, 10)
-        bench.runs.by_id["r"].info(1.0)
+        run_info(bench.runs.by_id["r"], 1.0)
 
 
 def hostile_schema(dice: random.Random, session: str) -> Schema:

@@ -4,6 +4,7 @@ import msgspec
 import numpy as np
 
 from optwatch.daemon.runs import KEPT_LOADED
+from optwatch.daemon.status import run_info, run_status
 from optwatch.wire.messages import Batch, Bye, Schema
 from tests.unit.daemon.test_ingest import GOOD, new_bench
 from tests.unit.daemon.test_store import SCHEMA, blocks
@@ -21,16 +22,16 @@ def test_a_run_that_is_over_is_unloaded_and_comes_back() -> None:
         bench.take(Bye(session="one", seq=20, reason="done"), [])
         run = bench.runs.by_id["r"]
         run.touched = False
-        before = run.status(0.0)
+        before = run_status(run, 0.0)
         window = run.lane(0).timeline.window(None, None, ("loss", "lr"), None)
         records = [(record.step, record.stats.tobytes()) for record in run.lane(0).records]
         bench.runs.unload(float("inf"))
         bench.ingest.submitted(bench.store.submit())
         assert not bench.runs.by_id["r"].loaded
-        assert bench.runs.by_id["r"].info(0.0).step == before.step == 19 * 8
+        assert run_info(bench.runs.by_id["r"], 0.0).step == before.step == 19 * 8
         again = bench.runs.find("n")
         assert again is not run
-        after = again.status(0.0)
+        after = run_status(again, 0.0)
         assert msgspec.structs.replace(after, ranks=before.ranks, overhead=before.overhead) == before
         for one, other in zip(
             window, again.lane(0).timeline.window(None, None, ("loss", "lr"), None), strict=True

@@ -115,6 +115,19 @@ def test_a_unit_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     store.close()
 
 
+def test_what_sqlite_can_never_take_is_left_out_and_the_rest_is_written(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save_schema("r", SCHEMA)
+    store.save_session(GOOD, 0, False)
+    store.acknowledge(GOOD.session, 2**64)
+    store.acknowledge(GOOD.session, 7)
+    store.submit()
+    assert store.settle()
+    assert not store.trouble
+    assert store.reader.execute("SELECT acked FROM session").fetchone() == (7,)
+    store.close()
+
+
 def test_a_newer_store_is_not_touched(tmp_path: Path) -> None:
     Store(tmp_path).close()
     connection = sqlite3.connect(tmp_path / FILE)

@@ -1,0 +1,68 @@
+"""Status: a run as it stands, in the words that clients get."""
+
+from optwatch.daemon.run import Run
+from optwatch.daemon.sessions import Rank
+from optwatch.wire.requests import RankInfo, RunInfo, RunStatus
+
+
+def run_info(run: Run, now: float) -> RunInfo:
+    """A run in a list. `now`: monotonic."""
+    lane = run.lanes.get(0)
+    return RunInfo(
+        run=run.head.run,
+        name=run.head.name,
+        state=run.state(now),
+        step=run.step,
+        started=run.head.started,
+        world_size=run.head.world_size,
+        loss=lane.timeline.last("loss") if lane else run.head.loss,
+        rate=run.rate(),
+        worst=run.worst(),
+    )
+
+
+def run_status(run: Run, now: float) -> RunStatus:
+    """Everything about a loaded run but its history. `now`: monotonic."""
+    lane = run.lane(0)
+    timeline = lane.timeline
+    overheads = [r.session.beat.overhead for r in run.ranks.values() if r.session.beat]
+    return RunStatus(
+        run=run.head.run,
+        name=run.head.name,
+        state=run.state(now),
+        step=run.step,
+        started=run.head.started,
+        world_size=run.head.world_size,
+        ranks=tuple(_rank_info(rank, now) for _, rank in sorted(run.ranks.items())),
+        steps_recorded=lane.recorded(),
+        gaps=lane.gaps(),
+        mode=run.head.mode,
+        control=run.control(now),
+        loss=timeline.last("loss"),
+        lr=timeline.last("lr"),
+        lr_scale=run.book.lr_scale,
+        clip=run.book.clip if isinstance(run.book.clip, (int, float)) else timeline.now("clip"),
+        grad_norm=timeline.last("grad_norm"),
+        overhead=max(overheads) if overheads else None,
+        rate=run.rate(),
+        optimizers=run.head.optimizers,
+        config=run.head.config,
+        allow=run.head.allow,
+        worst=run.worst(),
+    )
+
+
+def _rank_info(rank: Rank, now: float) -> RankInfo:
+    session, beat = rank.session, rank.session.beat
+    return RankInfo(
+        rank=rank.rank,
+        host=session.hello.host,
+        pid=session.hello.pid,
+        link=session.link(now),
+        step=session.steps[0] if session.steps else 0,
+        phase=beat.phase if beat else "",
+        overhead=beat.overhead if beat else 0.0,
+        sample_every=beat.sample_every if beat else 0,
+        dropped=beat.dropped if beat else 0,
+        control=session.control,
+    )
