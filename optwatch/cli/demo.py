@@ -38,7 +38,7 @@ FAULTS = {
     "none": "nothing goes wrong",
 }
 
-PACE = 0.02
+PACE = 0.015
 """Seconds that a step takes at least under the terminal UI, so that one can read and decide."""
 
 
@@ -67,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--headless", action="store_true", help="no terminal UI; also trains without fault, and left alone"
     )
-    parser.add_argument("--steps", type=int, default=3000, metavar="N", help="optimizer steps (3000)")
+    parser.add_argument("--steps", type=int, default=5000, metavar="N", help="optimizer steps (5000)")
     parser.add_argument(
         "--mode",
         choices=get_args(Mode),
