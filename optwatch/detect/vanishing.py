@@ -43,7 +43,8 @@ class Vanishing:
 
     the gradient's rms decays towards the input (Mann-Kendall over depth), the median of the first third
     being < 1e-3 of that of the last third and < 1e-4 (AutoTrainer, Zhang et al. 2021), for 50 steps; or
-    one layer's update/param ratio and gradient are both < 1e-2 of the median layer's for 200 steps.
+    one layer's update/param ratio and gradient are both < 1e-2 of the median layer's for 200 steps. Five
+    samples show it, or two that are 200 steps apart where the ratio is below the square of its limit.
     """
 
     name: ClassVar[str] = "vanishing"
@@ -99,7 +100,7 @@ class Vanishing:
             bins = [float(np.median(part)) for part in np.split(known, cuts[1:-1])]
             holds = trend(bins) > RISE
         spell = self._memory.profile
-        if spell.take(step, holds, SAMPLES, STEPS):
+        if spell.take(step, holds, SAMPLES, STEPS, clear=first < PROFILE**2 * last):
             worst = names[int(finite[np.argmin(known)])]
             if spell.open:
                 text = (
@@ -141,7 +142,10 @@ class Vanishing:
         spells = self._memory.layers
         for i in np.flatnonzero(quiet | np.isin(names, list(spells))):
             spell = spells.setdefault(names[i], Spell())
-            if spell.take(step, bool(quiet[i]), SAMPLES, LAYER_STEPS):
+            clear = bool(gradient[i] < LAYER**2 * usual_gradient and ratio[i] < LAYER**2 * usual_ratio)
+            changed = spell.take(step, bool(quiet[i]), SAMPLES, LAYER_STEPS, clear)
+            # A gradient that decays over depth is told once, not for each of the layers.
+            if changed and not (spell.open and self._memory.profile.open):
                 share = float(ratio[i] / usual_ratio) if usual_ratio > 0 else 0.0
                 text = f"{names[i]} moves at {share:.1e} of the median layer's update/param ratio"
                 signals.append(
