@@ -63,12 +63,12 @@ class Tensors:
             self._take(
                 m.dead, step, "dead_parameters", names, zeros[i], signals,
                 holds=bool((zeros[i] >= DEAD).any()), worst=np.fmax,
-                text="of the gradient's elements are zero", samples=SAMPLES, steps=STEPS,
+                text="of the gradient's elements are zero", share=True, samples=SAMPLES, steps=STEPS,
             )  # fmt: skip
             self._take(
                 m.epsilon, step, "epsilon_dominated", names, epsilon[i], signals,
                 holds=_median(epsilon[i]) > EPSILON, worst=np.fmax,
-                text="of the elements have sqrt(v̂) < 10 ε", samples=SAMPLES, steps=STEPS,
+                text="of the elements have sqrt(v̂) < 10 ε", share=True, samples=SAMPLES, steps=STEPS,
             )  # fmt: skip
             self._take(
                 m.stale, step, "stale_second_moment", names, rms_t[i], signals,
@@ -111,12 +111,14 @@ class Tensors:
         steps: int,
         key: str = "",
         severity: Severity = "warning",
+        share: bool = False,
     ) -> None:
         if not spell.take(step, holds, samples, steps):
             return
         known = np.flatnonzero(np.isfinite(values))
         extreme = float(worst.reduce(values[known])) if len(known) else float("nan")
         at = int(known[np.argmax(values[known] == extreme)]) if len(known) else 0
+        size = f"{extreme:.2g}" if not share else "all" if extreme == 1 else f"{extreme:.1%}"
         signals.append(
             Signal(
                 kind=kind,
@@ -124,7 +126,7 @@ class Tensors:
                 onset_step=spell.since,
                 severity=severity,
                 key=key or kind,
-                summary=f"{names[at]}: {extreme:.2g} {text}" if spell.open else "no longer so",
+                summary=f"{names[at]}: {size} {text}" if spell.open else "no longer so",
                 over=not spell.open,
                 tensor=names[at],
                 evidence={"value": extreme, "median": _median(values), "layers": len(known)},
