@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from optwatch.series.points import Points
 from optwatch.wire.findings import Cause, Kind, Remedy, Severity
@@ -59,4 +59,13 @@ class Detector(Protocol):
         Raises:
             ValueError: it is not one.
         """
+        ...
+
+
+@runtime_checkable
+class Concerned(Protocol):
+    """A detector to which an applied action makes a difference."""
+
+    def acted(self, step: int) -> None:
+        """An action was applied; the points from `step` on come next."""
         ...

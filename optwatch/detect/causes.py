@@ -117,10 +117,12 @@ def _plateau(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Beli
     numbers = {name: value for name, value in signal.evidence.items() if isinstance(value, float)}
     beliefs: Belief = {}
     cut = numbers.get("lr_cut", 1.0)
-    if cut >= 10:
-        where = f"the LR was cut to 1/{cut:.3g} at step {signal.evidence.get('lr_cut_step')}"
+    if cut > 1:
+        where = f"the LR fell to 1/{cut:.3g} at step {signal.evidence.get('lr_cut_step')}"
         beliefs["lr_too_low"] = 5.0, f"{where}{_at(evidence.rate(signal.step))}"
         beliefs["lr_schedule"] = 3.0, where
+    if "pace_before" in numbers:
+        return beliefs
     ratio = evidence.update_ratio(signal.step)
     if ratio < SLOW_UPDATES:
         beliefs["lr_too_low"] = (

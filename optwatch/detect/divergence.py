@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import FIRST, from_state, median, push, to_state
+from optwatch.detect.memory import FIRST, HUGE, Blocks, from_state, median, push, to_state, trend
 from optwatch.detect.ranges import LossRange, NormRange
 from optwatch.series.points import Points
 from optwatch.wire.findings import Severity
@@ -28,6 +28,12 @@ BACK = 5
 """Points in a row within the range before the excursion, after which it is over."""
 PATIENCE = 20
 """Points after which a spike that has not come back is an alarm."""
+REGAINED = 0.05
+"""A divergence is over once all but this share of what the run had won is won back (as in `regain`)."""
+RECOVERY, GROUPS, FALL = 200, 20, -1.645
+"""Points after an action over which the loss falls (Mann-Kendall at 5 %) if it recovers."""
+RECOVERED = 0.1
+"""It has then won back this share, at least, of what it had lost when the action came."""
 GRACE = 50
 """Points after a planned change in which the loss may go anywhere up to ten times its start."""
 CONFIRM, CONFIRMED = 10, 2
@@ -57,6 +63,8 @@ class Excursion(msgspec.Struct):
     back: int = 0
     age: int = 0
     losses: list[float] = []
+    since_action: Blocks | None = None
+    """The course of the loss since the last action."""
 
 
 class Memory(msgspec.Struct):
@@ -100,6 +108,11 @@ class Divergence:
         self._memory = Memory(loss=LossRange(grace=GRACE, first=loss.first, best=loss.best))
         if excursion is not None and excursion.kind != "exploding_gradient":
             self._memory.excursion = excursion
+
+    def acted(self, step: int) -> None:
+        """What is open is over, too, once the loss falls steadily from here on."""
+        if (excursion := self._memory.excursion) is not None:
+            excursion.since_action = Blocks()
 
     def state(self) -> dict[str, Any]:
         return to_state(self._memory)
@@ -172,13 +185,36 @@ class Divergence:
         ):
             e.severity = "warning"
         e.told = e.told or e.severity != "watch" or e.long_run > 0 or e.kind == "exploding_gradient"
-        over = e.back >= BACK and (e.kind != "exploding_gradient" or e.age >= CONFIRM)
+        back = e.back >= BACK and (e.kind != "exploding_gradient" or e.age >= CONFIRM)
+        regained = e.kind == "divergence" and e.age >= PATIENCE and self._regained(e)
+        recovers = e.kind == "divergence" and self._recovers(e, x)
+        over = back or regained or recovers
         if over:
             self._memory.excursion = None
             if e.peak > e.short_limit and e.severity == "watch":
                 e.severity = "info"
         if e.told and (over or (e.kind, e.severity, e.told) != before):
             signals.append(self._signal(e, step, over))
+
+    def _regained(self, e: Excursion) -> bool:
+        """Whether most of what the run had won before is won back."""
+        return median(e.losses[-PATIENCE:]) <= e.level + REGAINED * max(e.first - e.level, 0.0)
+
+    def _recovers(self, e: Excursion, x: float) -> bool:
+        """Whether the loss, below its start again, falls steadily since an action. Takes one more loss."""
+        if e.since_action is None:
+            return False
+        if not math.isfinite(x):
+            e.since_action = Blocks()
+            return False
+        if not e.since_action.add(min(x, HUGE)):
+            return False
+        points = len(e.since_action.means) * e.since_action.size
+        course = e.since_action.last(max(RECOVERY, points // 2), GROUPS)
+        if not course or trend(course) >= FALL:
+            return False
+        lost = e.since_action.means[0] - e.level
+        return course[-1] < min(e.first, e.level + (1 - RECOVERED) * lost)
 
     def _signal(self, e: Excursion, step: int, over: bool) -> Signal:
         won = e.first - e.best
@@ -204,8 +240,10 @@ class Divergence:
 
 
 def _summary(e: Excursion, over: bool) -> str:
-    if over:
+    if over and e.back >= BACK:
         return f"came back after {e.age - e.back} points"
+    if over:
+        return f"the loss recovers: {median(e.losses[-PATIENCE:]):.4g} after {e.age} points"
     parts = []
     if e.norm_ratio:
         parts.append(f"gradient norm {e.norm_ratio:.3g} × its median")

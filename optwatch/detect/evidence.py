@@ -48,7 +48,6 @@ class History(msgspec.Struct):
     kind: str = ""
     beta2: float = math.nan
     epsilon: float = math.nan
-    acted: list[tuple[int, str]] = []
 
 
 class Evidence:
@@ -88,10 +87,6 @@ class Evidence:
         for values in (h.steps, h.rates, h.norms):
             del values[:-KEPT]
         self._sample(points)
-
-    def acted(self, step: int, action: str) -> None:
-        """An action was applied."""
-        self._history.acted = [*self._history.acted[-31:], (step, action)]
 
     @property
     def kind(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from optwatch.detect.base import Detector, Signal
+from optwatch.detect.base import Concerned, Detector, Signal
 from optwatch.detect.causes import causes_of
 from optwatch.detect.divergence import Divergence
 from optwatch.detect.evidence import Evidence
@@ -26,7 +26,7 @@ from optwatch.series.points import Column, Points, Samples
 from optwatch.wire.findings import ALARMS, SEVERITIES, Finding, Kind
 from optwatch.wire.messages import OptimizerInfo
 
-VERSION = 1
+VERSION = 2
 """Of the state: one of another version is not restored."""
 
 DETECTORS: tuple[type[Detector], ...] = (
@@ -50,8 +50,10 @@ TOLD_BY: dict[Kind, frozenset[Kind]] = {
 }
 """Kinds that are not reported while an alarm of these kinds is open."""
 
-MAX_MARKS = 100
-"""Marks that wait for their step."""
+MARK = "mark"
+"""A planned change that is no action."""
+MAX_PLANNED = 100
+"""Planned changes that wait for their step."""
 
 MAX_FINDINGS = 1_000
 """Findings kept per run; once there are so many, only those already open change."""
@@ -76,7 +78,7 @@ class Panel:
         self._evidence = Evidence()
         self._findings: list[Finding] = []
         self._open: dict[str, int] = {}
-        self._marks: list[int] = []
+        self._planned: list[tuple[int, str]] = []
         self._step = -1
         self._lr = math.nan
         self._lr_top = 0.0
@@ -93,9 +95,9 @@ class Panel:
 
     def _update(self, points: Points) -> list[Finding]:
         changed: dict[int, Finding] = {}
-        for part, restarted in self._parts(points):
-            if restarted:
-                self._begin(int(part.step[0]))
+        for part, changes in self._parts(points):
+            for change in changes:
+                self._begin(int(part.step[0]), change)
             self._evidence.update(part)
             signals = [
                 (signal, detector.name) for detector in self._detectors for signal in detector.update(part)
@@ -121,21 +123,29 @@ class Panel:
 
         A mark may come before the points up to its step do; it waits for them.
         """
-        if step <= self._step:
-            self._begin(step)
-        else:
-            self._marks = sorted({*self._marks, step})[-MAX_MARKS:]
-
-    def _begin(self, step: int) -> None:
-        for detector in self._detectors:
-            detector.mark(step)
+        self._plan(step, MARK)
 
     def acted(self, step: int, action: str) -> None:
-        """An action was applied at `step`: what follows is not judged by what was before.
+        """An action was applied at `step`. It may come before the points up to its step do, too.
 
-        A finding that is open stays so until the run is well again: the action is what shall end it.
+        A rollback is a planned change. After any other, only the detectors that it concerns judge anew: a
+        plateau gives the action its time, and a divergence is over once the loss falls steadily from where
+        the action found it. All else is judged as before, so that an action that does harm is found out.
         """
-        self._evidence.acted(step, action)
+        self._plan(step, action)
+
+    def _plan(self, step: int, change: str) -> None:
+        if step <= self._step:
+            self._begin(step, change)
+        else:
+            self._planned = sorted({*self._planned, (step, change)})[-MAX_PLANNED:]
+
+    def _begin(self, step: int, change: str) -> None:
+        for detector in self._detectors:
+            if change in (MARK, "rollback"):
+                detector.mark(step)
+            if change != MARK and isinstance(detector, Concerned):
+                detector.acted(step)
 
     def state(self) -> dict[str, Any]:
         """Everything `restore` needs, as plain values."""
@@ -143,7 +153,7 @@ class Panel:
             "version": VERSION,
             "run": self.run,
             "lr": [self._lr, self._lr_top],
-            "marks": list(self._marks),
+            "planned": list(self._planned),
             "step": self._step,
             "evidence": self._evidence.state(),
             "findings": [msgspec.to_builtins(finding) for finding in self._findings],
@@ -163,7 +173,7 @@ class Panel:
             self._findings = msgspec.convert(state["findings"], list[Finding])
             self._open = msgspec.convert(state["open"], dict[str, int])
             self._lr, self._lr_top = msgspec.convert(state["lr"], tuple[float, float])
-            self._marks = msgspec.convert(state["marks"], list[int])
+            self._planned = msgspec.convert(state["planned"], list[tuple[int, str]])
             self._step = msgspec.convert(state["step"], int)
             self._evidence.restore(state["evidence"])
             for detector in self._detectors:
@@ -226,25 +236,26 @@ class Panel:
             for finding in (self._findings[number - 1] for number in self._open.values())
         )
 
-    def _parts(self, points: Points) -> list[tuple[Points, bool]]:
-        """The points, cut at marks and where the LR returns to a height that it had before."""
+    def _parts(self, points: Points) -> list[tuple[Points, list[str]]]:
+        """The points, cut at planned changes and where the LR returns to a height that it had before."""
         lr = points.column("lr")
         where = np.flatnonzero(lr.logged & np.isfinite(lr.values) & (lr.values > 0))
-        restarts: set[int] = set()
+        changes: dict[int, list[str]] = {}
         if len(where):
             values = lr.values[where]
             former = np.concatenate(([self._lr], values[:-1]))
             top = np.maximum.accumulate(np.concatenate(([self._lr_top], values)))
             risen = (values > WARM_RESTART * former) & (values <= 1.05 * top[:-1])
-            restarts.update(where[risen].tolist())
+            changes = {start: [MARK] for start in where[risen].tolist()}
             self._lr, self._lr_top = float(values[-1]), float(top[-1])
         if len(points):
             self._step = int(points.step[-1])
-            due = [mark for mark in self._marks if mark <= self._step]
-            restarts.update(np.searchsorted(points.step, due).tolist())
-            self._marks = self._marks[len(due) :]
-        cuts = sorted({*range(0, len(points), PART), *restarts, len(points)})
-        return [(part(points, start, stop), start in restarts) for start, stop in pairwise(cuts)]
+            due = [(step, change) for step, change in self._planned if step <= self._step]
+            self._planned = self._planned[len(due) :]
+            for step, change in due:
+                changes.setdefault(int(np.searchsorted(points.step, step)), []).append(change)
+        cuts = sorted({*range(0, len(points), PART), *changes, len(points)})
+        return [(part(points, start, stop), changes.get(start, [])) for start, stop in pairwise(cuts)]
 
 
 def part(points: Points, start: int, stop: int) -> Points:

@@ -1,4 +1,7 @@
-"""Plateau: the loss no longer falls. Stuck near its start it is an alarm, after progress it is not."""
+"""Plateau: the loss no longer falls.
+
+An alarm where it is stuck near its start, or stopped when the LR collapsed; after progress it is not.
+"""
 
 import math
 from typing import Any, ClassVar, Literal
@@ -6,8 +9,10 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from optwatch.detect.base import Signal
+from optwatch.detect.collapse import Collapse, Rates, collapse
 from optwatch.detect.memory import HUGE, Blocks, from_state, median, start_error, start_of, to_state, trend
 from optwatch.series.points import Points
+from optwatch.wire.findings import Kind, Severity
 
 WINDOW = 200
 """Points that a plateau lasts at least; half of what has passed, if that is more."""
@@ -26,12 +31,14 @@ STUCK = 0.15
 """Less progress than this share of the start is none."""
 FINISHED = 0.05
 """An LR below this share of its peak is that of a schedule that ends."""
-CUT = 50.0
-"""An LR that falls by this factor from one point to the next is no schedule's end."""
 CONFIRMED = 3
 """Judgements in a row that make a run converged; there is no hurry."""
 SOLVED = 0.98
 """Progress by this share of the start leaves nothing to win."""
+
+
+State = Literal["", "stuck", "halted", "flat", "converged"]
+"""What is found: stuck from the start, halted by a collapse of the LR, flat after progress, finished."""
 
 
 class Memory(msgspec.Struct):
@@ -48,10 +55,10 @@ class Memory(msgspec.Struct):
     norm: float = 0.0
     lr: float = 0.0
     lr_peak: float = 0.0
-    lr_cut: float = 1.0
-    """The greatest factor by which the LR fell at once, and where."""
-    lr_cut_step: int = 0
-    open: Literal["", "stuck", "flat", "converged"] = ""
+    recent: Rates = msgspec.field(default_factory=Rates)
+    collapse: Collapse | None = None
+    """Of the LR, where one is in force."""
+    open: State = ""
     flat: int = 0
     """Judgements in a row that found it flat."""
     level: float = math.inf
@@ -62,7 +69,8 @@ class Plateau:
     5 %, and the drop is < 1 % of L0 - best. P = (L0 - L)/|L0| < 0.15 is stuck.
 
     A run is also stuck that after 400 points is not below its start. One whose gradient grows, or whose
-    LR still warms up, is about to start, and is left in peace.
+    LR still warms up, is about to start, and is left in peace. One that fell until its LR collapsed is
+    halted (`collapse` has the rule).
     """
 
     name: ClassVar[str] = "plateau"
@@ -83,10 +91,7 @@ class Plateau:
             strict=True,
         ):
             if math.isfinite(rate):
-                if m.lr > m.lr_cut * rate > 0:
-                    m.lr_cut, m.lr_cut_step = m.lr / rate, step
-                m.lr = rate
-                m.lr_peak = max(m.lr_peak, rate)
+                self._rate(step, rate, signals)
             if math.isfinite(g):
                 m.norm = min(g, 1e150)
             if has_loss and math.isfinite(x):
@@ -102,15 +107,33 @@ class Plateau:
             early_peak=old.early_peak,
             lr=old.lr,
             lr_peak=old.lr_peak,
+            collapse=old.collapse if old.open == "halted" else None,
             open=old.open,
             level=old.level,
         )
+
+    def acted(self, step: int) -> None:
+        """An action gets the time that a run gets, and an LR that it cuts is no collapse."""
+        self.mark(step)
 
     def state(self) -> dict[str, Any]:
         return to_state(self._memory)
 
     def restore(self, state: dict[str, Any]) -> None:
         self._memory = from_state(state, Memory)
+
+    def _rate(self, step: int, rate: float, signals: list[Signal]) -> None:
+        m = self._memory
+        m.lr = rate
+        m.lr_peak = max(m.lr_peak, rate)
+        former = m.recent.held_before(rate)
+        if m.collapse is None and former:
+            m.collapse = collapse(step, former, m.seen, m.losses)
+        elif m.collapse is not None and m.collapse.back(rate):
+            if m.open == "halted":
+                m.open = ""
+                signals.append(_over("halted", step, f"the LR is back at {rate:.3g}", {"lr": rate}))
+            m.collapse = None
 
     def _point(self, step: int, x: float, signals: list[Signal]) -> None:
         m = self._memory
@@ -124,6 +147,8 @@ class Plateau:
             m.early_peak = max(m.early_peak, x)
         m.norms.add(m.norm)
         m.rates.add(m.lr)
+        if m.collapse is not None:
+            m.collapse.since.add(x)
         if m.losses.add(x) and m.seen >= WINDOW:
             self._judge(step, signals)
 
@@ -139,12 +164,23 @@ class Plateau:
         slope = trend(course)
         falls = slope < FALL and drop >= DROP * won
         progress = (first - now) / abs(first) if first else 0.0
+        evidence: dict[str, float | int | str] = {
+            "window": window,
+            "progress": progress,
+            "drop": drop,
+            "mann_kendall": slope,
+            "early_peak_over_start": m.early_peak / first if first else math.nan,
+        }
+        if m.open in ("", "flat", "converged") and m.collapse is not None and m.collapse.halted():
+            m.open, m.level = "halted", now
+            signals.append(self._signal("halted", step, evidence))
+            return
         if m.open:
             if progress >= 1.5 * STUCK if m.open == "stuck" else falls and now < m.level - 2 * DROP * won:
-                kind, m.open = m.open, ""
-                signals.append(self._signal(kind, step, window, progress, drop, slope, over=True))
+                signals.append(_over(m.open, step, "the loss falls again", evidence))
+                m.open = ""
             return
-        found: Literal["", "stuck", "flat", "converged"] = ""
+        found: State = ""
         m.flat += 1
         error = math.hypot(m.error, _deviation(course[-8:]) / 2) / abs(first or 1)
         if progress + 2 * error < STUCK:
@@ -159,7 +195,7 @@ class Plateau:
             found = ""
         if found:
             m.open, m.level = found, now
-            signals.append(self._signal(found, step, window, progress, drop, slope))
+            signals.append(self._signal(found, step, evidence))
 
     def _starting(self, window: int) -> bool:
         """Whether the run is about to start: its gradient grows, or its LR still warms up."""
@@ -172,44 +208,53 @@ class Plateau:
     def _finished(self, progress: float) -> bool:
         """Whether a flat loss is the end of the run: a schedule that ended, or nothing left to win."""
         m = self._memory
-        if m.lr_cut >= CUT:
+        if m.collapse is not None:
             return False
         return progress >= SOLVED or not m.lr > FINISHED * m.lr_peak
 
-    def _signal(
-        self,
-        found: str,
-        step: int,
-        window: int,
-        progress: float,
-        drop: float,
-        slope: float,
-        over: bool = False,
-    ) -> Signal:
+    def _signal(self, found: State, step: int, evidence: dict[str, float | int | str]) -> Signal:
         m = self._memory
-        if over:
-            text = "the loss falls again"
-        elif found == "stuck":
+        progress, onset = float(evidence["progress"]), step
+        if (cut := m.collapse) is not None:
+            factor = cut.former / m.lr if m.lr else math.inf
+            evidence = {**evidence, "lr_cut": factor, "lr_cut_step": cut.step}
+        if found == "stuck":
             text = f"no progress: {m.level:.4g} after {m.seen} points, {progress:.1%} below the start"
+        elif found == "halted" and cut is not None:
+            onset = cut.step
+            text = f"the loss stopped falling when the LR fell from {cut.former:.3g} to {m.lr:.3g} at once"
+            evidence = {**evidence, "pace_before": cut.pace, "pace_since": cut.pace_since}
         else:
+            window = evidence["window"]
             text = f"the loss is flat at {m.level:.4g} for {window} points, {progress:.0%} below its start"
         return Signal(
-            kind="converged" if found == "converged" else "plateau",
+            kind=_kind(found),
             step=step,
-            onset_step=step,
-            severity="warning" if found == "stuck" else "info",
+            onset_step=onset,
+            severity=_severity(found),
             summary=text,
-            over=over,
-            evidence={
-                "window": window,
-                "progress": progress,
-                "drop": drop,
-                "mann_kendall": slope,
-                "early_peak_over_start": m.early_peak / m.first if m.first else math.nan,
-                "lr_cut": m.lr_cut,
-                "lr_cut_step": m.lr_cut_step,
-            },
+            evidence=evidence,
         )
+
+
+def _kind(found: State) -> Kind:
+    return "converged" if found == "converged" else "plateau"
+
+
+def _severity(found: State) -> Severity:
+    return "warning" if found in ("stuck", "halted") else "info"
+
+
+def _over(found: State, step: int, text: str, evidence: dict[str, float | int | str]) -> Signal:
+    return Signal(
+        kind=_kind(found),
+        step=step,
+        onset_step=step,
+        severity=_severity(found),
+        summary=text,
+        over=True,
+        evidence=evidence,
+    )
 
 
 def _deviation(values: list[float]) -> float:

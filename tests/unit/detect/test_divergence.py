@@ -5,7 +5,7 @@ import pytest
 
 from optwatch.detect.panel import Panel
 from optwatch.wire.findings import ALARMS, Finding
-from tests.unit.detect.series import falling, points
+from tests.unit.detect.series import F8, falling, points
 
 
 def found(**columns: object) -> tuple[Finding, ...]:
@@ -70,6 +70,56 @@ def test_minibatch_noise_is_no_alarm(noise: float) -> None:
     for seed in range(5):
         findings = found(loss=falling(5_000, seed, noise=noise))
         assert not [finding for finding in findings if finding.severity in ALARMS]
+
+
+def wounded(left: float) -> F8:
+    """A run that won 2 of 2.3, lost nearly all of it at 1,000, and has `left` of the loss 1,500 points on."""
+    won = 0.3 + 2 * np.exp(-np.arange(1_000) / 150)
+    back = 0.3 + 1.8 * np.exp(np.log(left / 1.8) * np.arange(1_500) / 1_500)
+    noisy: F8 = np.concatenate([won, back]) * np.exp(np.random.default_rng(0).normal(0, 0.03, 2_500))
+    return noisy
+
+
+def test_a_divergence_is_over_once_nearly_all_is_won_back() -> None:
+    (finding,) = found(loss=wounded(left=0.05))
+    assert (finding.kind, finding.onset_step) == ("divergence", 1_001)
+    assert finding.resolved_step is not None
+    assert 2_100 < finding.resolved_step < 2_500
+
+
+def test_and_open_while_a_good_part_is_lost() -> None:
+    (finding,) = found(loss=wounded(left=0.5))
+    assert (finding.kind, finding.resolved_step) == ("divergence", None)
+
+
+def after_an_action(loss: F8) -> Finding:
+    """The divergence of a run in which an action was applied at 1,101."""
+    panel = Panel("run")
+    panel.update(points(loss=loss[:1_100]))
+    assert panel.findings[0].resolved_step is None
+    panel.acted(1_101, "restart")
+    panel.update(points(1_101, loss=loss[1_100:]))
+    return panel.findings[0]
+
+
+def test_after_an_action_it_is_over_once_the_loss_falls_steadily() -> None:
+    finding = after_an_action(wounded(left=0.5))
+    assert (finding.kind, finding.resolved_step) == ("divergence", 1_300)
+    assert "recovers" in finding.summary
+
+
+def test_but_not_where_the_loss_stays_where_it_is_or_above_its_start() -> None:
+    assert after_an_action(wounded(left=1.8)).resolved_step is None
+    assert after_an_action(wounded(left=0.5) + 5 * (np.arange(2_500) >= 1_000)).resolved_step is None
+
+
+def test_an_action_hides_no_new_divergence() -> None:
+    loss = falling(600)
+    loss[300:] = 2.3 * 1.5 ** np.arange(300)
+    panel = Panel("run")
+    panel.acted(301, "scale_lr")
+    panel.update(points(loss=loss))
+    assert "divergence" in [finding.kind for finding in panel.findings]
 
 
 def test_a_warm_restart_of_the_lr_is_a_planned_change() -> None:

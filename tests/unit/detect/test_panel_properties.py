@@ -64,12 +64,39 @@ def test_no_numbers_raise_and_the_cut_into_chunks_makes_no_difference(run: Point
     assert same(whole, take(Panel("run"), chunks(run, cycle([1]))))
 
 
-@settings(max_examples=30, deadline=None)
-@given(run=runs(), cut=st.integers(1, 600))
-def test_saved_and_restored_at_any_point_the_findings_are_the_same(run: Points, cut: int) -> None:
-    whole = take(Panel("run"), [run])
-    first, *rest = [*chunks(run, iter([cut, 10_000])), *[run][:0]] or [run]
+CHANGES = st.lists(
+    st.tuples(st.integers(1, 600), st.sampled_from(["restart", "scale_lr", "clip", "rollback", ""])),
+    max_size=3,
+)
+
+
+def planned(changes: list[tuple[int, str]]) -> Panel:
+    """A panel that is told of actions and marks ("") before their points come."""
     panel = Panel("run")
+    for step, action in changes:
+        if action:
+            panel.acted(step, action)
+        else:
+            panel.mark(step)
+    return panel
+
+
+@settings(max_examples=30, deadline=None)
+@given(run=runs(), changes=CHANGES, sizes=st.lists(st.integers(1, 90), min_size=1, max_size=5))
+def test_nor_does_it_around_actions_and_marks(
+    run: Points, changes: list[tuple[int, str]], sizes: list[int]
+) -> None:
+    assert same(take(planned(changes), [run]), take(planned(changes), chunks(run, cycle(sizes))))
+
+
+@settings(max_examples=30, deadline=None)
+@given(run=runs(), changes=CHANGES, cut=st.integers(1, 600))
+def test_saved_and_restored_at_any_point_the_findings_are_the_same(
+    run: Points, changes: list[tuple[int, str]], cut: int
+) -> None:
+    whole = take(planned(changes), [run])
+    first, *rest = [*chunks(run, iter([cut, 10_000])), *[run][:0]] or [run]
+    panel = planned(changes)
     panel.update(first)
     state = msgspec.msgpack.decode(msgspec.msgpack.encode(panel.state()))
     restored = Panel("run")
