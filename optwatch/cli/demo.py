@@ -6,6 +6,7 @@ The demo has a daemon, keys and a store of its own in a temporary directory: it 
 import argparse
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,9 @@ FAULTS = {
     "plateau": "the learning rate is × 0.0001 from a third of the run on",
     "none": "nothing goes wrong",
 }
+
+READING = 6
+"""Seconds for the explanation to be read, before the terminal UI covers it."""
 
 PACE = 0.015
 """Seconds that a step takes at least under the terminal UI, so that one can read and decide."""
@@ -111,8 +115,9 @@ def _show(args: argparse.Namespace, directory: Path, address: str, mode: Mode) -
     )
     if mode == "advise":
         print("When optwatch finds something it proposes what to do: press a to approve, d to dismiss.")
-    print("r, l and c act by hand, ? shows all keys, q leaves. Press Enter to begin.")
-    sys.stdin.readline()
+    print(f"r, l and c act by hand, ? shows all keys, q leaves. It begins in {READING} s, or with Enter.")
+    if select.select([sys.stdin], [], [], READING)[0]:
+        sys.stdin.readline()
     name = f"demo-{args.fault}"
     with (
         (directory / "training.log").open("wb") as log,

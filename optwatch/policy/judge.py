@@ -32,9 +32,14 @@ class Trend:
 
 
 def fit_trend(steps: F8, losses: F8) -> Trend | None:
-    """A line over log(step) by Theil and Sen, blind to single outliers; None from too few finite points."""
+    """A line over log(step), blind to single outliers; None from too few finite points."""
     finite = np.isfinite(losses)
-    x, y = np.log(np.maximum(steps[finite], 1.0)), losses[finite]
+    line = _fit_line(np.log(np.maximum(steps[finite], 1.0)), losses[finite])
+    return None if line is None else Trend(*line)
+
+
+def _fit_line(x: F8, y: F8) -> tuple[float, float, float] | None:
+    """Level, slope and noise (1.4826 MAD) by Theil and Sen; None from fewer than `FEWEST` points."""
     if len(x) < FEWEST:
         return None
     # The slopes between points half a window apart are enough, and linear in the number of points.
@@ -43,7 +48,7 @@ def fit_trend(steps: F8, losses: F8) -> Trend | None:
     slope = float(np.median((y[half:] - y[: len(y) - half]) / np.maximum(run, 1e-12)))
     level = float(np.median(y - slope * x))
     residuals = y - level - slope * x
-    return Trend(level, slope, float(1.4826 * np.median(np.abs(residuals))))
+    return level, slope, float(1.4826 * np.median(np.abs(residuals)))
 
 
 def judge(history: History, onset: int, applied: int, due: int) -> Outcome:
@@ -87,7 +92,8 @@ def judge(history: History, onset: int, applied: int, due: int) -> Outcome:
     expected = trend.at(onset)
     damage = before - expected
     if damage > max(slack, 0.05 * abs(expected)):
-        return _judge_rescue(before, level, best, damage, trend.noise, slack, (event_steps, event), due)
+        without = recovery_at(due, event_steps, event, best)
+        return _judge_rescue(before, level, best, damage, trend.noise, slack, without)
     without = trend.at(due)
     gain = without - level
     verdict = "helped" if gain > 0 else "hurt"
@@ -97,6 +103,26 @@ def judge(history: History, onset: int, applied: int, due: int) -> Outcome:
     return Outcome(verdict, numbers)
 
 
+def recovery_at(step: int, steps: F8, losses: F8, best: float) -> float:
+    """The loss that a recovery under way leads to at `step`; NaN where too few points say so.
+
+    What is left above the former best may fall like a power of the time since the event, or
+    exponentially at its latest pace: the better of the two, so that no action is praised for what the
+    run does by itself.
+    """
+    above = np.isfinite(losses) & (losses > best)
+    since, excess = steps[above] - steps[:1] + 1, np.log(losses[above] - best)
+    latest = since > since[-1] / 2 if len(since) else above[:0]
+    power, decay = _fit_line(np.log(since), excess), _fit_line(since[latest], excess[latest])
+    if power is None:
+        return float("nan")
+    then = float(step - steps[0] + 1)
+    left = [power[0] + power[1] * np.log(then)]
+    if decay is not None:
+        left.append(decay[0] + decay[1] * then)
+    return best + float(np.exp(min(*left, 700.0)))  # the largest that does not overflow
+
+
 def _judge_rescue(
     before: float,
     level: float,
@@ -104,13 +130,12 @@ def _judge_rescue(
     damage: float,
     noise: float,
     slack: float,
-    event: tuple[F8, F8],
-    due: int,
+    without: float,
 ) -> Outcome:
     """The verdict where the loss shows damage: is it won back, and would it have been anyway?"""
-    own = fit_trend(*event)
-    # With too few points between event and action, nothing says that the loss would have moved.
-    without = before if own is None else float(np.clip(own.at(due), best, max(before, own.at(due))))
+    if not np.isfinite(without):
+        # With too few points between event and action, nothing says that the loss would have moved.
+        without = before
     recovered = (before - level) / damage
     smallest = max(slack, 0.1 * damage)
     if level > before + smallest:

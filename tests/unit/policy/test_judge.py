@@ -53,6 +53,16 @@ def test_a_loss_that_was_coming_back_by_itself_is_unclear() -> None:
     assert judge(history(loss), 300, 380, 580).verdict == "unclear"
 
 
+def test_a_jump_out_of_a_recovery_that_had_all_but_stopped_was_helped() -> None:
+    loss = healthy(STEPS)
+    loss[299:] += 3 / (1 + np.arange(501) / 10)
+    assert judge(history(loss), 300, 420, 620).verdict != "helped", "no action at all"
+    loss[420:] = healthy(STEPS)[420:]
+    outcome = judge(history(loss), 300, 420, 620)
+    assert outcome.verdict == "helped"
+    assert outcome.numbers["after"] < outcome.numbers["without"] < outcome.numbers["before"]
+
+
 def test_a_loss_that_turns_nan_was_hurt_and_one_that_was_nan_before_was_not() -> None:
     loss = healthy(STEPS)
     loss[310:] = np.nan
