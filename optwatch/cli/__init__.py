@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from optwatch import __version__
 from optwatch.cli.errors import Wrong
+from optwatch.cli.show import plain
 
 SUBCOMMANDS = {
     "demo": "optwatch.cli.demo",
@@ -36,6 +37,21 @@ SUBCOMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Exit status: 0 done, 1 not done, 2 wrong use or bad input, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = _parser(arguments).parse_args(arguments)
+        return int(options.run(options))
+    except Wrong as error:
+        print(f"optwatch {options.command}: {plain(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        sys.stderr.close()
+        return 1
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the subcommand that is called for, or of all."""
     parser = argparse.ArgumentParser(
         prog="optwatch",
         description="See what goes wrong in a training run, and act on it.",
@@ -57,14 +73,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         module.configure(command)
         command.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except Wrong as error:
-        print(f"optwatch {options.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        sys.stderr.close()
-        return 1
+    return parser

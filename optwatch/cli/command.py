@@ -65,11 +65,13 @@ def report(command: Command, until: str, as_json: bool, timeout: float) -> int:
             text += f" at step {command.step:,} on rank {', '.join(map(str, command.ranks_applied))}"
         if command.outcome is not None:
             text += f": {outcome_text(command)}"
-        if command.state in OPEN_STATES or (until == "judged" and command.state == "applied"):
+        if command.state in OPEN_STATES:
             text += f": still {command.state} after {timeout:g} s"
+        elif until == "judged" and command.state == "applied":
+            text += f": not judged yet after {timeout:g} s"
         if command.reason:
             text += f": {command.reason}"
-        print(f"{show.paint(told, colour)}  {text}")
+        print(f"{show.paint(told, colour)}  {show.plain(text)}")
     return 0 if command.state == "judged" or (command.state == "applied" and until == "applied") else 1
 
 

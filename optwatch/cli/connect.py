@@ -49,9 +49,17 @@ def add_waiting(parser: argparse.ArgumentParser) -> None:
 
 def seconds(text: str) -> float:
     """A positive number of seconds, for argparse."""
-    value = float(text)
-    if not 0 < value < 1e7:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return between(text, 0.0, 1e7, "positive number of seconds")
+
+
+def between(text: str, low: float, high: float, what: str) -> float:
+    """A number strictly between two others, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low < value < high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what}")
     return value
 
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import get_args
 
-from optwatch.cli.connect import connected
+from optwatch.cli.connect import connected, seconds
 from optwatch.cli.errors import Wrong
 from optwatch.wire.places import DEFAULT_ADDRESS
 from optwatch.wire.requests import Mode
@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--insecure", action="store_true", help="no keys: whoever reaches the address may do everything"
     )
     parser.add_argument(
-        "--idle-exit", metavar="SECONDS", type=float, help="end when nobody has used it for so long"
+        "--idle-exit", metavar="SECONDS", type=seconds, help="end when nobody has used it for so long"
     )
 
 

@@ -73,10 +73,16 @@ def print_facts(facts: Mapping[str, Cell]) -> None:
 
 
 def paint(text: str, colour: str) -> str:
-    """A text in a colour, plain where nobody sees it or $NO_COLOR asks for none."""
+    """A text in a colour, without it where nobody sees it or $NO_COLOR asks for none."""
+    text = plain(text)
     if not colour or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def plain(text: str) -> str:
+    """A text that does nothing to the terminal, whatever a run's name or a mark holds."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def severity_cell(severity: str | None) -> Cell:

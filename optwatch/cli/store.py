@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from optwatch.cli.connect import between
 from optwatch.cli.errors import Wrong
 from optwatch.wire.places import state_dir
 
@@ -70,10 +71,7 @@ def _compact(args: argparse.Namespace) -> int:
 
 
 def _days(text: str) -> float:
-    days = float(text)
-    if not 0 <= days < 1e5:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of days")
-    return days
+    return between(text, -1e-9, 1e5, "number of days")
 
 
 def _mib(size: int) -> str:

@@ -57,7 +57,10 @@ def bind(socket: "zmq.Socket[Any]", address: str, *, any_port: bool) -> str:
                 raise StartError(
                     f"{at} is taken: stop what listens there, or give another --listen"
                 ) from None
-            raise StartError(f"cannot listen on {at}: {error.strerror}") from None
+            why = zmq.strerror(error.errno or 0)
+            raise StartError(
+                f"cannot listen on {at}: {why}; give an address of this host to --listen"
+            ) from None
         return socket.getsockopt_string(zmq.LAST_ENDPOINT)
     raise AssertionError("unreachable")
 

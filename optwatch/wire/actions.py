@@ -104,7 +104,17 @@ def parse_action(name: str, args: dict[str, Any]) -> Action:
     try:
         return msgspec.convert(args, ACTIONS[name])
     except (msgspec.ValidationError, ValueError) as error:
-        raise ValueError(f"{name}: {str(error)[:MAX_TEXT]}") from None
+        raise ValueError(_in_words(name, str(error))[:MAX_TEXT]) from None
+
+
+def _in_words(name: str, problem: str) -> str:
+    """What msgspec says of an argument, "Expected `int` >= 0 - at `$.warmup`", as a sentence."""
+    text, _, place = problem.partition(" - at `$.")
+    text = text.replace("`", "")
+    if place:
+        field = place.rstrip("`")
+        return f"{name}: {field} is wrong: {text[0].lower()}{text[1:]}"
+    return text if text.startswith(f"{name} needs") else f"{name}: {text}"
 
 
 def action_args(action: Action) -> dict[str, Any]:

@@ -65,7 +65,7 @@ KEYS: tuple[Key, ...] = (
     Key("ctrl+p", "ctrl+p", "app.command_palette", "palette", "find an action by its name", ("app",)),
     Key("T", "T", "app.next_theme", "theme", "dark, light, high contrast", ("app",)),
     Key("escape", "esc", "app.go_back", "back", "close, or back to the list of runs", ("app",), 18),
-    Key("q", "q", "app.quit", "quit", "leave; runs and daemon go on", ("app",), 19),
+    Key("q,ctrl+c", "q", "app.quit", "quit", "leave; runs and daemon go on", ("app",), 19),
 )
 
 

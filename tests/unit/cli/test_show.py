@@ -67,3 +67,8 @@ def test_how_long_ago(passed: float, text: str, monkeypatch: pytest.MonkeyPatch)
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
     show.print_json({"loss": float("nan"), "text": "α"})
     assert capsys.readouterr().out == '{\n  "loss": null,\n  "text": "α"\n}\n'
+
+
+def test_what_a_name_holds_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show.print_table(("NAME",), [["evil\x1b]0;owned\x07\n"]])
+    assert capsys.readouterr().out.splitlines() == ["NAME", "evil\ufffd]0;owned\ufffd\ufffd"]

@@ -388,7 +388,8 @@ async def test_clicking_selects_and_opens() -> None:
         assert isinstance(pilot.app.screen, TextScreen)
 
 
-async def test_quit_closes_the_feed() -> None:
+@pytest.mark.parametrize("key", ["q", "ctrl+c"])
+async def test_quit_closes_the_feed(key: str) -> None:
     async with shown() as pilot:
-        await pilot.press("q")
+        await pilot.press(key)
     assert pilot.app.return_code == 0

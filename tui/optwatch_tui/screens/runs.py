@@ -25,10 +25,10 @@ class RunsHeader(Lines):
     def lines(self, width: int, height: int) -> list[Row]:
         app = self.screen.watch_app  # type: ignore[attr-defined]
         link = app.link
-        if link.state != "live":
-            return [((" optwatch ▸ runs", "title"),), link_sentence(link)]
-        live = sum(run.state == "live" for run in app.runs)
         word = "  read-only" if app.readonly else ""
+        if link.state != "live":
+            return [((" optwatch ▸ runs", "title"), (word, "warning")), link_sentence(link)]
+        live = sum(run.state == "live" for run in app.runs)
         return [
             ((" optwatch ▸ ", "muted"), ("runs", "title"), (word, "warning")),
             ((" ● ", "ok"), (f"{link.address}  {len(app.runs)} runs, {live} live", "muted")),
