@@ -1,35 +1,49 @@
 """How often to measure, so that the agent holds its share of the step time."""
 
 import math
+from collections import deque
 
 _MOST = 1_024
 """Steps between two measurements at most, however little the budget allows."""
 
-_OUTLIER = 4.0
-"""Times the average that a single cost is believed to be at most."""
+_OUTLIER = 2.0
+"""Times its usual value that a single cost or step time is believed to be at most."""
+
+_LEAST = 0.25
+"""Share of the budget left for norms and samples, whatever the cost of every step; and share of what is
+left for samples, however seldom that makes the norm."""
+
+_SAVED = 8.0
+"""Norms that can be paid from savings while steps are shorter than usual."""
 
 _WEIGHT = 0.2
-"""Weight of the newest cost in its moving average."""
+"""Weight of the newest value in a moving average."""
 
 
 class Governor:
     """Plans when gradient norms and per-tensor samples are taken, from what they and the steps cost.
 
     Every step earns `budget` × its time. What every step costs (loss, LR, time) is paid first, then the
-    gradient norm, then the samples. It starts sparse: nothing is measured before the first steps have
-    earned it, so that the beginning of a run holds the budget too.
+    gradient norm, and samples from what is left. Each has a purse of its own, so that a sample never
+    silences the norm; and one cost far above the usual is no debt. It starts sparse: nothing is measured
+    before the first steps have earned it, so that the beginning of a run holds the budget too.
+
+    A step that the system interrupts inside the agent would have been interrupted without it too, so the
+    costs of norms and samples should be CPU time. That of every step may be by the clock, which is cheaper
+    to read: far above its average it is not believed.
     """
 
     def __init__(self, budget: float, numel: int, tensors: int) -> None:
         self.budget = budget
         self.norm_every = 1
         self.sample_every = _MOST
-        self._step_time: float | None = None
-        self._fixed = 0.0
         # First guesses, on the high side: one read of the gradients, or twenty passes over a tensor.
-        self._norm = 1e-5 + 1e-6 * tensors + numel * 4e-10
-        self._sample = 1e-4 + 1e-5 * tensors + numel * 1e-8
-        self._purse = 0.0
+        self._norm = _Cost(1e-5 + 1e-6 * tensors + numel * 4e-10)
+        self._sample = _Cost(1e-4 + 1e-5 * tensors + numel * 1e-8)
+        self._fixed = _Usual(3e-5)
+        self._step_time: _Usual | None = None
+        self._for_norms = -self._norm.usual
+        self._for_samples = -self._sample.usual
         self._since_norm = 0
         self._since_sample = 0
         self._cost = self._time = 0.0
@@ -41,48 +55,88 @@ class Governor:
 
     def wants_norm(self) -> bool:
         """Whether the step that begins should measure the gradient norm."""
-        return self._since_norm + 1 >= self.norm_every and (self._purse >= 0 or self._since_norm >= _MOST)
+        return self._for_norms >= 0 or self._since_norm >= _MOST
 
     def wants_sample(self) -> bool:
-        """Whether the step that begins should measure every tensor."""
-        due = self._since_sample + 1 >= self.sample_every
-        return due and (self._purse >= 0 or self._since_sample >= _MOST)
+        """Whether the step that begins should measure every tensor. The norm, which goes with it, is one
+        that was wanted anyway."""
+        return (self._for_samples >= 0 and self.wants_norm()) or self._since_sample >= _MOST
 
     def spent(self, step_time: float | None, fixed: float, norm: float | None, sample: float | None) -> None:
-        """Take account of a step: its whole time, and what the agent's parts took, in seconds."""
+        """Take account of a step: its whole time, and what the agent's parts took, in seconds.
+
+        `step_time` is None where no step came before.
+        """
         self._since_norm = 0 if norm is not None else self._since_norm + 1
         self._since_sample = 0 if sample is not None else self._since_sample + 1
-        self._fixed = _blend(self._fixed, fixed)
-        # A part that the system interrupted says little about what it costs.
+        cost = self._fixed.see(fixed)
         if norm is not None:
-            norm = min(norm, _OUTLIER * self._norm)
-            self._norm = _blend(self._norm, norm)
+            cost += norm
+            self._for_norms = self._norm.debit(self._for_norms, norm)
         if sample is not None:
-            sample = min(sample, _OUTLIER * self._sample)
-            self._sample = _blend(self._sample, sample)
+            cost += sample
+            self._for_samples = self._sample.debit(self._for_samples, sample)
         if step_time is None:
             return
-        self._step_time = step_time if self._step_time is None else _blend(self._step_time, step_time)
-        cost = fixed + (norm or 0.0) + (sample or 0.0)
         self._cost = 0.99 * self._cost + cost
         self._time = 0.99 * self._time + step_time
-        # What was earned long ago is not saved up for a burst, nor is a debt carried for ever.
-        earned = self.budget * step_time - cost
-        self._purse = min(max(self._purse + earned, -4 * self._sample), self._norm)
-        self._plan()
+        self._earn(step_time)
+        self._plan(step_time)
 
-    def _plan(self) -> None:
-        assert self._step_time is not None
-        income = self.budget * self._step_time - self._fixed
-        self.norm_every = _period(self._norm, income)
-        self.sample_every = _period(self._sample, income - self._norm / self.norm_every)
+    def _earn(self, step_time: float) -> None:
+        income = self._income(step_time)
+        for_samples = _LEAST * income
+        # What was earned long ago is not saved up for a burst.
+        self._for_norms += income - for_samples
+        if (over := self._for_norms - _SAVED * self._norm.usual) > 0:
+            self._for_norms -= over
+            for_samples += over
+        self._for_samples = min(self._for_samples + for_samples, 0.0)
+
+    def _plan(self, step_time: float) -> None:
+        if self._step_time is None:
+            self._step_time = _Usual(step_time)
+        self._step_time.see(step_time)
+        income = self._income(self._step_time.value)
+        self.norm_every = _period(self._norm.usual, (1 - _LEAST) * income)
+        norms = min(self._norm.usual / self.norm_every, (1 - _LEAST) * income)
+        self.sample_every = _period(self._sample.usual, income - norms)
+
+    def _income(self, step_time: float) -> float:
+        earned = self.budget * step_time
+        return max(earned - self._fixed.value, _LEAST * earned)
+
+
+class _Usual:
+    """A moving average that no single value moves far."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def see(self, value: float) -> float:
+        """Take account of a value; what of it is believed."""
+        believed = min(value, _OUTLIER * self.value)
+        self.value += _WEIGHT * (believed - self.value)
+        return believed
+
+
+class _Cost:
+    """What something usually costs: the median of the last times, at first a guess."""
+
+    def __init__(self, guess: float) -> None:
+        self.usual = guess
+        self._last: deque[float] = deque(maxlen=5)
+
+    def debit(self, purse: float, cost: float) -> float:
+        """Take account of a cost; what it leaves of the purse. No debt is kept from a guess too high."""
+        # The first time code runs it is slow.
+        believed = min(cost, _OUTLIER * self.usual)
+        self._last.append(believed)
+        self.usual = sorted(self._last)[(len(self._last) - 1) // 2]
+        return max(purse - believed, -_OUTLIER * self.usual)
 
 
 def _period(cost: float, income: float) -> int:
-    if income <= 0 or cost > income * _MOST:
+    if cost > income * _MOST:
         return _MOST
     return max(1, math.ceil(cost / income))
-
-
-def _blend(old: float, new: float) -> float:
-    return old + _WEIGHT * (new - old)

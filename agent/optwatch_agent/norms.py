@@ -6,7 +6,7 @@ squares leave the range of float32 although the values do not, they are computed
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +15,13 @@ ROW = 4096
 LARGE = 16_384
 """Elements from which torch's own float32 sum is too inexact."""
 
+_PACK = 1 << 15
 _SLICE = 1 << 20
 _LEAST_MEAN_SQUARE = 1e-30
 """Below it, the squares of float32 values lose bits."""
+
+_EXACT = (torch.float32, torch.float64)
+_flatten: Callable[[Sequence[Tensor]], Tensor] = torch._utils._flatten_dense_tensors
 
 
 def sum_of_squares(x: Tensor) -> float:
@@ -44,12 +48,50 @@ def squares(tensors: Sequence[Tensor]) -> list[float]:
 
 def total_norm(tensors: Sequence[Tensor]) -> float:
     """The 2-norm of all tensors together; inf or NaN if an element is."""
-    if tensors and all(_is_small(x) for x in tensors):  # the common case needs no number per tensor
-        norms = torch.stack(torch._foreach_norm(list(tensors))).double()
-        total = float(norms.square_().sum())
-        if _LEAST_MEAN_SQUARE * sum(x.numel() for x in tensors) <= total < math.inf:
-            return math.sqrt(total)
+    joined: dict[torch.dtype, list[Tensor]] = {}
+    rows: list[Tensor] = []
+    others = 0.0
+    numel = 0
+    for x in tensors:
+        dtype, size = x.dtype, x.numel()
+        numel += size
+        if dtype not in _EXACT:
+            others += sum_of_squares(x)
+        elif size < ROW:
+            joined.setdefault(dtype, []).append(x)
+        else:
+            rows += _rows(x.reshape(-1))
+    for small in joined.values():
+        for pack in _packs(small):
+            # One copy and one reduction take less than a call for each of many small tensors.
+            rows += _rows(_flatten(pack) if len(pack) > 1 else pack[0].reshape(-1))
+    if not rows:
+        return math.sqrt(others)
+    partial = torch.cat(rows) if len(rows) > 1 else rows[0]
+    result = float(partial.double().square_().sum()) + others
+    if _LEAST_MEAN_SQUARE * numel <= result < math.inf:
+        return math.sqrt(result)
     return math.sqrt(sum(squares(tensors)))
+
+
+def _packs(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Runs of tensors of about `_PACK` elements, which stay in the cache when they are joined."""
+    start = size = 0
+    for i, x in enumerate(tensors):
+        if size >= _PACK:
+            yield tensors[start:i]
+            start, size = i, 0
+        size += x.numel()
+    yield tensors[start:]
+
+
+def _rows(flat: Tensor) -> list[Tensor]:
+    """The norms of the rows of a contiguous tensor, and of the rest."""
+    whole = flat.numel() // ROW * ROW
+    norms = [torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)] if whole else []
+    if whole < flat.numel():
+        norms.append(torch.linalg.vector_norm(flat[whole:]).view(1))
+    return norms
 
 
 def total(x: Tensor) -> float:
@@ -62,11 +104,11 @@ def total(x: Tensor) -> float:
 
 
 def _is_small(x: Tensor) -> bool:
-    return 0 < x.numel() < LARGE and x.dtype in (torch.float32, torch.float64)
+    return 0 < x.numel() < LARGE and x.dtype in _EXACT
 
 
 def _fast(x: Tensor) -> float:
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.dtype not in _EXACT:
         flat = x.reshape(-1)
         return sum(_fast(flat[i : i + _SLICE].float()) for i in range(0, flat.numel(), _SLICE))
     flat = x.reshape(-1)

@@ -81,6 +81,8 @@ class Track:
         self._closure_loss: float | Tensor | None = None
         self._clipped: tuple[float, float] | None = None
         self._acting = 0.0
+        """Seconds in the pre-hook that are no cost of every step: a clip, a copy for a sample."""
+        self._copying = 0.0
         self._factor: float | None = None
         self._failures = 0
         scalers.TAP.install(self)
@@ -136,7 +138,6 @@ class Track:
             self._depth = 1
             self._begin()
             changed = self._wrap_closure(args, kwargs)
-            # What was commanded is not the cost of watching.
             self._spent = time.perf_counter() - began - self._acting
         except ControlLost:
             raise
@@ -162,7 +163,7 @@ class Track:
     def _begin(self) -> None:
         self.under_way = step = self.completed + 1
         self._enter("step")
-        self._acting = 0.0
+        self._acting = self._copying = 0.0
         if self.control is not None and self.control.pending:
             self.control.apply_due(self._index, step)
         actuators = self.actuators
@@ -173,7 +174,9 @@ class Track:
             self._disarm_when_idle()
         self._sampling = not self.degraded and self._wants_sample()
         if self._sampling and roles_of(self.optimizer).update is None:
-            self._copy_some()
+            began = time.perf_counter()
+            self._copying = self._copy_some()
+            self._acting += time.perf_counter() - began
 
     def _clip(self) -> None:
         """Clip the gradients where a clip is in force."""
@@ -229,20 +232,22 @@ class Track:
             logged, self._logged = self._logged, {}
             values.update(logged)
         norm_cost = sample_cost = None
-        if not self.degraded:
+        began = ended = time.perf_counter()
+        wants_norm = self._sampling or self._clipped is not None or self._wants_norm()
+        if wants_norm and not self.degraded:
             try:
                 with torch.no_grad():
-                    if self._sampling or self._clipped is not None or self._wants_norm():
-                        norm_cost = self._add_norm(values)
+                    norm_cost = self._add_norm(values)
                     if self._sampling:
-                        sample_cost = self._add_sample(step, values)
+                        sample_cost = self._copying + self._add_sample(step, values)
             except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
                 self._failed(error)
+            ended = time.perf_counter()
         self.recorder.add(step, values)
         self._enter("between steps")
-        self._ended = end = time.perf_counter()
-        fixed = self._spent + (end - now) - (norm_cost or 0.0) - (sample_cost or 0.0)
+        fixed = self._spent + (began - now) + (time.perf_counter() - ended)
         self.governor.spent(step_time, fixed, norm_cost, sample_cost)
+        self._ended = time.perf_counter()
 
     # --- measuring ------------------------------------------------------------------------------------
 
@@ -261,23 +266,27 @@ class Track:
             values["backward_passes"] = float(passes)
 
     def _add_norm(self, values: dict[str, Value]) -> float:
-        """The global norm of the gradients that the optimizer used; what it took."""
-        began = time.perf_counter()
+        """The global norm of the gradients that the optimizer used; the CPU seconds it took."""
+        began = time.thread_time()
         if self._clipped is not None:
             values["grad_norm_raw"], values["grad_norm"] = self._clipped
             self.actuators.recent_norms.append(self._clipped[0])
-            return time.perf_counter() - began
+            return time.thread_time() - began
         if self._parts is not None:
             values.update(self._parts.gradients(self._params()))
-            return time.perf_counter() - began
-        with_grad = [
-            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        grads = [p.grad for p in with_grad]
+            return time.thread_time() - began
+        with_grad: list[Tensor] = []
+        grads: list[Tensor] = []
+        for group in self.optimizer.param_groups:
+            for param in group["params"]:
+                if (grad := param.grad) is not None:
+                    with_grad.append(param)
+                    grads.append(grad)
         if not self._plain:
-            grads = [local(grad) for grad in grads]
-            self._plain = all(a is not None and _is_plain(a) for a in (p.grad for p in with_grad))
-        if grads and all(grad.device.type == "cpu" for grad in grads):
+            self._plain = all(map(_is_plain, grads))
+            if not self._plain:
+                grads = [local(grad) for grad in grads]
+        if grads and (grads[0].is_cpu if self._plain else all(map(on_cpu, grads))):
             norm = total_norm(grads)
             values["grad_norm"] = norm
             raw = None
@@ -288,10 +297,11 @@ class Track:
             if raw is not None:
                 values["grad_norm_raw"] = raw
             self.actuators.recent_norms.append(norm if raw is None else raw)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     def _add_sample(self, step: int, values: dict[str, Value]) -> float:
-        began = time.perf_counter()
+        """The statistics of every tensor and their norms; the CPU seconds it took."""
+        began = time.thread_time()
         layout = _layout(self.optimizer)
         if layout != self._layout:  # parameters were added
             self._layout = layout
@@ -308,12 +318,12 @@ class Track:
         self.recorder.sample(step, sample)
         if self._parts is not None:
             values.update(self._parts.sampled(sample))
-            return time.perf_counter() - began
+            return time.thread_time() - began
         if sample.param_norm is not None:
             values["param_norm"] = sample.param_norm
         if sample.update_norm is not None:
             values["update_norm"] = sample.update_norm
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     def _wants_sample(self) -> bool:
         meets = self._parts is None or in_step(self.governor.sample_every, self.under_way)
@@ -326,18 +336,23 @@ class Track:
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _copy_some(self) -> None:
-        """Copy the next parameters in turn, as many as the largest has elements, to see their update."""
+    def _copy_some(self) -> float:
+        """Copy the next parameters in turn, as many as the largest has elements, to see their update.
+
+        Returns the CPU seconds it took.
+        """
+        began = time.thread_time()
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         room = max((p.numel() for p in params), default=0)
         for _ in params:
             i = self._turn % len(params)
             room -= params[i].numel()
             if room < 0:
-                return
+                break
             self._turn = i + 1
             if params[i].grad is not None or self._is_closure_step():
                 self._before[i] = local(params[i]).double()
+        return time.thread_time() - began
 
     def _is_closure_step(self) -> bool:
         return isinstance(self.optimizer, torch.optim.LBFGS)
@@ -379,7 +394,7 @@ def _layout(optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
 
 def _is_plain(grad: Tensor) -> bool:
     """Whether the gradient can be read as it is."""
-    return type(grad) is Tensor and grad.layout is torch.strided and not grad.is_complex()
+    return type(grad) is Tensor and grad.is_cpu and grad.layout is torch.strided and not grad.is_complex()
 
 
 def _number(lr: Any) -> Value:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedulers
 
-from optwatch.wire.actions import Restart, ScaleLr
+from optwatch.wire.actions import Clip, Restart, ScaleLr
 from optwatch.wire.messages import Prepare
+from optwatch_agent.actuators import Actuators
 from optwatch_agent.agent import Agent
 from optwatch_agent.attach import attach
 from tests.unit.agent.models import OPTIMIZERS, batches, classifier, fingerprint, train
@@ -219,6 +220,15 @@ def test_clip_off_and_auto() -> None:
     train(model, optimizer, batches(), 1)
     assert actuators.max_norm is None
     watch.detach()
+
+
+def test_clip_auto_is_for_a_rank_alone() -> None:
+    """Ranks that each take a number from their own norms could end up with different parameters."""
+    actuators = Actuators(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
+    actuators.recent_norms.extend([1.0] * 200)
+    assert actuators.refusal(Clip(max_norm="auto"), 1) is None
+    assert "give one" in (actuators.refusal(Clip(max_norm="auto"), 2) or "")
+    assert actuators.refusal(Clip(max_norm=1.0), 2) is None
 
 
 RESTARTABLE = [name for name in OPTIMIZERS if name not in ("asgd",)]
