@@ -74,7 +74,9 @@ def wait(client: Client, run: str, id: str, until: str, timeout: float) -> Comma
     end = time.monotonic() + timeout
     unfinished = OPEN_STATES | ({"applied"} if until == "judged" else frozenset())
     while True:
-        command = next(command for command in client.commands(run) if command.id == id)
+        command = next((command for command in client.commands(run) if command.id == id), None)
+        if command is None:
+            raise Wrong(f"the daemon knows no command {id} any more: was it started with another store?")
         if command.state not in unfinished or time.monotonic() >= end:
             return command
         time.sleep(POLL)

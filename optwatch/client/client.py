@@ -1,6 +1,7 @@
 """Client: asks a daemon, one question at a time."""
 
 import itertools
+import os
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -254,9 +255,13 @@ class Client:
         return reply, blocks
 
     def _unreachable(self) -> DaemonUnreachable:
+        where = f"no daemon answers at {self.address}"
+        if os.environ.get("OPTWATCH_DAEMON_KEY"):
+            return DaemonUnreachable(
+                f"{where} with the key in $OPTWATCH_DAEMON_KEY: see whether it runs there, and has that key"
+            )
         return DaemonUnreachable(
-            f"no daemon answers at {self.address}: start one with `optwatch daemon`, or say where it is with "
-            "$OPTWATCH_DAEMON"
+            f"{where}: start one with `optwatch daemon`, or say where it is with $OPTWATCH_DAEMON"
         )
 
 

@@ -267,7 +267,8 @@ class Run:
     def mark_by_hand(self, text: str, at: float) -> None:
         """A planned change, said by a client."""
         seq = int(at * 1_000)
-        self.take_event(Event(session="client", seq=seq, optimizer=0, step=self.step, kind="mark", text=text))
+        session = f"client {self.head.run}"
+        self.take_event(Event(session=session, seq=seq, optimizer=0, step=self.step, kind="mark", text=text))
 
     def watch_links(self, now: float) -> None:
         """Notice ranks that went silent, or came back."""

@@ -135,7 +135,7 @@ class Server:
             self._busy = now
             reply, blocks = self._desk.answer([frames[3].buffer], user, role, now)
             parts = [frames[2].bytes, *pack(reply, blocks)]
-            if isinstance(reply, Accepted):
+            if isinstance(reply, Accepted) and not self._store.trouble:  # then it is only a stop
                 self._held.append((identity, parts))
             else:
                 self._write(identity, parts)

@@ -60,9 +60,10 @@ class Writer:
             return self._ticket
 
     def wait(self, timeout: float) -> bool:
-        """Wait until everything that was put is committed; whether it is."""
+        """Wait until everything that was put is committed, or nothing can be; whether it is."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.committed >= self._ticket, timeout)
+            self._changed.wait_for(lambda: self.committed >= self._ticket or self.trouble, timeout)
+            return self.committed >= self._ticket
 
     def close(self) -> None:
         """Commit what is left, as far as it can be, and end."""
@@ -94,6 +95,7 @@ class Writer:
                 self._tidy(units)
             else:
                 with self._changed:
+                    self._changed.notify_all()
                     if self._closing:
                         log.error("the store could not be written at the end: %s", self.trouble)
                         return

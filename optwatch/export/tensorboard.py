@@ -138,8 +138,8 @@ class RunWriter:
 
 def run_directory(run: str, name: str) -> str:
     """The name of a run's directory: its own name in plain characters, and enough of its id."""
-    plain = re.sub(r"[^A-Za-z0-9._=+-]+", "-", name).strip(".-")[:100]
-    return f"{plain or 'run'}-{run[:8]}"
+    plain, number = (re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).strip(".-") for text in (name, run[:8]))
+    return f"{plain[:100] or 'run'}-{number}"
 
 
 def hyper_parameters(

@@ -5,7 +5,9 @@ public key is Z85 text of 40 characters. The daemon's public key reaches agents 
 file, or $OPTWATCH_DAEMON_KEY on another host.
 """
 
+import fcntl
 import os
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -36,10 +38,7 @@ def key_pair(owner: Owner) -> KeyPair:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        public, secret = zmq.curve_keypair()
-        pair = KeyPair(public.decode(), secret.decode())
-        write_private(path, msgspec.json.encode(pair))
-        return key_pair(owner)
+        data = _make(path)
     if path.stat().st_mode & 0o077:
         raise KeyFileError(f"{path} can be read by others: run chmod 600 {path}")
     try:
@@ -49,6 +48,17 @@ def key_pair(owner: Owner) -> KeyPair:
     except ValueError as error:
         raise KeyFileError(f"{path} is no key pair ({error}): delete it and a new one is made") from None
     return pair
+
+
+def _make(path: Path) -> bytes:
+    """Write a new pair, and of several processes that do so at once let one be the first."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (path.parent / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            public, secret = zmq.curve_keypair()
+            write_private(path, msgspec.json.encode(KeyPair(public.decode(), secret.decode())))
+        return path.read_bytes()
 
 
 def daemon_key(address: str) -> str | None:

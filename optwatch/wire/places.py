@@ -47,9 +47,12 @@ def connection_file() -> Path:
 
 
 def read_connection() -> Connection | None:
-    """The connection file of this user, None where there is none that can be read."""
+    """The connection file, None where there is none that can be read, or it is not this user's own."""
     try:
-        return msgspec.json.decode(connection_file().read_bytes(), type=Connection)
+        with connection_file().open("rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():  # it would vouch for a key of somebody else's
+                return None
+            return msgspec.json.decode(file.read(), type=Connection)
     except (OSError, msgspec.DecodeError):
         return None
 
