@@ -11,7 +11,9 @@ from tests.daemons import GUARD, DaemonProcess
 from tests.distributed.jobs import Job, armed_run, command, first_logged, until
 
 
-@pytest.mark.parametrize(("ranks", "layout"), [(2, "ddp"), (4, "ddp"), (2, "fsdp")])
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(2, "ddp"), pytest.param(4, "ddp", marks=pytest.mark.slow), (2, "fsdp")]
+)
 def test_a_command_is_applied_at_one_step_on_all_ranks(
     ranks: int, layout: str, daemon: DaemonProcess, tmp_path: Path
 ) -> None:

@@ -12,7 +12,9 @@ from tests.distributed.jobs import Job, armed_run, until
 from tests.distributed.layouts import NUMEL
 
 
-@pytest.mark.parametrize(("ranks", "layout"), [(2, "fsdp"), (4, "fsdp_tp")])
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(2, "fsdp"), pytest.param(4, "fsdp_tp", marks=pytest.mark.slow)]
+)
 def test_norms_and_records_are_those_of_whole_tensors(
     ranks: int, layout: str, daemon: DaemonProcess, tmp_path: Path
 ) -> None:

@@ -15,11 +15,11 @@ CASES = [
     ("ddp", 2, WIDTH),
     ("fsdp", 2, WIDTH),
     ("fsdp", 3, WIDTH),
-    ("fsdp", 4, 3),
-    ("hsdp", 4, WIDTH),
+    pytest.param("fsdp", 4, 3, marks=pytest.mark.slow),
+    pytest.param("hsdp", 4, WIDTH, marks=pytest.mark.slow),
     ("tp", 2, WIDTH),
-    ("fsdp_tp", 4, WIDTH),
-    ("hsdp_tp", 8, WIDTH),
+    pytest.param("fsdp_tp", 4, WIDTH, marks=pytest.mark.slow),
+    pytest.param("hsdp_tp", 8, WIDTH, marks=pytest.mark.slow),
 ]
 
 

@@ -29,8 +29,8 @@ def held(journals: list[Journal], conditions: Conditions) -> int:
     [
         Conditions(ranks=2, seed=1),
         Conditions(ranks=4, seed=2),
-        Conditions(ranks=8, seed=3, commands=60),
-        Conditions(ranks=4, seed=4, store="file", commands=60),
+        pytest.param(Conditions(ranks=8, seed=3, commands=60), marks=pytest.mark.slow),
+        pytest.param(Conditions(ranks=4, seed=4, store="file", commands=60), marks=pytest.mark.slow),
     ],
     ids=lambda c: f"{c.store}-{c.ranks}",
 )
