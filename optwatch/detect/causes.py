@@ -17,7 +17,9 @@ EARLY = 50
 RAISED = 1.5
 """An LR that rose by this factor has changed."""
 ONE_OFF = 10.0
-"""A gradient norm this many times the usual one is an event, not a drift."""
+"""A gradient norm, or a loss within AT_ONCE steps, this many times the usual is an event, not a drift."""
+AT_ONCE = 3
+"""Steps within which a loss that leaves its range so far has been thrown out of it."""
 SLOW_UPDATES = 3e-4
 """Update/param ratio of the median layer below which an LR is too low (healthy: 8e-4 to 1.4e-2)."""
 TRANSIENT = 1.2
@@ -60,6 +62,11 @@ def _excursion(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Be
         if not evidence.clipped(step):
             beliefs["no_clipping"] = 1.0, f"nothing clipped a gradient norm {norm:.3g} × its median"
         beliefs["lr_too_high"] = 1.0, f"{unchanged}, but it leaves no margin" + _at(rate)
+    elif not math.isfinite(norm) and step - onset < AT_ONCE and (jump := _jump(signal)) > ONE_OFF:
+        beliefs["bad_batch"] = 3.0, f"the loss was {jump:.3g} × its level at once, {unchanged}"
+        if evidence.adaptive:
+            beliefs["stale_moments"] = 1.5, f"the gradient of a loss {jump:.3g} × its level stays in them"
+        beliefs["lr_too_high"] = 1.0, f"{unchanged}, but it leaves no margin" + _at(rate)
     else:
         grown = (
             f"the gradient norm grew × {norm:.3g} with it" if math.isfinite(norm) else "no norm was logged"
@@ -71,6 +78,12 @@ def _excursion(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Be
     if evidence.scaled(step):
         beliefs["fp16_overflow"] = 0.5, "the run uses a loss scale"
     return beliefs
+
+
+def _jump(signal: Signal) -> float:
+    """The greatest loss of an excursion over the level before it, 0 where that is not known."""
+    peak, before = signal.evidence.get("loss_peak"), signal.evidence.get("loss_before")
+    return peak / before if isinstance(peak, float) and isinstance(before, float) and before > 0 else 0.0
 
 
 def _moments(beliefs: Belief, evidence: Evidence) -> None:

@@ -128,3 +128,12 @@ def test_a_warm_restart_of_the_lr_is_a_planned_change() -> None:
     loss = 0.2 + 2 * np.exp(-(steps % 500) / 80) * np.where(steps < 500, 1, 0.5)
     assert not [finding for finding in found(loss=loss, lr=lr) if finding.severity in ALARMS]
     assert [finding for finding in found(loss=loss) if finding.severity in ALARMS]
+
+
+def test_a_loss_thrown_out_of_its_range_at_once_is_a_bad_batch_even_where_no_norm_was_measured() -> None:
+    loss, lr = falling(600), np.full(600, 1e-3)
+    thrown, drifting = loss.copy(), loss.copy()
+    thrown[400:430] = 300.0
+    drifting[400:] *= 1.2 ** np.arange(200)
+    assert found(loss=thrown, lr=lr)[0].causes[0].cause == "bad_batch"
+    assert found(loss=drifting, lr=lr)[0].causes[0].cause == "lr_too_high"
