@@ -23,7 +23,7 @@ torch.manual_seed(0)
 inputs, targets = torch.randn(256, 8), torch.randn(256, 1)
 model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-watch = optwatch.attach(optimizer, name="toy", config={"width": 16})
+watch = optwatch.attach(optimizer, name="toy", config={"width": 16}, budget=0.2)  # sampled often enough
 end = time.monotonic() + 90
 while not pathlib.Path(sys.argv[1]).exists() and time.monotonic() < end:
     optimizer.zero_grad()
