@@ -52,7 +52,7 @@ def _check(args: argparse.Namespace) -> int:
         print(f"{report.runs} runs, {report.rows:,} rows in {report.chunks:,} chunks, {size}")
         for problem in problems:
             print(f"wrong: {problem}")
-        print(f"{len(problems)} things are wrong" if problems else "nothing is wrong")
+        print(f"wrong: {len(problems)} in all" if problems else "nothing is wrong")
     return 1 if problems else 0
 
 

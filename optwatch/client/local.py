@@ -25,7 +25,10 @@ def start_daemon(timeout: float = 20.0) -> str:
         log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         process = _spawn(log_path)
     except OSError as error:
-        raise DaemonUnreachable(f"cannot start a daemon: {error}") from None
+        raise DaemonUnreachable(
+            f"cannot start a daemon, whose log would be {log_path}: {error.strerror}; set $XDG_STATE_HOME to "
+            "a directory that can be written"
+        ) from None
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         try:

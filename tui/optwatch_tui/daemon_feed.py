@@ -43,6 +43,8 @@ class DaemonFeed:
         self._address = address
         self._may_start = address is None and not os.environ.get("OPTWATCH_DAEMON")
         self._orders: queue.SimpleQueue[Request | _Watch | None] = queue.SimpleQueue()
+        self._not_started = ""
+        """Why no local daemon could be started."""
         self._wanted: str | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="optwatch-feed", daemon=True)
@@ -73,7 +75,7 @@ class DaemonFeed:
         while not self._stopped.is_set():
             try:
                 with Client(self._address, timeout=_PATIENCE) as client:
-                    self._may_start, lost_since = False, None
+                    self._may_start, self._not_started, lost_since = False, "", None
                     self._say("live")
                     self._follow(client)
             except (DaemonError, AddressError, OSError) as error:
@@ -81,7 +83,7 @@ class DaemonFeed:
                     self._start_daemon()
                     continue
                 lost_since = time.time() if lost_since is None else lost_since
-                self._say("lost", lost_since, str(error))
+                self._say("lost", lost_since, self._not_started or str(error))
                 self._wait_for_orders(_RETRY, None)
 
     def _start_daemon(self) -> None:
@@ -90,7 +92,7 @@ class DaemonFeed:
         try:
             start_daemon()
         except DaemonUnreachable as error:
-            self._say("lost", reason=str(error))
+            self._not_started = str(error)
 
     def _say(self, state: LinkState, since: float | None = None, reason: str = "") -> None:
         try:

@@ -59,5 +59,9 @@ def read(source: Source, wanted: Mapping[str, str], notes: list[str]) -> Iterato
             yield read_csv(place, wanted, notes)
     except Wrong as error:
         raise Wrong(f"{source.shown}: {error}") from None
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except UnicodeDecodeError:
+        raise Wrong(
+            f"{source.shown}: this is no text, and so neither CSV nor JSON lines (compressed ones end in .gz)"
+        ) from None
+    except (OSError, EOFError) as error:
         raise Wrong(f"{source.shown}: {error}") from None

@@ -393,3 +393,10 @@ async def test_quit_closes_the_feed(key: str) -> None:
     async with shown() as pilot:
         await pilot.press(key)
     assert pilot.app.return_code == 0
+
+
+async def test_why_there_are_no_runs_is_told_to_the_end() -> None:
+    reason = "cannot start a daemon: " + "for a long reason " * 6 + "at the end"
+    feed = RecordedFeed(LinkChanged(Link("lost", recorded.ADDRESS, NOW - 12, reason)))
+    async with shown(feed, size=(80, 24)) as pilot:
+        assert "at the end" in text(pilot)

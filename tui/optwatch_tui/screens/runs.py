@@ -62,6 +62,7 @@ class RunsScreen(WatchScreen):
             [describe.run_item(run, app.now(), width) for run in shown],
             note=note,
             head=describe.run_head(width) if shown else None,
+            empty=_EMPTY if app.link.state == "live" else app.link.reason or "connecting",
         )
         self._header.renew()
 

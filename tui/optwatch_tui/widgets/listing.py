@@ -1,6 +1,7 @@
 """A framed list to move through: one item is selected, and the view follows it."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import ClassVar
 
 from textual import events
@@ -43,9 +44,12 @@ class Listing(Framed, can_focus=True):
         self._top = 0
         self._pinned = pinned
 
-    def show(self, items: Sequence[Item], note: Row = (), head: Row | None = None) -> None:
-        """Draw other items; the selected one stays selected as long as it is there."""
+    def show(
+        self, items: Sequence[Item], note: Row = (), head: Row | None = None, empty: str | None = None
+    ) -> None:
+        """Draw other items, or `empty`; the selected one stays selected as long as it is there."""
         self._items, self._note, self._heading = tuple(items), note, head
+        self._empty = self._empty if empty is None else empty
         keys = [item.key for item in self._items]
         if self._chosen not in keys:
             self._chosen = None if self._pinned or not keys else keys[0]
@@ -71,7 +75,7 @@ class Listing(Framed, can_focus=True):
 
     def body(self, width: int, height: int) -> list[Row]:
         if not self._items:
-            return [((" " + self._empty, "muted"),)]
+            return [((" " + line, "muted"),) for line in wrap(self._empty, max(width - 2, 1))]
         rows: list[Row] = []
         head = 0
         if self._heading is not None:
