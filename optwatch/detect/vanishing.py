@@ -88,10 +88,11 @@ class Vanishing:
     def _profile(
         self, step: int, names: list[str], gradient: npt.NDArray[np.float64], signals: list[Signal]
     ) -> None:
-        finite = np.flatnonzero(np.isfinite(gradient))
-        if len(finite) < LEAST_TENSORS:
+        # A gradient of exact zeros is that of dead units; one that decays until it underflows shows before.
+        positive = np.flatnonzero(np.isfinite(gradient) & (gradient > 0))
+        if len(positive) < LEAST_TENSORS:
             return
-        known = np.maximum(gradient[finite], 1e-300)
+        known = gradient[positive]
         third = max(len(known) // 3, 1)
         first, last = float(np.median(known[:third])), float(np.median(known[-third:]))
         holds = first < PROFILE * last and first < FLOOR
@@ -101,7 +102,7 @@ class Vanishing:
             holds = trend(bins) > RISE
         spell = self._memory.profile
         if spell.take(step, holds, SAMPLES, STEPS, clear=first < PROFILE**2 * last):
-            worst = names[int(finite[np.argmin(known)])]
+            worst = names[int(positive[np.argmin(known)])]
             if spell.open:
                 text = (
                     f"the gradient decays over depth to {first / last:.1e} of its size, the least in {worst}"

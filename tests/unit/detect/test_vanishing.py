@@ -72,3 +72,13 @@ def test_one_quiet_layer_is_named() -> None:
         quiet.samples.stats[name][:, 4] *= 1e-5
     (finding,) = found(quiet)
     assert (finding.tensor, finding.step) == ("4.weight", 600)
+
+
+def test_a_gradient_cut_off_by_dead_units_does_not_vanish_but_one_that_underflows_does() -> None:
+    dead, underflow = run(10, 1.0), run(10, 1e-60)
+    assert dead.samples is not None
+    assert underflow.samples is not None
+    dead.samples.stats["grad_rms"][:, :5] = 0
+    assert not found(dead)
+    assert not underflow.samples.stats["grad_rms"][:, 0].any()
+    assert len(found(underflow)) == 1
