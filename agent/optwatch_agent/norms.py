@@ -12,16 +12,23 @@ import torch
 from torch import Tensor
 
 ROW = 4096
-LARGE = 16_384
-"""Elements from which torch's own float32 sum is too inexact."""
+CHUNK = 16_384
+"""Elements above which torch's own float32 sum is too inexact."""
+
+_LARGE = 1 << 18
+"""Elements above which rows, which torch's threads share, are faster than chunks."""
 
 _PACK = 1 << 15
+_MANY = 64
+"""Tensors from which joining small ones, a copy, takes less than a call for each."""
+
 _SLICE = 1 << 20
 _LEAST_MEAN_SQUARE = 1e-30
 """Below it, the squares of float32 values lose bits."""
 
 _EXACT = (torch.float32, torch.float64)
-_flatten: Callable[[Sequence[Tensor]], Tensor] = torch._utils._flatten_dense_tensors
+flatten: Callable[[Sequence[Tensor]], Tensor] = torch._utils._flatten_dense_tensors
+"""Joins strided tensors of one dtype, flat; of one contiguous tensor it is a view."""
 
 
 def sum_of_squares(x: Tensor) -> float:
@@ -48,29 +55,31 @@ def squares(tensors: Sequence[Tensor]) -> list[float]:
 
 def total_norm(tensors: Sequence[Tensor]) -> float:
     """The 2-norm of all tensors together; inf or NaN if an element is."""
+    alone: dict[torch.dtype, list[Tensor]] = {}
     joined: dict[torch.dtype, list[Tensor]] = {}
-    rows: list[Tensor] = []
-    others = 0.0
+    norms: list[float] = []
     numel = 0
+    join_below = ROW if len(tensors) >= _MANY else 0
     for x in tensors:
         dtype, size = x.dtype, x.numel()
         numel += size
         if dtype not in _EXACT:
-            others += sum_of_squares(x)
-        elif size < ROW:
+            norms.append(math.sqrt(sum_of_squares(x)))
+        elif size < join_below:
             joined.setdefault(dtype, []).append(x)
+        elif size <= CHUNK:
+            alone.setdefault(dtype, []).append(x)
+        elif size <= _LARGE:
+            alone.setdefault(dtype, []).extend(torch.split(x.reshape(-1), CHUNK))
         else:
-            rows += _rows(x.reshape(-1))
-    for small in joined.values():
-        for pack in _packs(small):
-            # One copy and one reduction take less than a call for each of many small tensors.
-            rows += _rows(_flatten(pack) if len(pack) > 1 else pack[0].reshape(-1))
-    if not rows:
-        return math.sqrt(others)
-    partial = torch.cat(rows) if len(rows) > 1 else rows[0]
-    result = float(partial.double().square_().sum()) + others
-    if _LEAST_MEAN_SQUARE * numel <= result < math.inf:
-        return math.sqrt(result)
+            norms.append(math.sqrt(_fast(x)))
+    for dtype, small in joined.items():
+        alone.setdefault(dtype, []).extend(map(flatten, _packs(small)))
+    for some in alone.values():
+        norms += torch.stack(torch._foreach_norm(some)).tolist()
+    norm = math.hypot(*norms)
+    if _LEAST_MEAN_SQUARE * numel <= norm * norm < math.inf:
+        return norm
     return math.sqrt(sum(squares(tensors)))
 
 
@@ -85,15 +94,6 @@ def _packs(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
     yield tensors[start:]
 
 
-def _rows(flat: Tensor) -> list[Tensor]:
-    """The norms of the rows of a contiguous tensor, and of the rest."""
-    whole = flat.numel() // ROW * ROW
-    norms = [torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)] if whole else []
-    if whole < flat.numel():
-        norms.append(torch.linalg.vector_norm(flat[whole:]).view(1))
-    return norms
-
-
 def total(x: Tensor) -> float:
     """Σ x of a contiguous tensor, float32 rows combined in float64."""
     if x.dtype == torch.float64 or x.numel() < ROW:
@@ -104,7 +104,7 @@ def total(x: Tensor) -> float:
 
 
 def _is_small(x: Tensor) -> bool:
-    return 0 < x.numel() < LARGE and x.dtype in _EXACT
+    return 0 < x.numel() <= CHUNK and x.dtype in _EXACT
 
 
 def _fast(x: Tensor) -> float:
@@ -112,7 +112,7 @@ def _fast(x: Tensor) -> float:
         flat = x.reshape(-1)
         return sum(_fast(flat[i : i + _SLICE].float()) for i in range(0, flat.numel(), _SLICE))
     flat = x.reshape(-1)
-    if flat.numel() < LARGE:
+    if flat.numel() <= CHUNK:
         return float(torch.dot(flat, flat))
     whole = flat.numel() // ROW * ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1).double()

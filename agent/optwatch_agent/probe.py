@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optwatch.wire.messages import COUNTS, STATS
-from optwatch_agent.norms import sum_of_squares, total
+from optwatch_agent.norms import flatten, sum_of_squares, total
 from optwatch_agent.roles import Roles
 from optwatch_agent.shards import is_partial
 from optwatch_agent.tensors import local, on_cpu, scalar
@@ -107,7 +107,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Piece:
-    """Equal flat float tensors of one parameter, of a block of it, or of several joined.
+    """Float tensors of as many elements of one parameter, flat of a block of it, or of several joined.
 
     `numbers` are those of the update rule, empty where there is no update to compute.
     """
@@ -130,6 +130,17 @@ class Piece:
             first=None if self.first is None else _wide(self.first[part]),
             second=None if self.second is None else _wide(self.second[part]),
             extra={key: _wide(tensor[part]) for key, tensor in self.extra.items()},
+        )
+
+    def flat(self) -> "Piece":
+        """The same with flat tensors."""
+        return replace(
+            self,
+            param=self.param.reshape(-1),
+            grad=self.grad.reshape(-1),
+            first=None if self.first is None else self.first.reshape(-1),
+            second=None if self.second is None else self.second.reshape(-1),
+            extra={key: tensor.reshape(-1) for key, tensor in self.extra.items()},
         )
 
 
@@ -172,8 +183,9 @@ def measure(
                     continue
                 piece, kind = reader.read(whole, grad, optimizer.state.get(param, {}))
                 if size >= BLOCK // 2:
+                    flat = piece.flat()
                     for part in _slices(size):
-                        _block(sums, i, piece.cut(part), roles)
+                        _block(sums, i, flat.cut(part), roles)
                 else:
                     packs.setdefault(kind, []).append((i, piece))
         for pack in packs.values():
@@ -198,24 +210,21 @@ class Reader:
     ) -> tuple[Piece, tuple[object, ...]]:
         """A parameter's tensors, and what has to be equal for parameters to be packed together."""
         roles, numel = self._roles, param.numel()
-        first = _flat(roles.first_moment(state), numel)
-        second = _flat(roles.second_moment(state), numel)
+        first = _of_size(roles.first_moment(state), numel)
+        second = _of_size(roles.second_moment(state), numel)
         extra: dict[str, Tensor] = {}
         if (rule := roles.update) is not None:
             for name in rule.extra:
                 value = state.get(name)
-                if isinstance(value, Tensor) and (flat := _flat(value, numel)) is not None:
-                    extra[name] = flat
+                if isinstance(value, Tensor) and (tensor := _of_size(value, numel)) is not None:
+                    extra[name] = tensor
         count = state.get("step")
         step = None if count is None else scalar(count)
         key = (id(self._group), step, first is None, second is None, *extra)
         if key not in self._known:
             self._known[key] = (self._numbers(state, step), roles.correction(state, self._group))
         numbers, correction = self._known[key]
-        piece = Piece(
-            param.reshape(-1), grad.reshape(-1), first, second, extra, numbers, correction, self._epsilon
-        )
-        return piece, key
+        return Piece(param, grad, first, second, extra, numbers, correction, self._epsilon), key
 
     def _numbers(self, state: Mapping[str, object], step: float | None) -> Mapping[str, float]:
         rule = self._roles.update
@@ -226,11 +235,11 @@ class Reader:
         return rule.scalars(state, self._group)
 
 
-def _flat(tensor: Tensor | None, numel: int) -> Tensor | None:
+def _of_size(tensor: Tensor | None, numel: int) -> Tensor | None:
     if tensor is None:
         return None
     tensor = local(tensor)
-    return tensor.reshape(-1) if tensor.numel() == numel else None
+    return tensor if tensor.numel() == numel else None
 
 
 def _slices(numel: int) -> Iterator[slice]:
@@ -369,4 +378,7 @@ def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
 
 
 def _joined(tensors: Sequence[Tensor | None]) -> Tensor:
-    return torch.cat([tensor for tensor in tensors if tensor is not None]).double()
+    some = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.dtype != some[0].dtype for tensor in some):
+        some = [tensor.double() for tensor in some]
+    return flatten(some).double()

@@ -7,12 +7,16 @@ from torch import Tensor
 
 from optwatch_agent import shards
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def local(tensor: Tensor) -> Tensor:
     """The elements of `tensor` that this process holds, as a strided real tensor that shares memory.
 
     A DTensor gives its local shard, a sparse tensor its coalesced values, a complex one its parts.
     """
+    if type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_complex():
+        return tensor.detach() if tensor.requires_grad else tensor
     tensor = shards.local(tensor).detach()
     if tensor.layout is not torch.strided:
         tensor = tensor.coalesce().values()

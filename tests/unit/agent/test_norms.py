@@ -1,5 +1,7 @@
 """Norms that stay accurate at any size, dtype and magnitude."""
 
+import math
+
 import pytest
 import torch
 
@@ -38,6 +40,17 @@ def test_a_mixture_of_tensors() -> None:
     assert total_norm(tensors) == pytest.approx(exact(*tensors), rel=1e-6)
     for x, value in zip(tensors, squares(tensors), strict=True):
         assert value == pytest.approx(exact(x) ** 2, rel=1e-6)
+
+
+def test_many_small_tensors() -> None:
+    """So many that they are joined first; of two dtypes, strided, and some without elements."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(i % 7, 300, generator=generator) for i in range(300)]
+    tensors[50:150] = [x.double() for x in tensors[50:150]]
+    tensors[100:200] = [x.t() for x in tensors[100:200]]
+    assert total_norm(tensors) == pytest.approx(exact(*tensors), rel=1e-6)
+    tensors[5][4, 7] = torch.nan
+    assert math.isnan(total_norm(tensors))
 
 
 def test_zero_and_nothing() -> None:

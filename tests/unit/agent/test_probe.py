@@ -129,6 +129,17 @@ def test_low_precision_parameters(dtype: torch.dtype) -> None:
         check(sample, i, wanted, 1e-6)
 
 
+def test_parameters_of_two_dtypes_side_by_side() -> None:
+    params = [nn.Parameter(torch.randn(40).to(dtype)) for dtype in (torch.bfloat16, torch.float32)]
+    optimizer = torch.optim.SGD(params, lr=0.1, foreach=False)
+    for param in params:
+        param.grad = torch.randn(40).to(param.dtype)
+    sample = measure(optimizer, params, roles_of(optimizer))
+    for i, param in enumerate(params):
+        assert sample.stats[i, STATS.index("param_rms")] == pytest.approx(rms(param), rel=1e-6)
+        assert sample.stats[i, STATS.index("grad_rms")] == pytest.approx(rms(param.grad), rel=1e-6)
+
+
 def test_complex_parameters() -> None:
     param = nn.Parameter(torch.randn(5, 3, dtype=torch.complex64))
     optimizer = torch.optim.Adam([param], lr=0.1)
