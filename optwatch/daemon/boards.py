@@ -48,11 +48,8 @@ class Boards:
         """Raises `StartError` where the package is missing or the directory cannot be written."""
         try:
             from optwatch.export import events  # noqa: F401  the import is the check
-        except ModuleNotFoundError as error:
-            raise StartError(
-                f"--tensorboard needs the package {error.name}, which is not installed: "
-                "pip install 'optwatch[tensorboard]'"
-            ) from None
+        except ModuleNotFoundError:
+            raise StartError("--tensorboard needs its extra: pip install 'optwatch[tensorboard]'") from None
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:

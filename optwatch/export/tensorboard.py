@@ -39,10 +39,9 @@ class RunWriter:
         """
         try:
             from optwatch.export import events
-        except ModuleNotFoundError as error:
+        except ModuleNotFoundError:
             raise ExportError(
-                f"TensorBoard files need the package {error.name}, which is not installed: "
-                "pip install 'optwatch[tensorboard]'"
+                "TensorBoard files need their extra: pip install 'optwatch[tensorboard]'"
             ) from None
         self._events = events
         self._run = run
