@@ -13,7 +13,7 @@ def loaded_by(statement: str) -> set[str]:
     probe = f"{statement}\nimport sys\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    return set(result.stdout.split())
+    return set(result.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         "import optwatch",
         "import optwatch.cli",
+        "from optwatch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
         "import optwatch.client",
         "import optwatch.daemon.process",
         "import optwatch.detect.panel",
