@@ -48,7 +48,7 @@ class Agent:
         clips.TAP.patch.install()
         try:
             for index, (label, optimizer) in enumerate(optimizers.items()):
-                self.tracks.append(Track(index, label, optimizer, names, budget, step, see_loss))
+                self.tracks.append(Track(index, label, optimizer, names, budget, step, see_loss, self._hurry))
         except BaseException:
             for track in self.tracks:
                 track.close()
@@ -144,6 +144,9 @@ class Agent:
             config=self._config,
             versions=identity.versions(),
         )
+
+    def _hurry(self) -> None:
+        self.link.hurry()
 
     def collect(self, everything: bool) -> list[tuple[Durable, BatchBlocks | None, Schema | None]]:
         session = self.identity.session

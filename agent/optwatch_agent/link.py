@@ -1,4 +1,5 @@
 """The link to the daemon: a thread that wakes ten times a second, sends what is ready, takes what came.
+For a quarter of a second after something unusual it wakes more often, so that a command can come in time.
 
 Training never waits for it. Durable messages are numbered and kept in a ring until the daemon has
 acknowledged them, so a daemon that was away is sent what it missed. Each connection is a socket of its
@@ -51,6 +52,10 @@ from optwatch.wire.places import find_daemon
 log = logging.getLogger("optwatch")
 
 _TURN = 0.1
+_QUICK_TURN = 0.005
+_HASTE = 0.25
+"""Seconds that the link is quick after something unusual, once in `_CALM` at most."""
+_CALM = 1.0
 _BEAT = 1.0
 _RETRY = (0.5, 5.0)
 """Seconds between two attempts to connect: at first, and at most."""
@@ -131,7 +136,9 @@ class Link:
         self._next_beat = 0.0
         self._warned = ""
         self._reason = ""
-        self._stop = threading.Event()
+        self._hasty_until = self._next_haste = 0.0
+        self._stopping = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="optwatch-link", daemon=True)
 
     @property
@@ -147,10 +154,18 @@ class Link:
     def start(self) -> None:
         self._thread.start()
 
+    def hurry(self) -> None:
+        """Be quick for a while: something unusual happened. Called by the training thread."""
+        now = time.monotonic()
+        if now >= self._next_haste:
+            self._hasty_until, self._next_haste = now + _HASTE, now + _CALM
+            self._wake.set()
+
     def stop(self, reason: str, timeout: float = _GRACE + 1.0) -> None:
         """Send what is left and end the thread; after `timeout` seconds at the latest it is left behind."""
         self._reason = reason
-        self._stop.set()
+        self._stopping = True
+        self._wake.set()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
@@ -158,8 +173,11 @@ class Link:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(_TURN):
-                self._turn()
+            while not self._stopping:
+                if self._wake.wait(_QUICK_TURN if time.monotonic() < self._hasty_until else _TURN):
+                    self._wake.clear()
+                if not self._stopping:
+                    self._turn()
             self._finish()
         except Exception as error:  # noqa: BLE001 - training goes on, without a link
             log.warning("optwatch: the link to the daemon failed and stays off: %r", error)

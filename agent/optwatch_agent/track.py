@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from optwatch_agent import clips, losses, naming, probe, scalers
 from optwatch_agent.actuators import Actuators
 from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.governor import Governor
+from optwatch_agent.haste import Range
 from optwatch_agent.norms import total_norm
 from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.recorder import Recorder, Value
@@ -45,6 +46,7 @@ class Track:
         budget: float,
         step: int | None,
         see_loss: bool,
+        hurry: Callable[[], None],
     ) -> None:
         self.optimizer = optimizer
         self.name = name
@@ -63,6 +65,8 @@ class Track:
         self._index = index
         self._names = names
         self._see_loss = see_loss
+        self._hurry = hurry
+        self._range = Range()
         self._layout = _layout(optimizer)
         self._plain = False
         tensors = naming.tensors_of(optimizer, names)
@@ -261,7 +265,9 @@ class Track:
             loss, passes = losses.TAP.read()
         if loss is None:
             return
-        values["loss"] = loss.item() if isinstance(loss, Tensor) and on_cpu(loss) else loss
+        values["loss"] = seen = loss.item() if isinstance(loss, Tensor) and on_cpu(loss) else loss
+        if isinstance(seen, float) and self._range.left_by(seen):
+            self._hurry()
         if passes > 1:
             values["backward_passes"] = float(passes)
 
