@@ -115,7 +115,8 @@ def test_of_replicas_the_lowest_counts_and_another_takes_over(daemon: DaemonProc
     with daemon.client() as client:
         end = time.monotonic() + GUARD
         first = 11
-        while client.tensors(run)[1].step[-1] == 10:
+        # Until another rank has taken over, the steps sent lack a part: the last ones may all be left out.
+        while client.tensors(run)[1].step.tolist()[-1:] in ([], [10]):
             assert time.monotonic() < end
             for agent in agents[1:]:
                 send(agent, range(first, first + 10))
