@@ -257,8 +257,6 @@ class Link:
         try:
             address = find_daemon(self._address)
             key = daemon_key(address)
-            if key is None and os.environ.get("OPTWATCH_INSECURE") == "1":
-                key = ""
             if key is None:
                 if self._address or os.environ.get("OPTWATCH_DAEMON"):
                     self._warn(f"no key is known for the daemon at {address}: set $OPTWATCH_DAEMON_KEY to it")

@@ -1,6 +1,5 @@
 """Where a client connects to, and with which keys."""
 
-import os
 from typing import Any
 
 import zmq
@@ -22,8 +21,6 @@ def resolve(address: str | None) -> tuple[str, str]:
     except AddressError as error:
         raise DaemonUnreachable(str(error)) from None
     key = daemon_key(found)
-    if key is None and os.environ.get("OPTWATCH_INSECURE") == "1":
-        key = ""
     if key is None:
         raise DaemonUnreachable(
             f"no daemon of yours is known at {found}: start one with `optwatch daemon`, or for one on "
