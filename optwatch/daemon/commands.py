@@ -220,6 +220,8 @@ class Book:
         if report.state == "pending" and rank not in entry.reports:
             self.margin = min(max(self.margin, 2 * (now - entry.sent_at)), MAX_MARGIN)
         entry.reports[rank] = report.state
+        if entry.n > 1 and report.state in ("pending", "applied"):
+            self._set(entry, votes=tuple(sorted({*entry.command.votes, rank})))
         applied = tuple(sorted(r for r, state in entry.reports.items() if state == "applied"))
         if report.state == "applied":
             step = entry.command.step if entry.command.step is not None else (report.steps or (0,))[0]
@@ -275,7 +277,7 @@ class Book:
                 for steps in zip(*(peer.steps for peer in peers), strict=True)
             )
         self._order += 1
-        self._touch(entry)
+        self._set(entry, due=entry.steps[0] if entry.steps else None, votes=())
         for peer in peers:
             send(peer.session, self._prepare(entry, peer.session))
 

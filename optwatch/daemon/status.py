@@ -65,4 +65,5 @@ def _rank_info(rank: Rank, now: float) -> RankInfo:
         sample_every=beat.sample_every if beat else 0,
         dropped=beat.dropped if beat else 0,
         control=session.control,
+        phase_time=beat.phase_time if beat else 0.0,
     )

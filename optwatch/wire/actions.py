@@ -91,6 +91,10 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     """Why it was refused, dismissed, failed or expired."""
     undo_of: str | None = None
+    due: int | None = None
+    """The global_step S that the ranks vote on applying it before, None where there is no vote."""
+    votes: tuple[int, ...] = ()
+    """The ranks known to have voted for it, in the vote that is under way or was the last."""
 
 
 def parse_action(name: str, args: dict[str, Any]) -> Action:

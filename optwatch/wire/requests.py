@@ -47,6 +47,17 @@ class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
     sample_every: int
     dropped: int
     control: str
+    phase_time: float = 0.0
+    """Seconds in `phase`, when last heard."""
+    lateness: float | None = None
+    """Seconds by which it comes to its first gradient bucket after the earliest rank, the median of the
+    last steps; None where no comm hook tells."""
+    local_norm: float | None = None
+    """Norm of its own gradients before they are reduced, at the last step that told it."""
+    checked_step: int | None = None
+    """The step at which its replica was last compared with the others, None before."""
+    agrees: bool | None = None
+    """Whether the replica was then bit for bit that of the others; None where nothing could be compared."""
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -79,6 +79,17 @@ def test_all_ranks_get_one_vote_at_one_step_that_lies_ahead() -> None:
     assert go(book, 3) == []  # once
 
 
+def test_a_command_tells_its_step_and_who_voted() -> None:
+    book = Book("r")
+    entry = ask(book, factor=0.5)
+    prepares = go(book, 2)
+    assert (entry.command.due, entry.command.votes) == (103, ())
+    report(book, prepares[0], "pending", rank=1)
+    assert entry.command.votes == (1,)
+    report(book, prepares[0], "applied", rank=0)
+    assert entry.command.votes == (0, 1)
+
+
 def test_the_step_lies_further_ahead_after_each_failed_vote_and_there_is_an_end() -> None:
     book = Book("r")
     entry = ask(book, factor=0.5)
