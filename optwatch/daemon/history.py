@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import numpy as np
@@ -55,8 +56,15 @@ class History:
     ) -> Iterator[Points]:
         """Scalars in order of step, merged over ranks or of one rank, a window at a time.
 
-        Where a later incarnation repeated steps, its numbers count.
+        Where a later incarnation repeated steps, its numbers count. What is written after the first window
+        was asked for is not in it.
         """
+        with self._one_state():
+            yield from self._points(run, optimizer, rank, first, last)
+
+    def _points(
+        self, run: str, optimizer: int, rank: int | None, first: int | None, last: int | None
+    ) -> Iterator[Points]:
         chunks = self._chunks(run, optimizer, "s", rank, first, last)
         ceilings = self._ceilings(run, optimizer)
         pending: dict[int, list[Points]] = {}
@@ -94,6 +102,12 @@ class History:
 
         A step at which ranks hold parts of the tensors and some part is missing is left out.
         """
+        with self._one_state():
+            return self._records(run, optimizer, first, last, limit)
+
+    def _records(
+        self, run: str, optimizer: int, first: int | None, last: int | None, limit: int
+    ) -> list[Record]:
         chunks = self._chunks(run, optimizer, "t", None, first, last)
         ceilings = self._ceilings(run, optimizer)
         found: dict[int, dict[int, Record]] = {}
@@ -114,13 +128,26 @@ class History:
     def coverage(self, run: str, optimizer: int) -> dict[int, Coverage]:
         """For each rank the steps whose scalars are in the store."""
         out: dict[int, Coverage] = {}
-        for chunk in self._chunks(run, optimizer, "s", None, None, None):
-            covered = out.setdefault(chunk.rank, Coverage())
-            if chunk.rows == chunk.last - chunk.first + 1:
-                covered.add_range(chunk.first, chunk.last)
-            else:
-                covered.add(self._read_scalars(run, optimizer, chunk).step)
+        with self._one_state():
+            for chunk in self._chunks(run, optimizer, "s", None, None, None):
+                covered = out.setdefault(chunk.rank, Coverage())
+                if chunk.rows == chunk.last - chunk.first + 1:
+                    covered.add_range(chunk.first, chunk.last)
+                else:
+                    covered.add(self._read_scalars(run, optimizer, chunk).step)
         return out
+
+    @contextmanager
+    def _one_state(self) -> Iterator[None]:
+        """See one state of the store in several reads: the writer merges chunks into others meanwhile."""
+        if self._connection.in_transaction:  # inside a longer read
+            yield
+            return
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
 
     def _chunks(
         self, run: str, optimizer: int, kind: str, rank: int | None, first: int | None, last: int | None

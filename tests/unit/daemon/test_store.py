@@ -76,6 +76,29 @@ def test_many_small_batches_become_few_chunks_of_the_same_bits(tmp_path: Path) -
     again.close()
 
 
+def test_a_read_under_way_sees_no_chunk_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optwatch.daemon.history.WINDOW", 8)
+    store = Store(tmp_path)
+    store.save_schema("r", SCHEMA)
+
+    def write(batches: range) -> None:
+        for batch in batches:
+            store.add_batch(GOOD, SCHEMA, blocks(1 + 4 * batch, 4), tensors=True)
+            store.submit()
+        assert store.settle()
+
+    half = writer.FAN_IN // 2
+    write(range(half))
+    reading = History(store.reader).points("r", 0)
+    seen = [next(reading)]
+    write(range(half, 3 * writer.FAN_IN))  # its chunks are merged into others meanwhile
+    seen.extend(reading)
+    assert np.concatenate([part.step for part in seen]).tolist() == list(range(1, 4 * half + 1))
+    again = np.concatenate([part.step for part in History(store.reader).points("r", 0)])
+    assert again.tolist() == list(range(1, 12 * writer.FAN_IN + 1))
+    store.close()
+
+
 def test_a_later_incarnation_counts_from_where_it_began(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.save_schema("r", SCHEMA)
