@@ -46,11 +46,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--tensorboard", metavar="DIR", type=Path, help="write all runs as TensorBoard logs too, live"
     )
     parser.add_argument(
+        "--metrics",
+        metavar="PORT",
+        type=_host_and_port,
+        help="serve Prometheus metrics at http://127.0.0.1:PORT/metrics and the daemon's health at /healthz, "
+        "to whoever can reach the port; HOST:PORT for another interface",
+    )
+    parser.add_argument(
         "--insecure", action="store_true", help="no keys: whoever reaches the address may do everything"
     )
     parser.add_argument(
         "--idle-exit", metavar="SECONDS", type=seconds, help="end when nobody has used it for so long"
     )
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port (such as 9464) and no HOST:PORT")
+    return host or "127.0.0.1", int(port)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,6 +127,7 @@ def _serve(args: argparse.Namespace) -> int:
         mode=args.mode,
         policy=args.policy,
         tensorboard=args.tensorboard,
+        metrics=args.metrics,
         insecure=args.insecure,
         idle_exit=args.idle_exit,
     )

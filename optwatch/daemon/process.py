@@ -14,6 +14,7 @@ from optwatch.daemon.access import Access
 from optwatch.daemon.announcement import Announcement
 from optwatch.daemon.boards import Boards
 from optwatch.daemon.errors import StartError
+from optwatch.daemon.meters import Meters
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.server import Server
 from optwatch.daemon.sockets import bind, check_exposure, open_socket, publish_address, raise_file_limit
@@ -42,6 +43,7 @@ class Settings:
     mode: Mode = "advise"
     policy: Path | None = None
     tensorboard: Path | None = None
+    metrics: tuple[str, int] | None = None
     insecure: bool = False
     idle_exit: float | None = None
 
@@ -59,6 +61,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
     wake, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     store = Store(settings.store or state_dir(), notify=lambda: _ring(bell))
     boards: Boards | None = None
+    meters: Meters | None = None
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 65_535)
     try:
@@ -67,6 +70,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
         bound = bind(router, address, any_port=settings.listen is None)
         publish = bind(xpub, publish_address(bound), any_port=True)
         boards = Boards(settings.tensorboard, store.path) if settings.tensorboard else None
+        meters = Meters(settings.metrics, lambda: _ring(bell)) if settings.metrics else None
         runs = Runs(store, settings.mode, rules)
         announcement = Announcement(
             Connection(
@@ -77,12 +81,18 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
                 store=str(store.directory),
             )
         )
-        server = Server(store, runs, access, router, xpub, wake, settings.idle_exit, boards, announcement)
+        server = Server(
+            store, runs, access, router, xpub, wake, settings.idle_exit, boards, meters, announcement
+        )
         with _signals(server.stop), announcement:
             log.info("listening on %s, store %s, mode %s", bound, store.directory, settings.mode)
+            if meters is not None:
+                log.info("metrics at %s", meters.address)
             ready(bound)
             server.serve()
     finally:
+        if meters is not None:
+            meters.close()
         if boards is not None:
             boards.close()
         store.close()

@@ -14,6 +14,7 @@ from optwatch.daemon.boards import Boards
 from optwatch.daemon.desk import Desk
 from optwatch.daemon.ingest import Ingest
 from optwatch.daemon.leftovers import Leftovers
+from optwatch.daemon.meters import Meters
 from optwatch.daemon.publish import Publisher
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
@@ -43,9 +44,11 @@ class Server:
         wake: int,
         idle_exit: float | None,
         boards: Boards | None,
+        meters: Meters | None,
         announcement: Announcement,
     ) -> None:
         self._announcement = announcement
+        self._meters = meters
         self._store = store
         self._runs = runs
         self._access = access
@@ -107,6 +110,8 @@ class Server:
         self._advance(now)
         self._settle()
         self._publisher.tick(now)
+        if self._meters is not None and self._meters.wanted:
+            self._meters.take(self._runs, self._store, self._ingest, now)
 
     def _drain(self, now: float) -> int:
         for taken in range(BURST):
