@@ -1,69 +1,89 @@
 """What a key press would do to a run, said before it is done. Pure."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from optwatch.wire.actions import Command
-from optwatch.wire.requests import Act, Approve, Dismiss, Mode, Request, SetMode, Undo
-from optwatch_tui import formats
+from optwatch.wire.actions import ACTIONS, Command, parse_action
+from optwatch.wire.limits import MAX_TEXT
+from optwatch.wire.requests import Act, AddMark, Approve, Dismiss, Mode, Request, SetMode, Undo
+from optwatch_tui import formats, forms
+from optwatch_tui.forms import Field
 from optwatch_tui.model import Snapshot
+
+Fact = tuple[str, str]
+"""A label and a text."""
+
+_BY_HAND = "by hand in the terminal UI"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to do it: a label, and the request that does it. `why`: the reason that was given for it."""
+    """One way to do it, and what the form says for it. `why`: the reason that was given for it."""
 
     label: str
-    request: Request
+    request: Request | None
     why: str = ""
+    said: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A question to the user. `facts`: label and text, a line each; `warning`: why it may not go through."""
+    """A question to the user: choices, and the fields of a form where there is something to fill in.
+
+    `read` makes a request of what the form says, or raises a `ValueError` of one sentence; `facts` says
+    what a request (None: none yet) would do, a line each; `warning`: why it may not go through.
+    """
 
     title: str
     choices: tuple[Choice, ...]
-    facts: tuple[tuple[str, str], ...]
+    facts: Callable[[Request | None], tuple[Fact, ...]]
     warning: str = ""
+    fields: tuple[Field, ...] = ()
+    read: Callable[[Mapping[str, str]], Request] | None = None
 
 
 def preview(action: str, snapshot: Snapshot) -> Preview:
-    """The question for an action by hand: restart, scale_lr or clip."""
-    run, status = snapshot.status.run, snapshot.status
-    options = {"restart": _restart_options, "scale_lr": _lr_options, "clip": _clip_options}[action](snapshot)
-    changes, back = {
-        "restart": (
-            "the optimizer's moments and its step count go to zero, in place; parameters stay",
-            "cannot be undone; the moments build up again in about 1/(1-β2) steps",
+    """The question for an action by hand, whichever the contract knows."""
+    run = snapshot.status.run
+
+    def request(args: dict[str, Any]) -> Act:
+        return Act(run=run, action=action, args=args, why=_BY_HAND)
+
+    known = _OPTIONS.get(action)
+    options: Sequence[tuple[str, dict[str, Any] | None]] = known(snapshot) if known else _as_it_is(action)
+    return Preview(
+        f"{_title(action)}?",
+        tuple(
+            Choice(label, _request(request, args), said=forms.texts(action, args or {}))
+            for label, args in options
         ),
-        "scale_lr": (
-            f"every learning rate is multiplied; now × {formats.setting(status.lr_scale)}",
-            "u restores the former scale; the schedule stays as it is",
-        ),
-        "clip": (
-            "gradients with a larger global norm are scaled down to it"
-            + ("" if status.clip is None else f"; the limit in force is {formats.setting(status.clip)}"),
-            "u restores what was in force before",
-        ),
-    }[action]
-    choices = tuple(
-        Choice(label, Act(run=run, action=action, args=args, why="by hand in the terminal UI"))
-        for label, args in options
+        lambda asked: action_facts(action, asked.args, snapshot) if isinstance(asked, Act) else (),
+        _obstacle(action, snapshot),
+        forms.fields(action),
+        lambda said: request(forms.read(action, said)),
     )
-    facts = (("changes", changes), *_where(snapshot), ("to undo", back))
-    return Preview(f"{_TITLES[action]}?", choices, facts, _obstacle(action, snapshot))
+
+
+def preview_any(snapshot: Snapshot) -> tuple[tuple[str, str, str], ...]:
+    """Every action: its name, what it does, and why it would not go through."""
+    return tuple((name, action_doc(name), _obstacle(name, snapshot)) for name in ACTIONS)
 
 
 def preview_approve(command: Command, snapshot: Snapshot) -> Preview:
     """The question for a proposal; the other proposals can be chosen instead."""
-    others = (other for other in snapshot.proposals if other.id != command.id)
+    proposals = (command, *(other for other in snapshot.proposals if other.id != command.id))
     choices = tuple(
-        Choice(formats.command(each), Approve(each.run, each.id), each.why) for each in (command, *others)
+        Choice(formats.command(each), Approve(each.run, each.id), _why(each, snapshot)) for each in proposals
     )
-    facts = (*_where(snapshot), ("to undo", "u takes it back; a restart cannot be undone"))
+    by_id = {each.id: each for each in proposals}
+
+    def facts(asked: Request | None) -> tuple[Fact, ...]:
+        chosen = by_id[asked.command] if isinstance(asked, Approve) else command
+        return action_facts(chosen.action, chosen.args, snapshot)
+
     title = "approve the proposal?" if len(choices) == 1 else "approve which proposal?"
     return Preview(title, choices, facts, _obstacle(command.action, snapshot))
 
@@ -72,14 +92,21 @@ def preview_dismiss(command: Command, snapshot: Snapshot) -> Preview:
     """The question for turning a proposal down, with a reason that stays in its record."""
     reasons = ("", "false alarm", "expected, a planned change", "will be handled in the script")
     choices = tuple(
-        Choice(
-            f"{formats.command(command)}: {reason or 'no reason given'}",
-            Dismiss(command.run, command.id, reason),
-        )
+        Choice(reason or "no reason given", Dismiss(command.run, command.id, reason), said={"reason": reason})
         for reason in reasons
     )
-    facts = (("why proposed", command.why or "-"), ("changes", "nothing; the proposal is kept as dismissed"))
-    return Preview("dismiss the proposal?", choices, facts)
+    facts = (
+        ("proposal", formats.command(command)),
+        ("why", _why(command, snapshot) or "-"),
+        ("changes", "nothing; the proposal is kept as dismissed, and not made again for this finding"),
+    )
+    return Preview(
+        "dismiss the proposal?",
+        choices,
+        lambda _asked: facts,
+        fields=(Field("reason", hint="why, in your own words"),),
+        read=lambda said: Dismiss(command.run, command.id, said["reason"].strip()[:MAX_TEXT]),
+    )
 
 
 def preview_undo(command: Command, snapshot: Snapshot) -> Preview:
@@ -87,7 +114,7 @@ def preview_undo(command: Command, snapshot: Snapshot) -> Preview:
     applied = "-" if command.step is None else f"at step {formats.count(command.step)}"
     facts = (("was applied", applied), *_where(snapshot))
     choice = Choice(f"take back: {formats.command(command)}", Undo(command.run, command.id))
-    return Preview("undo?", (choice,), facts, _obstacle(command.action, snapshot))
+    return Preview("undo?", (choice,), lambda _asked: facts, _obstacle(command.action, snapshot))
 
 
 def preview_mode(snapshot: Snapshot) -> Preview:
@@ -100,9 +127,67 @@ def preview_mode(snapshot: Snapshot) -> Preview:
     now = snapshot.status.mode
     others = [mode for mode in meaning if mode != now]
     choices = tuple(Choice(f"{mode}: {meaning[mode]}", SetMode(snapshot.status.run, mode)) for mode in others)
-    return Preview(
-        "change the mode?", choices, (("now", f"{now}: {meaning[now]}"), ("by hand", "works in every mode"))
+    facts = (("now", f"{now}: {meaning[now]}"), ("by hand", "works in every mode"))
+    return Preview("change the mode?", choices, lambda _asked: facts)
+
+
+def preview_mark(snapshot: Snapshot) -> Preview:
+    """The question for a mark on the time axis."""
+    status = snapshot.status
+
+    def read(said: Mapping[str, str]) -> AddMark:
+        text = said["text"].strip()
+        if not text:
+            raise ValueError("a mark needs a text, such as: curriculum stage 2")
+        return AddMark(status.run, text[:MAX_TEXT])
+
+    facts = (
+        ("at", f"the newest step, {formats.count(status.step)}"),
+        ("changes", "nothing in the training; a planned change: the detectors begin a new segment"),
     )
+    empty = Choice("a mark on every chart, with this text:", None, said={"text": ""})
+    return Preview(
+        "mark this step?",
+        (empty,),
+        lambda _asked: facts,
+        fields=(Field("text", hint="what changes here"),),
+        read=read,
+    )
+
+
+def action_facts(action: str, args: Mapping[str, Any], snapshot: Snapshot) -> tuple[Fact, ...]:
+    """What an action does with these arguments, on which ranks, from which step, and the way back."""
+    status = snapshot.status
+    facts: list[Fact] = []
+    if action == "restart":
+        which = {"first": "the first moment goes", "second": "the second moment goes"}.get(
+            str(args.get("moments", "all")), "the optimizer's moments and its step count go"
+        )
+        facts.append(("changes", f"{which} to zero, in place; parameters stay"))
+        if args.get("warmup"):
+            facts.append(("then", f"the LR warms up over {formats.count(int(args['warmup']))} steps"))
+        back = "cannot be undone; the moments build up again in about 1/(1-β2) steps"
+    elif action == "scale_lr":
+        to = 1.0 if args.get("reset") else status.lr_scale * float(args.get("factor") or 1.0)
+        over = f", over {formats.count(int(args['ramp']))} steps" if args.get("ramp") else ""
+        facts.append(
+            ("changes", f"the LR scale: × {formats.setting(status.lr_scale)} → × {formats.setting(to)}{over}")
+        )
+        if status.lr is not None:
+            now, then = status.lr * status.lr_scale, status.lr * to
+            facts.append(
+                ("learning rate", f"{formats.number(now)} → {formats.number(then)}; the schedule goes on")
+            )
+        back = "u restores the former scale"
+    elif action == "clip":
+        now_clip = "not clipped" if status.clip is None else f"clipped at {formats.setting(status.clip)}"
+        to_clip = "not clipped" if args.get("off") else formats.action(action, args)
+        facts.append(("changes", f"gradients above the limit are scaled down to it: {now_clip} → {to_clip}"))
+        back = "u restores what was in force before"
+    else:
+        facts.append(("changes", action_doc(action)))
+        back = "u takes it back where that can be; the daemon says so where not"
+    return (*facts, *_groups(snapshot), *_where(snapshot), ("to undo", back))
 
 
 _TITLES = {
@@ -110,6 +195,27 @@ _TITLES = {
     "scale_lr": "scale the learning rate",
     "clip": "clip the gradient norm",
 }
+
+
+def _title(action: str) -> str:
+    return _TITLES.get(action, action.replace("_", " "))
+
+
+def action_doc(action: str) -> str:
+    """What the contract says of an action, on one line."""
+    return " ".join((ACTIONS[action].__doc__ or action).replace("`", "").split())
+
+
+def _request(request: Callable[[dict[str, Any]], Act], args: dict[str, Any] | None) -> Act | None:
+    return None if args is None else request(args)
+
+
+def _why(command: Command, snapshot: Snapshot) -> str:
+    """The reason of a proposal, with the finding that it is for."""
+    finding = next((f for f in snapshot.findings if f.id == command.finding), None)
+    if finding is None or finding.kind in command.why:
+        return command.why
+    return f"{finding.kind} since step {formats.count(finding.onset_step)}: {command.why}"
 
 
 def _restart_options(snapshot: Snapshot) -> list[tuple[str, dict[str, Any]]]:
@@ -151,6 +257,36 @@ def _clip_options(snapshot: Snapshot) -> list[tuple[str, dict[str, Any]]]:
     if snapshot.status.clip is not None:
         options.append(("off", {"off": True}))
     return [option for option in options if option[1].get("max_norm") != 0]
+
+
+_OPTIONS: dict[str, Callable[[Snapshot], list[tuple[str, dict[str, Any]]]]] = {
+    "restart": _restart_options,
+    "scale_lr": _lr_options,
+    "clip": _clip_options,
+}
+"""Settings that are offered first; others are typed."""
+
+
+def _as_it_is(action: str) -> list[tuple[str, dict[str, Any] | None]]:
+    """An action without prepared settings: as it is, where it needs no argument."""
+    try:
+        parse_action(action, {})
+    except ValueError:
+        return [("with these arguments:", None)]
+    return [("as it is", {})]
+
+
+def _groups(snapshot: Snapshot) -> tuple[Fact, ...]:
+    """Which parameter groups of which optimizers it is about."""
+    parts = []
+    for optimizer in snapshot.status.optimizers:
+        groups = len(optimizer.groups)
+        tensors = sum(group.tensors for group in optimizer.groups)
+        many = "s" * (groups != 1)
+        parts.append(
+            f"{formats.plain(optimizer.kind)}, {groups} group{many}, {formats.count(tensors)} tensors"
+        )
+    return (("optimizer", "; ".join(parts)),) if parts else ()
 
 
 def _where(snapshot: Snapshot) -> tuple[tuple[str, str], ...]:

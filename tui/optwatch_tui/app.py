@@ -9,11 +9,14 @@ from textual.app import App, SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
 
+from optwatch.wire.actions import ACTIONS
 from optwatch.wire.requests import RunInfo
+from optwatch_tui.acting import action_doc
 from optwatch_tui.bindings import KEYS, bindings
 from optwatch_tui.feed import Answered, Feed, LinkChanged, RunChanged, RunsChanged
 from optwatch_tui.help import help_rows
 from optwatch_tui.model import Link, Snapshot
+from optwatch_tui.screens.acting import ActingScreen
 from optwatch_tui.screens.base import WatchScreen
 from optwatch_tui.screens.ranks import RanksScreen
 from optwatch_tui.screens.run import RunScreen
@@ -144,7 +147,7 @@ class OptwatchApp(App[None]):
             self._changed()
 
     async def action_help(self) -> None:
-        await self.push_screen(TextScreen("help", help_rows))
+        await self.push_screen(TextScreen("help", lambda width: help_rows(width, readonly=self.readonly)))
 
     def action_next_theme(self) -> None:
         names = list(PALETTES)
@@ -166,7 +169,15 @@ class OptwatchApp(App[None]):
         }
         for key in KEYS:
             if scopes & set(key.scopes) and key.action != "app.command_palette":
-                yield SystemCommand(key.label, f"{key.help} ({key.shown})", self._runner(screen, key.action))
+                off = ", off: read-only" if key.acts and self.readonly else ""
+                about = f"{key.help} ({key.shown}{off})"
+                yield SystemCommand(key.label, about, self._runner(screen, key.action))
+        acts = isinstance(screen, ActingScreen)
+        if acts:
+            with_key = {key.action for key in KEYS}
+            for name in ACTIONS:
+                if (action := f"act({name!r})") not in with_key:
+                    yield SystemCommand(name, f"{action_doc(name)} (x)", self._runner(screen, action))
 
     def _runner(self, screen: Screen[object], action: str) -> Callable[[], object]:
         async def run() -> None:

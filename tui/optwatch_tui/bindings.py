@@ -36,6 +36,10 @@ KEYS: tuple[Key, ...] = (
     Key("d", "d", "turn_down", "dismiss", "turn the proposed action down", ("run",), 2, True),
     Key("u", "u", "undo", "undo", "take the last applied action back", ("run",), 6, True),
     Key("m", "m", "mode", "mode", "who may act: observe, advise or auto", ("run",), 13, True),
+    Key(
+        "x", "x", "any_action", "any action", "every action there is, with its arguments", ("run",), 17, True
+    ),
+    Key("M", "M", "mark", "mark", "mark this step as a planned change", ("run",), 21, True),
     Key("n", "n", "next_finding", "next finding", "select the next finding", ("run",), 14),
     Key("g", "g", "go_to_finding", "go to it", "zoom the charts to the selected finding's onset", ("run",)),
     Key("t", "t", "tensors", "tensors", "every tensor, over depth and time", ("run",), 10),

@@ -111,7 +111,14 @@ def _progress(command: Command, world_size: int) -> str:
         if world_size <= 1:
             return "applied"
         return f"{len(command.ranks_applied)} of {world_size} ranks"
-    return command.state
+    return f"{command.state}{votes(command, world_size)}"
+
+
+def votes(command: Command, world_size: int) -> str:
+    """How far the ranks are in agreeing on a step: ` at 18,430, votes 2 of 4`; empty where none vote."""
+    if command.due is None or command.state not in ("sent", "scheduled"):
+        return ""
+    return f" at {formats.count(command.due)}, votes {len(command.votes)} of {world_size}"
 
 
 def run_item(run: RunInfo, now: float, width: int) -> Item:
@@ -155,7 +162,8 @@ def verdict(snapshot: Snapshot, readonly: bool, width: int) -> Row:
     if under_way:
         doing = under_way[0]
         waits = "waiting for the step" if doing.state == "scheduled" else "waiting for the ranks"
-        return ((" … ", "info"), (formats.command(doing), "title"), (f"  {doing.state}, {waits}", "muted"))
+        state = f"  {doing.state}{votes(doing, snapshot.status.world_size)}, {waits}"
+        return ((" … ", "info"), (formats.command(doing), "title"), (state, "muted"))
     worst = next(iter(snapshot.open_findings), None)
     call = _call(snapshot, readonly)
     if worst is None or worst.severity in ("watch", "info"):

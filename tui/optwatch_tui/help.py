@@ -24,14 +24,17 @@ _SIGNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def help_rows(width: int) -> list[Row]:
+def help_rows(width: int, *, readonly: bool) -> list[Row]:
     """All keys by where they work, then the signs."""
     rows: list[Row] = []
     for scope, title in _SCOPES:
         rows += [((title, "title"),)]
         for key in KEYS:
             if scope in key.scopes:
-                rows.append(((f"  {key.shown:<7}", "key"), (f"{key.label:<16}", "text"), (key.help, "muted")))
+                off = readonly and key.acts
+                about = f"{key.help} (off: read-only)" if off else key.help
+                role = "muted" if off else "key"
+                rows.append(((f"  {key.shown:<7}", role), (f"{key.label:<16}", "text"), (about, "muted")))
         rows.append(())
     rows.append((("signs", "title"),))
     for glyph, role, meaning in _SIGNS:

@@ -6,28 +6,22 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal
 
-from optwatch.wire.actions import Command
 from optwatch.wire.findings import Finding
-from optwatch.wire.requests import Request
-from optwatch_tui import acting, charts, describe, formats, layout
-from optwatch_tui.acting import Preview
+from optwatch_tui import charts, describe, formats, layout
 from optwatch_tui.bindings import bindings, keys_of
 from optwatch_tui.charts import CHARTS, Window
 from optwatch_tui.heat import STATISTICS, heat
 from optwatch_tui.model import Snapshot
 from optwatch_tui.rows import Row, Span
-from optwatch_tui.screens.base import LookingScreen
-from optwatch_tui.screens.confirm import ConfirmScreen
+from optwatch_tui.screens.acting import ActingScreen
 from optwatch_tui.screens.text import TextScreen
 from optwatch_tui.widgets.chart import Chart
 from optwatch_tui.widgets.heat import HeatMap
 from optwatch_tui.widgets.listing import Listing
 from optwatch_tui.widgets.status import StatusHeader
 
-_ENDS = {"applied": "ok", "judged": "ok", "refused": "critical", "failed": "critical", "expired": "critical"}
 
-
-class RunScreen(LookingScreen):
+class RunScreen(ActingScreen):
     """What is known of the run that the app watches."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("run")]
@@ -37,7 +31,6 @@ class RunScreen(LookingScreen):
         self._log: dict[str, bool] = {}
         self._statistic = 0
         self._alone: str | None = None
-        self._command_states: dict[str, str] | None = None
         self._header = StatusHeader(id="status")
         self._charts = {spec.key: Chart(spec.key, spec.title, id=f"chart-{spec.key}") for spec in CHARTS}
         self._heat = HeatMap(id="heat")
@@ -91,7 +84,7 @@ class RunScreen(LookingScreen):
         self._header.show(app.snapshot, app.link, app.now(), tuple(badges), app.readonly)
         if app.snapshot is None:
             return
-        self._tell_of_commands(app.snapshot)
+        self.tell_of_commands(app.snapshot)
         self._draw(self.held or app.snapshot)
 
     def _draw(self, snapshot: Snapshot) -> None:
@@ -116,28 +109,6 @@ class RunScreen(LookingScreen):
             [describe.command_item(command, world, width, readonly) for command in snapshot.commands],
             note=(("mode ", "muted"), (snapshot.status.mode, "text")),
         )
-
-    def _tell_of_commands(self, snapshot: Snapshot) -> None:
-        """Say when a command reaches an end, whoever asked for it."""
-        before = self._command_states
-        self._command_states = {command.id: command.state for command in snapshot.commands}
-        if before is None:
-            return
-        for command in reversed(snapshot.commands):
-            if command.state == before.get(command.id) or command.state not in _ENDS:
-                continue
-            at = f" at step {formats.count(command.step)}" if command.step is not None else ""
-            result = f": {command.outcome.verdict}" if command.outcome is not None else ""
-            reason = f": {command.reason}" if command.reason else ""
-            role = _ENDS[command.state]
-            sign = "✓" if role == "ok" else "✗"
-            self.notice(
-                (
-                    (f" {sign} ", role),
-                    (formats.command(command), "title"),
-                    (f" {command.state}{at}{result}{reason}", "text"),
-                )
-            )
 
     # --- looking ------------------------------------------------------------------------------------
 
@@ -208,60 +179,5 @@ class RunScreen(LookingScreen):
             return None
         return next((finding for finding in snapshot.findings if str(finding.id) == key), None)
 
-    # --- acting -------------------------------------------------------------------------------------
-
-    def action_act(self, name: str) -> None:
-        if (snapshot := self._armed()) is not None:
-            self._ask(acting.preview(name, snapshot))
-
-    def action_approve(self) -> None:
-        if (snapshot := self._armed()) is not None and (command := self._proposal(snapshot)) is not None:
-            self._ask(acting.preview_approve(command, snapshot))
-
-    def action_turn_down(self) -> None:
-        if (snapshot := self._armed()) is not None and (command := self._proposal(snapshot)) is not None:
-            self._ask(acting.preview_dismiss(command, snapshot))
-
-    def action_undo(self) -> None:
-        if (snapshot := self._armed()) is None:
-            return
-        if (command := snapshot.undoable) is None:
-            self.notice(
-                ((" – ", "muted"), ("nothing to undo: no applied action that can be taken back", "text"))
-            )
-        else:
-            self._ask(acting.preview_undo(command, snapshot))
-
-    def action_mode(self) -> None:
-        if (snapshot := self._armed()) is not None:
-            self._ask(acting.preview_mode(snapshot))
-
-    def _armed(self) -> Snapshot | None:
-        """The newest snapshot, where one may act at all; says why where not."""
-        app = self.watch_app
-        if app.readonly:
-            self.notice(
-                ((" – ", "warning"), ("read-only: started with --readonly, nothing can be changed", "text"))
-            )
-            return None
-        if app.link.state != "live":
-            self.notice(((" – ", "warning"), ("no link to the daemon: nothing can be sent", "text")))
-            return None
-        return app.snapshot
-
-    def _proposal(self, snapshot: Snapshot) -> Command | None:
-        """The selected proposal, else the newest."""
-        selected = self._actions.selected
-        chosen = [command for command in snapshot.proposals if command.id == selected]
-        proposal = next(iter((*chosen, *snapshot.proposals)), None)
-        if proposal is None:
-            self.notice(((" – ", "muted"), ("nothing is proposed", "text")))
-        return proposal
-
-    def _ask(self, preview: Preview) -> None:
-        def decided(request: Request | None) -> None:
-            if request is not None:
-                self.watch_app.feed.ask(request)
-                self.notice(((" … ", "info"), ("asked the daemon", "muted")))
-
-        self.app.push_screen(ConfirmScreen(preview), decided)
+    def selected_command(self) -> str | None:
+        return self._actions.selected

@@ -11,6 +11,8 @@ class KeyBar(Lines):
     def __init__(self, keys: tuple[Key, ...], *, readonly: bool, id: str = "keybar") -> None:
         super().__init__(id=id)
         self._keys = [key for key in footer_keys(keys) if not (readonly and key.acts)]
+        off = [key.shown for key in keys if readonly and key.acts and key.rank]
+        self._off: Row = ((f" {' '.join(off)}", "muted"), (" off: read-only ", "warning")) if off else ()
         self._notice: Row | None = None
 
     def say(self, notice: Row | None) -> None:
@@ -24,10 +26,11 @@ class KeyBar(Lines):
         # Help and quit always have their place; the others come by rank as long as there is room.
         fixed = [key for key in self._keys if key.shown in ("?", "q")]
         kept = list(fixed)
+        off = self._off if row_length((*self._off, *_bar(fixed))) <= width else ()
         for key in self._keys:
-            if key not in fixed and row_length(_bar([*kept, key])) <= width:
+            if key not in fixed and row_length((*off, *_bar([*kept, key]))) <= width:
                 kept.append(key)
-        return [_bar([key for key in self._keys if key in kept])]
+        return [(*off, *_bar([key for key in self._keys if key in kept]))]
 
 
 def _bar(keys: list[Key]) -> Row:
