@@ -31,6 +31,7 @@ SUBCOMMANDS = {
     "run": "optwatch.cli.run",
     "diagnose": "optwatch.cli.diagnose",
     "store": "optwatch.cli.store",
+    "keys": "optwatch.cli.keys",
 }
 
 

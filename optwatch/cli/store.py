@@ -1,23 +1,26 @@
-"""`optwatch store check|compact`: upkeep of the history."""
+"""`optwatch store check|compact|audit`: upkeep of the history."""
 
 import argparse
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 from optwatch.cli.connect import between
 from optwatch.cli.errors import Wrong
+from optwatch.cli.show import print_json, print_table
 from optwatch.wire.places import state_dir
 
-HELP = "Check that all of the store can be read, or make it smaller."
+HELP = "Check that all of the store can be read, make it smaller, or see who commanded what."
 EXAMPLE = "optwatch store compact --thin-after 30 --delete-after 365"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="verb", metavar="check|compact", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="check|compact|audit", required=True)
     check = verbs.add_parser("check", help="read everything; exit 1 where something is wrong")
     compact = verbs.add_parser("compact", help="merge, thin or delete what is old; no daemon may have it")
-    for verb in (check, compact):
+    audit = verbs.add_parser("audit", help="what clients asked to be done: when, who, which run")
+    for verb in (check, compact, audit):
         verb.add_argument("--store", metavar="DIR", type=Path, help="the store (default: your own)")
         verb.add_argument("--json", action="store_true", help="print JSON")
     compact.add_argument(
@@ -35,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from optwatch.daemon.errors import StartError
 
     try:
-        return _check(args) if args.verb == "check" else _compact(args)
+        return {"check": _check, "compact": _compact, "audit": _audit}[args.verb](args)
     except StartError as error:
         raise Wrong(str(error)) from None
 
@@ -66,6 +69,20 @@ def _compact(args: argparse.Namespace) -> int:
         print(
             f"{_mib(gain.before)} → {_mib(gain.after)}, {gain.runs_deleted} runs deleted, "
             f"{gain.records_thinned:,} records thinned out"
+        )
+    return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from optwatch.daemon.upkeep import audit
+
+    log = audit(args.store or state_dir())
+    if args.json:
+        print_json(log)
+    else:
+        print_table(
+            ("when", "who", "run", "asked for", "in full"),
+            [(time.strftime("%F %T", time.localtime(e.at)), e.who, e.run[:8], e.what, e.detail) for e in log],
         )
     return 0
 

@@ -7,16 +7,16 @@ key that it authenticated with, never on what it says about itself.
 
 import getpass
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import zmq
 from zmq.utils import z85
 
-from optwatch.wire.keys import KeyPair
+from optwatch.wire.guests import Role, guests_file, read_guests
+from optwatch.wire.keys import KeyFileError, KeyPair
 
 log = logging.getLogger(__name__)
 
-Role = Literal["agent", "viewer", "operator"]
 DOMAIN = "optwatch"
 ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_ENFORCE_DOMAIN = 93  # libzmq ≥ 4.3; not among pyzmq's names
@@ -26,15 +26,17 @@ class Access:
     """Which public keys are let in, and as what. With no `pair` everybody is (`--insecure`)."""
 
     def __init__(self, context: "zmq.Context[Any]", pair: KeyPair | None, user: KeyPair | None) -> None:
+        """Raises `KeyFileError` or `OSError` where the file of guests cannot be used."""
         self.refused = 0
         """Handshakes turned away so far."""
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(ENDPOINT)
         self._pair = pair
+        self._user = user
         self._peers: dict[str, tuple[str, Role]] = {}
-        if user is not None:
-            self._peers[user.public] = (own_name(), "operator")
+        self._read = _stamp()
+        self._load()
 
     def guard(self, socket: "zmq.Socket[Any]") -> None:
         """Set a socket up before it is bound, so that only keys that are let in can talk to it."""
@@ -79,15 +81,40 @@ class Access:
         """Whose agents run on this host under this account."""
         return own_name() if self._pair is not None else "anyone"
 
-    def who(self, frame: zmq.Frame) -> tuple[str, Role]:
-        """The name and role of the peer that a frame came from."""
+    def refresh(self) -> None:
+        """Take the file of guests as it is now, where it is another; a wrong one changes nothing."""
+        stamp = _stamp()
+        if self._pair is None or stamp == self._read:
+            return
+        self._read = stamp
+        try:
+            self._load()
+        except (KeyFileError, OSError) as error:
+            log.error("the keys that are let in stay as they were: %s", error)
+        else:
+            log.info(
+                "the keys that are let in: %s", ", ".join(sorted(name for name, _ in self._peers.values()))
+            )
+
+    def _load(self) -> None:
+        peers: dict[str, tuple[str, Role]] = {}
+        if self._user is not None:
+            for guest in read_guests():
+                # A guest of the user's own name would pass for the user in the audit log.
+                name = f"{guest.name} (guest)" if guest.name == own_name() else guest.name
+                peers[guest.public] = (name, guest.role)
+            peers[self._user.public] = (own_name(), "operator")
+        self._peers = peers
+
+    def who(self, frame: zmq.Frame) -> tuple[str, Role] | None:
+        """The name and role of the peer that a frame came from, None for a key that is let in no more."""
         if self._pair is None:
             return "anyone", "operator"
         try:
             key = frame.get("User-Id")
         except zmq.ZMQError:
             key = ""
-        return self._peers.get(str(key), ("unknown", "viewer"))
+        return self._peers.get(str(key))
 
     def close(self) -> None:
         self.socket.close()
@@ -99,3 +126,12 @@ def own_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return "user"
+
+
+def _stamp() -> tuple[int, int] | None:
+    """What tells one version of the file of guests from another."""
+    try:
+        found = guests_file().stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from optwatch import __version__
-from optwatch.daemon.access import Role
 from optwatch.daemon.commands import CommandError, Entry
 from optwatch.daemon.head import UnknownRun
 from optwatch.daemon.lane import tensor_reply
@@ -23,6 +22,7 @@ from optwatch.series.points import Points
 from optwatch.series.timeline import Timeline, rows
 from optwatch.wire import limits
 from optwatch.wire.frames import Parts, SeriesBlocks, WireError, request_decoder, unpack
+from optwatch.wire.guests import Role
 from optwatch.wire.requests import (
     Accepted,
     Act,
@@ -123,14 +123,14 @@ class Desk:
     def _answer(self, request: Request, user: str, role: Role, now: float) -> Answer:
         if isinstance(request, Greet):
             return self._greet(request, role)
+        run, in_full = getattr(request, "run", ""), str(request)[: limits.MAX_TEXT]
         if role == "agent" or (role == "viewer" and isinstance(request, ACTING)):
-            self._store.audit(time.time(), user, "", "refused", type(request).__name__)
+            self._store.audit(time.time(), user, run, "refused", in_full)
             return Refused("forbidden", f"the key of {user} has the role {role}: it may not do this"), ()
         if isinstance(request, ACTING):
             if self._store.trouble and not isinstance(request, StopDaemon):
                 return Refused("unavailable", f"nothing can be commanded while {self._store.trouble}"), ()
-            run = getattr(request, "run", "")
-            self._store.audit(time.time(), user, run, type(request).__name__, str(request)[: limits.MAX_TEXT])
+            self._store.audit(time.time(), user, run, type(request).__name__, in_full)
             log.info("%s asks: %s", user, request)
             return self._handlers[type(request)](request, user, now)
         return self._handlers[type(request)](request, now)

@@ -92,6 +92,10 @@ class Diagnosis:
             self.broken = f"the detectors of this run failed at step {self.step}: {error!r}"
             return Conclusions((), (), (), ())
 
+    def set_rules(self, rules: Rules) -> None:
+        """Follow another policy from now on."""
+        self._rules = self._engine.rules = rules
+
     def setup(self, optimizers: Sequence[OptimizerInfo]) -> list[Finding]:
         """Look over the optimizers; what is to be said about them."""
         return self._panel.setup(optimizers)

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from optwatch.daemon.access import Role
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.sessions import Session
 from optwatch.daemon.store import Store
 from optwatch.wire import limits
 from optwatch.wire.frames import BatchBlocks, Buffer, WireError, agent_decoder, check_schema, unpack
+from optwatch.wire.guests import Role
 from optwatch.wire.messages import (
     Ack,
     Batch,

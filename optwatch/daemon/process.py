@@ -82,9 +82,19 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
             )
         )
         server = Server(
-            store, runs, access, router, xpub, wake, settings.idle_exit, boards, meters, announcement
+            store,
+            runs,
+            access,
+            router,
+            xpub,
+            wake,
+            settings.idle_exit,
+            boards,
+            meters,
+            announcement,
+            lambda: _reread(settings.policy, runs),
         )
-        with _signals(server.stop), announcement:
+        with _signals(server.stop, server.reread), announcement:
             log.info("listening on %s, store %s, mode %s", bound, store.directory, settings.mode)
             if meters is not None:
                 log.info("metrics at %s", meters.address)
@@ -120,9 +130,23 @@ def _access(context: "zmq.Context[zmq.Socket[bytes]]", settings: Settings) -> Ac
         raise StartError(f"cannot keep keys in {error.filename}: {error.strerror}") from None
 
 
+def _reread(policy: Path | None, runs: Runs) -> None:
+    """Take the policy's file as it is now; a wrong one changes nothing."""
+    if policy is None:
+        log.info("SIGHUP: there is no policy file to read anew")
+        return
+    try:
+        runs.set_rules(load_rules(policy))
+    except PolicyError as error:
+        log.error("SIGHUP: the policy stays as it was: %s", error)
+    else:
+        log.info("SIGHUP: the policy %s was read anew", policy)
+
+
 @contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    former = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+def _signals(stop: Callable[[], None], reread: Callable[[], None]) -> Iterator[None]:
+    wanted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reread}
+    former = {number: signal.signal(number, lambda *_, do=do: do()) for number, do in wanted.items()}
     try:
         yield
     finally:

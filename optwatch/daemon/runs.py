@@ -30,6 +30,12 @@ class Runs:
         heads = [msgspec.msgpack.decode(data, type=Head) for (data,) in rows]
         self.by_id = {head.run: Run(head, store, loaded=False, rules=rules) for head in heads}
 
+    def set_rules(self, rules: Rules) -> None:
+        """From now on all runs follow this policy."""
+        self._rules = rules
+        for run in self.by_id.values():
+            run.diagnosis.set_rules(rules)
+
     def for_agent(self, hello: Hello) -> Run:
         """The run that an agent belongs to, made or loaded where it is not there."""
         run = self.by_id.get(hello.run)

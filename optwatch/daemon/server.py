@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -46,7 +47,9 @@ class Server:
         boards: Boards | None,
         meters: Meters | None,
         announcement: Announcement,
+        reread: Callable[[], None],
     ) -> None:
+        self._reread = reread
         self._announcement = announcement
         self._meters = meters
         self._store = store
@@ -57,6 +60,7 @@ class Server:
         self._wake = wake
         self._idle_exit = idle_exit
         self._stopping = False
+        self._rereading = False
         self._busy = time.monotonic()
         self._next_slow = 0.0
         self._held: list[tuple[bytes, list[Any]]] = []
@@ -76,6 +80,10 @@ class Server:
     def stop(self) -> None:
         """End after the present turn. Safe in a signal handler."""
         self._stopping = True
+
+    def reread(self) -> None:
+        """Read the policy anew in the next turn. Safe in a signal handler."""
+        self._rereading = True
 
     def serve(self) -> None:
         """Serve until told to stop, then take in and commit what has already arrived."""
@@ -98,6 +106,9 @@ class Server:
     def _turn(self, timeout: float) -> None:
         events = dict(self._poller.poll(int(timeout * 1_000)))
         now = time.monotonic()
+        if self._rereading:
+            self._rereading = False
+            self._reread()
         if self._access.socket in events:
             self._access.answer()
         if self._wake in events:
@@ -132,7 +143,10 @@ class Server:
             self._ingest.counts["malformed"] += 1
             return
         identity, kind = frames[0].bytes, frames[1].bytes
-        user, role = self._access.who(frames[-1])
+        if (who := self._access.who(frames[-1])) is None:
+            self._ingest.counts["a key that is let in no more"] += 1
+            return
+        user, role = who
         if kind == AGENT:
             self._busy = now
             self._ingest.take(identity, user, role, [frame.buffer for frame in frames[2:]], now)
@@ -159,6 +173,7 @@ class Server:
             self._runs.unload(now)
             self._ingest.forget(now)
             self._announcement.look()
+            self._access.refresh()
 
     def _move(self, run: Run, now: float) -> bool:
         """Move one run on; a fault of ours in it ends only that. Whether it is followed."""

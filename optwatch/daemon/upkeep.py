@@ -63,6 +63,33 @@ def check(directory: Path) -> Report:
         return Report(0, 0, 0, path.stat().st_size, (f"{path} cannot be read: {error}",))
 
 
+@dataclass(frozen=True)
+class Audited:
+    """One wish of a client, as it was noted. `at`: unix seconds; `what`: the request, or "refused"."""
+
+    at: float
+    who: str
+    run: str
+    what: str
+    detail: str
+
+
+def audit(directory: Path) -> list[Audited]:
+    """What clients have asked to be done, and who they were, the oldest first; also while a daemon has it.
+
+    Raises:
+        StartError: there is no store, or it cannot be read.
+    """
+    path = _existing(directory)
+    try:
+        rows = connect(str(path), read_only=True).execute(
+            "SELECT at, who, run, what, detail FROM audit ORDER BY id"
+        )
+        return [Audited(*row) for row in rows]
+    except sqlite3.DatabaseError as error:
+        raise StartError(f"{path} cannot be read: {error}") from None
+
+
 def compact(directory: Path, *, thin_after: float | None = None, delete_after: float | None = None) -> Gain:
     """Merge small chunks, apply the retention that is asked for, give the space back.
 

@@ -80,7 +80,7 @@ class Engine:
 
     def __init__(self, mode: Mode, rules: Rules = DEFAULT) -> None:
         self.mode: Mode = mode
-        self._rules = rules
+        self.rules = rules
         self._history = History()
         self._memory = Memory()
         self._outcomes: list[tuple[str, Outcome]] = []
@@ -185,7 +185,7 @@ class Engine:
                 and len(current.commands) < current.actions
             ):
                 current.commands.append(command.id)
-                rule = next((rule for rule in self._rules.rule if rule.name == current.rule), None)
+                rule = next((rule for rule in self.rules.rule if rule.name == current.rule), None)
                 if rule and rule.until and is_cut(action_of(command)):
                     memory.until_back[command.id] = current.former_lr
             on_trial = command.state == "applied" and command.step is not None
@@ -195,7 +195,7 @@ class Engine:
                 memory.trials.pop(command.id, None)
 
     def _judge_due(self, commands: Sequence[Command]) -> None:
-        memory, trial = self._memory, self._rules.limits.trial
+        memory, trial = self._memory, self.rules.limits.trial
         for command, applied in sorted(memory.trials.items()):
             if self._history.now < applied + trial:
                 continue
@@ -226,7 +226,7 @@ class Engine:
             return
         if not current.commands:
             # The proposal was not taken up: forget it when its time is over.
-            if self._history.now > current.asked + self._rules.limits.cooldown:
+            if self._history.now > current.asked + self.rules.limits.cooldown:
                 memory.current = None
             return
         states = {command.id: command.state for command in commands}
@@ -241,7 +241,7 @@ class Engine:
             memory.dealt.clear()
         elif any(states.get(id) in ("expired", "failed") for id in current.commands):
             memory.dealt.discard(current.finding)
-        if memory.failures >= self._rules.limits.failures:
+        if memory.failures >= self.rules.limits.failures:
             memory.stopped = (
                 f"{memory.failures} interventions in a row did not help: the cause is likely the "
                 "architecture or the data; the policy acts no more in this run"
@@ -310,7 +310,7 @@ class Engine:
             if self._cooling(finding, commands) or self._near_mark(finding.onset_step):
                 continue
             facts = gather(self._history, finding)
-            for rule in self._rules.rule:
+            for rule in self.rules.rule:
                 if memory.used.get(rule.name, 0) >= rule.times or not rule.when.holds(facts):
                     continue
                 if actions := self._affordable(rule, commands, allow):
@@ -343,7 +343,7 @@ class Engine:
 
     def _affordable(self, rule: Rule, commands: Sequence[Command], allow: Sequence[str]) -> list[Action]:
         """Those of a rule's actions that the agents take and the limits leave room for."""
-        limits, actions = self._rules.limits, []
+        limits, actions = self.rules.limits, []
         cuts, scale = lr_cuts(commands), lr_scale(commands)
         for action in rule.do:
             if _name(action) not in allow and "all" not in allow:
@@ -359,14 +359,14 @@ class Engine:
     def _cooling(self, finding: Finding, commands: Sequence[Command]) -> bool:
         """Whether too little time has passed since the last action, whoever asked for it."""
         window = finding.evidence.get("window", 0)
-        pause = max(self._rules.limits.cooldown, 2 * int(window) if isinstance(window, int | float) else 0)
+        pause = max(self.rules.limits.cooldown, 2 * int(window) if isinstance(window, int | float) else 0)
         last = [c.step for c in commands if c.step is not None and c.undo_of is None]
         if self._memory.asked is not None:
             last.append(self._memory.asked)
         return bool(last) and self._history.now < max(last) + pause
 
     def _near_mark(self, step: int) -> bool:
-        margin = self._rules.limits.mark_margin
+        margin = self.rules.limits.mark_margin
         return any(abs(step - mark) <= margin for mark in self._memory.marks)
 
 
