@@ -195,7 +195,7 @@ def test_the_lr_is_never_brought_under_its_floor() -> None:
 
 
 def test_the_budget_of_lr_cuts_holds_for_the_run() -> None:
-    book = Book(Engine("auto", Rules(limits=Limits(lr_cuts=1), rule=run_to_event().engine._rules.rule)))
+    book = Book(Engine("auto", Rules(limits=Limits(lr_cuts=1), rule=run_to_event().engine.rules.rule)))
     book.feed(points(1, healthy(np.arange(1, 300))))
     assert names(book.feed(points(300, [4.0] * 3, 3e-2), finding())) == ["scale_lr", "restart"]
     book.feed(points(303, healthy(np.arange(303, 900))))
