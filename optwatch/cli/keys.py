@@ -14,8 +14,8 @@ EXAMPLE = """optwatch keys                               # your key: give it to 
   optwatch keys remove alice
 
 An agent sends what a training measures and takes commands; a viewer may ask, but not act; an operator may do
-all that you may. A key that is removed is refused at once, but a view that it had open goes on to get what the
-daemon publishes until its connection ends: restart the daemon to end it."""
+all that you may. A key that is removed is refused at once, but a view that it had open goes on to get what
+the daemon publishes until its connection ends: restart the daemon to end it."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
