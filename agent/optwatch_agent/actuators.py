@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from optwatch.wire.actions import Action, Clip, Restart, ScaleLr
+from optwatch_agent.loose import Loose
 from optwatch_agent.norms import total_norm
 from optwatch_agent.roles import Roles, roles_of
 from optwatch_agent.shards import is_sharded
@@ -35,10 +36,12 @@ class Actuators:
         self.max_norm: float | None = None
         self.recent_norms: deque[float] = deque(maxlen=_RECENT)
         """Global gradient norms before any clip of ours, for `clip --max-norm auto`."""
-        self._optimizer = optimizer
+        self._held = Loose(optimizer)
 
     def refusal(self, action: Action, ranks: int) -> str | None:
         """Why an action cannot be done on one of so many ranks, None where it can."""
+        if self._held.gone:
+            return "the optimizer was dropped"
         match action:
             case Restart():
                 return _restart_refusal(self._optimizer, action)
@@ -96,6 +99,10 @@ class Actuators:
         self.lr_scale.release()
 
     @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self._held.optimizer
+
+    @property
     def _groups(self) -> list[dict[str, Any]]:
         return self._optimizer.param_groups
 
@@ -109,7 +116,7 @@ class LrScale:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.target = 1.0
-        self._optimizer = optimizer
+        self._held = Loose(optimizer)
         self._from = 1.0
         self._ramp = 0
         self._ramp_done = 0
@@ -119,6 +126,10 @@ class LrScale:
         self._wrapper: types.MethodType | None = None
         self._former: Any = None
         self._inside = False
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self._held.optimizer
 
     @property
     def in_force(self) -> bool:
@@ -214,8 +225,10 @@ class LrScale:
 
     def disarm(self) -> None:
         """Take the wrapper off once nothing is in force; under somebody else's it stays and does nothing."""
+        if self._wrapper is None or self.in_force:
+            return
         optimizer: Any = self._optimizer
-        if self._wrapper is None or self.in_force or vars(optimizer).get("step") is not self._wrapper:
+        if vars(optimizer).get("step") is not self._wrapper:
             return
         if self._former is not None:
             optimizer.step = self._former

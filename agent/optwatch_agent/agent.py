@@ -5,7 +5,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from optwatch_agent.membership import Membership
 from optwatch_agent.track import Track
 
 _MOST_EVENTS = 10_000
+_GONE = "the optimizer was dropped"
 
 
 class Agent:
@@ -80,6 +81,10 @@ class Agent:
         """Who this is, as far as it is known."""
         return self.membership.who
 
+    def follows(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this attachment is to that optimizer."""
+        return not self.closed and any(track.is_on(optimizer) for track in self.tracks)
+
     def event(self, kind: Any, text: str, step: int | None = None, optimizer: int = 0) -> None:
         """Tell of something that happened."""
         self._events.append(
@@ -97,17 +102,28 @@ class Agent:
         """Take everything off and say goodbye."""
         if self.closed:
             return
-        self.closed = True
-        for track in self.tracks:
-            track.close()
-        losses.TAP.remove()
-        clips.TAP.patch.remove()
+        self._take_off()
         atexit.unregister(self._at_exit)
         identity.leave(self.identity)
         if self.identity.pid == os.getpid():
             self.control.give_up(reason)
             self.membership.close()
             self.link.stop(reason)
+
+    def expire(self) -> None:
+        """Its optimizers are gone: close, and let the link send the rest while the process goes on."""
+        self._take_off()
+        if self.identity.pid == os.getpid():
+            self.control.give_up(_GONE)
+            self.membership.close()
+            self.link.stop(_GONE, timeout=0)
+
+    def _take_off(self) -> None:
+        self.closed = True
+        for track in self.tracks:
+            track.close()
+        losses.TAP.remove()
+        clips.TAP.patch.remove()
 
     def abandon(self) -> None:
         """In a forked child: the socket and the thread are the parent's. Be still."""
@@ -116,7 +132,10 @@ class Agent:
             track.active = False
 
     def _at_exit(self) -> None:
-        self.close("the process ends")
+        if not self.closed:
+            self.close("the process ends")
+        elif self.identity.pid == os.getpid():  # expired: its link may still be sending
+            self.link.stop(_GONE)
 
     # --- what the link carries ------------------------------------------------------------------------
 
@@ -198,6 +217,20 @@ class Agent:
 
 
 _agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()
+
+
+def is_watched(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an attachment follows this optimizer."""
+    return any(agent.follows(optimizer) for agent in tuple(_agents))
+
+
+def make_way(optimizers: Collection[torch.optim.Optimizer]) -> None:
+    """End the attachments to these optimizers, which are attached anew, and to optimizers that are gone."""
+    for agent in tuple(_agents):
+        if any(agent.follows(optimizer) for optimizer in optimizers):
+            agent.close("attached anew")
+        elif not agent.closed and all(track.gone for track in agent.tracks):
+            agent.expire()
 
 
 def _after_fork() -> None:

@@ -10,7 +10,7 @@ from optwatch.wire.actions import ACTIONS
 from optwatch.wire.messages import ConfigValue
 from optwatch.wire.places import find_daemon
 from optwatch_agent import naming
-from optwatch_agent.agent import Agent
+from optwatch_agent.agent import Agent, make_way
 from optwatch_agent.watch import Watch
 
 _INNER = ("optimizer", "base_optimizer", "_optimizer", "optim", "base")
@@ -31,7 +31,7 @@ def attach(
     store: Any = None,
     strict: bool = False,
 ) -> Watch:
-    """Watch an optimizer, or several, from now on.
+    """Watch an optimizer, or several, from now on. Attaching anew ends the attachment before.
 
     Args:
         optimizer: a torch.optim.Optimizer, a wrapper around one, or {name: optimizer} for several.
@@ -63,6 +63,7 @@ def attach(
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name has to be a string, not {type(name).__name__}")
     find_daemon(daemon)  # raises a ValueError for an address that cannot be parsed
+    make_way(optimizers.values())
     agent = Agent(
         optimizers,
         model=model,

@@ -18,7 +18,8 @@ from optwatch_agent.recorder import Value
 class Follower(Protocol):
     """Who wants to know of one optimizer's skipped steps."""
 
-    optimizer: torch.optim.Optimizer
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
     @property
     def completed(self) -> int: ...
@@ -40,8 +41,11 @@ class ScalerTap:
         self.patch.install()
 
     def remove(self, follower: Follower) -> None:
-        if self._followers.pop(id(follower.optimizer), None) is not None:
-            self.patch.remove()
+        # By identity: the optimizer may be gone, and another one have its id.
+        self._followers = {
+            number: pair for number, pair in self._followers.items() if pair[0] is not follower
+        }
+        self.patch.remove()
 
     def _wrap(self, update: Callable[..., Any]) -> Callable[..., Any]:
         def watched(scaler: Any, *args: Any, **kwargs: Any) -> Any:

@@ -16,6 +16,7 @@ from optwatch_agent.actuators import Actuators
 from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.governor import Governor
 from optwatch_agent.haste import Range
+from optwatch_agent.loose import Loose
 from optwatch_agent.norms import total_norm
 from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.recorder import Recorder, Value
@@ -48,7 +49,7 @@ class Track:
         see_loss: bool,
         hurry: Callable[[], None],
     ) -> None:
-        self.optimizer = optimizer
+        self._held = Loose(optimizer)
         self.name = name
         self.completed = _steps_so_far(optimizer) if step is None else step
         """global_step of the last completed step."""
@@ -96,6 +97,18 @@ class Track:
             optimizer.register_step_pre_hook(disable(self._pre)),
             optimizer.register_step_post_hook(disable(self._post)),
         ]
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._held.optimizer
+
+    @property
+    def gone(self) -> bool:
+        """Whether the script has dropped the optimizer."""
+        return self._held.gone
+
+    def is_on(self, optimizer: torch.optim.Optimizer) -> bool:
+        return not self.gone and self.optimizer is optimizer
 
     @property
     def stepped(self) -> bool:

@@ -4,12 +4,11 @@ A hook that torch calls at the step of every optimizer attaches at the first one
 are there by then as one run; a later one that was made since becomes a run of its own.
 """
 
+import functools
 import gc
 import logging
-import runpy
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,67 +16,77 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from optwatch_agent import clips, losses
+from optwatch_agent.agent import is_watched
 from optwatch_agent.attach import attach, innermost
+from optwatch_agent.identity import default_name
+from optwatch_agent.patches import Patch
 from optwatch_agent.watch import Watch
 
 log = logging.getLogger("optwatch")
 
 
-def run_unchanged(target: str, arguments: Sequence[str], *, module: bool, name: str | None) -> None:
-    """Run a script, or a module as `python -m` does, with the agent attached; its exceptions pass through."""
-    with Everything(name):
-        sys.argv = [target, *arguments]
-        if module:
-            sys.path.insert(0, "")
-            runpy.run_module(target, run_name="__main__", alter_sys=True)
-        else:
-            sys.path.insert(0, str(Path(target).resolve().parent))
-            runpy.run_path(target, run_name="__main__")
-
-
 class Everything:
-    """While it is entered, every optimizer that steps is watched."""
+    """From now on to the end of the process, every optimizer that steps is watched.
+
+    Nothing but the constructor of optimizers is touched before the first of them is made.
+    """
 
     def __init__(self, name: str | None) -> None:
         self.watches: list[Watch] = []
+        self.stepped = False
+        """Whether any optimizer has taken a step."""
         self._name = name
-        self._known: set[int] = set()
+        self._ready = False
+        self._made: list[weakref.ref[torch.optim.Optimizer]] = []
+        """In the order in which they were made, which is the same on every rank."""
+        self._known: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        Patch(torch.optim.Optimizer, "__init__", self._wrap_init).install()
 
-    def __enter__(self) -> "Everything":
-        # From the start, since the first loss comes before the first step.
-        losses.TAP.install()
-        clips.TAP.patch.install()
-        disable: Any = torch.compiler.disable
-        self._handle = register_optimizer_step_pre_hook(disable(self._stepping))
-        return self
+    def _wrap_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(init)
+        def __init__(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+            init(optimizer, *args, **kwargs)
+            try:
+                self._take(optimizer)
+            except Exception as error:  # noqa: BLE001 - never in the way of the script
+                log.warning("optwatch: optimizers are not watched: %r", error)
 
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
-        for watch in self.watches:
-            watch.detach()
-        losses.TAP.remove()
-        clips.TAP.patch.remove()
+        return __init__
+
+    def _take(self, optimizer: torch.optim.Optimizer) -> None:
+        self._made = [ref for ref in self._made if ref() is not None]
+        self._made.append(weakref.ref(optimizer))
+        if not self._ready:
+            self._ready = True
+            # The first loss comes before the first step.
+            losses.TAP.install()
+            clips.TAP.patch.install()
+            disable: Any = torch.compiler.disable
+            register_optimizer_step_pre_hook(disable(self._stepping))
 
     def _stepping(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if id(optimizer) in self._known:
-            return
         try:
-            found = {id(optimizer): innermost(optimizer)}
-            for other in _living(torch.optim.Optimizer):
-                found.setdefault(id(innermost(other)), innermost(other))
-            fresh = [each for number, each in found.items() if number not in self._known]
-            self._known |= {id(each) for each in fresh} | {id(optimizer)}
-            if len(fresh) == 1:
-                named = {"optimizer": fresh[0]}
-            else:
-                named = {f"optimizer {i}": each for i, each in enumerate(fresh)}
-            name = self._name
-            if self.watches and name is not None:
-                name = f"{name} {len(self.watches) + 1}"
-            self.watches.append(attach(named, model=_model_of(fresh), name=name))
+            if optimizer not in self._known:
+                self._watch(optimizer)
         except Exception as error:  # noqa: BLE001 - never into the training loop
-            self._known.add(id(optimizer))
             log.warning("optwatch: cannot attach to %s: %r", type(optimizer).__name__, error)
+
+    def _watch(self, optimizer: torch.optim.Optimizer) -> None:
+        self.stepped = True
+        # The one that steps comes first: it is the one whose steps are the run's.
+        there = [optimizer, *(other for ref in self._made if (other := ref()) is not None)]
+        there = [other for other in there if other not in self._known]
+        self._known.update(there)
+        inner = {id(each): each for each in map(innermost, there)}
+        self._known.update(inner.values())
+        fresh = [each for each in inner.values() if not is_watched(each)]
+        if not fresh:
+            return
+        named = {f"optimizer {i}": each for i, each in enumerate(fresh)}
+        name = self._name or default_name()
+        if self.watches:
+            name = f"{name} {len(self.watches) + 1}"
+        self.watches.append(attach(named if len(fresh) > 1 else fresh[0], model=_model_of(fresh), name=name))
 
 
 def _living(kind: type[Any]) -> list[Any]:

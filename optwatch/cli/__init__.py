@@ -44,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Wrong as error:
         print(f"optwatch {options.command}: {plain(str(error))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        sys.stderr.close()
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        if arguments[:1] == ["run"]:  # its script ends as it would without us
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            return 130
+        sys.stderr.close()  # the reader of our output went away, as `head` does
         return 1
 
 

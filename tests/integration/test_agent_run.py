@@ -1,5 +1,6 @@
 """`optwatch run`: scripts that know nothing of optwatch."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_the_scripts_own_end_is_kept(home: Path, tmp_path: Path) -> None:
     (tmp_path / "breaks.py").write_text("raise RuntimeError('broken')")
     done = python("-m", "optwatch", "run", "--", "breaks.py", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("RuntimeError: broken")
+    assert "\nRuntimeError: broken\n" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -95,3 +96,119 @@ def test_wrong_use_speaks(home: Path, tmp_path: Path, arguments: list[str], says
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+SWEEP = """
+import gc, os, weakref
+import importlib.util
+assert importlib.util.find_spec("torch")  # as libraries ask whether it is there
+os.environ["OMP_NUM_THREADS"] = "1"
+import torch
+assert torch.get_num_threads() == 1, "the script's environment came too late"
+gone = []
+def train(seed):
+    torch.manual_seed(seed)
+    net = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01 * (seed + 1))
+    gone.append(weakref.ref(optimizer))
+    for _ in range(3 + seed):
+        optimizer.zero_grad()
+        net(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+    return net.weight.sum().item()
+print([train(seed) for seed in range(20)])
+gc.collect()
+print([ref() is None for ref in gone])
+"""
+
+LATE = """
+import torch, optwatch, warnings
+from torch.utils.data import DataLoader, TensorDataset
+torch.set_num_threads(1)
+torch.manual_seed(0)
+def step(net, optimizer, x):
+    optimizer.zero_grad(); net(x).square().mean().backward(); optimizer.step()
+def rows(method):
+    data = TensorDataset(torch.randn(12, 4))
+    return [x for x, in DataLoader(data, batch_size=4, num_workers=1, multiprocessing_context=method)]
+if __name__ == "__main__":
+    first, second, own = (torch.nn.Linear(4, 1) for _ in range(3))
+    one = torch.optim.SGD(first.parameters(), lr=0.1)
+    for x in rows("fork") + rows("spawn"):
+        step(first, one, x)
+    two = torch.optim.Adam(second.parameters())
+    mine = torch.optim.RMSprop(own.parameters())
+    watch = optwatch.attach(mine, name="mine")
+    for _ in range(4):
+        step(second, two, x); step(own, mine, x); step(first, one, x)
+    print([p.sum().item() for net in (first, second, own) for p in net.parameters()])
+"""
+
+
+def test_a_sweep_is_a_run_for_each_training_and_keeps_none_alive(
+    daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    plain = python("sweep.py", cwd=tmp_path)
+    done = python("-m", "optwatch", "run", "--", "sweep.py", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == plain.stdout
+    assert "False" not in done.stdout.splitlines()[-1]
+    with daemon.client() as client:
+        runs = {run.name: run for run in client.runs()}
+        recorded = {name: client.status(run.run).steps_recorded for name, run in runs.items()}
+    names = ["sweep"] + [f"sweep {n}" for n in range(2, 21)]
+    assert recorded == {name: 3 + seed for seed, name in enumerate(names)}
+    assert {run.state for run in runs.values()} == {"ended"}
+
+
+def test_a_late_optimizer_a_watched_one_and_loader_workers(daemon: DaemonProcess, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    plain = python("late.py", cwd=tmp_path)
+    done = python("-m", "optwatch", "run", "--name", "n", "--", "late.py", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with daemon.client() as client:
+        kinds = {
+            run.name: [optimizer.kind for optimizer in client.status(run.run).optimizers]
+            for run in client.runs()
+        }
+        steps = {run.name: run.step for run in client.runs()}
+    assert kinds == {"n": ["SGD"], "n 2": ["Adam"], "mine": ["RMSprop"]}, "and none is watched twice"
+    assert steps == {"n": 10, "n 2": 4, "mine": 4}
+    assert done.stdout == plain.stdout, "the same numbers, bit by bit"
+
+
+def test_a_script_without_a_step_says_so_once(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "looks.py").write_text("import torch\ntorch.optim.SGD(torch.nn.Linear(1, 1).parameters())")
+    done = python("-m", "optwatch", "run", "--", "looks.py", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr == ("optwatch run: no optimizer took a step in this process, so nothing was watched\n")
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(["--no-python", "optwatch"], id="console"),
+        pytest.param(["-m", "optwatch"], id="module", marks=pytest.mark.slow),
+    ],
+)
+def test_zero_lines_under_torchrun(daemon: DaemonProcess, tmp_path: Path, way: list[str]) -> None:
+    script = PLAIN.replace(
+        "    net = Net()", "    torch.distributed.init_process_group('gloo')\n    net = Net()"
+    )
+    script += "    torch.distributed.destroy_process_group()\n"
+    (tmp_path / "train.py").write_text(script)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *way,
+         "run", "--name", "ranks", "--", "train.py", "12", "0.1"],
+        capture_output=True, text=True, timeout=4 * GUARD, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with daemon.client() as client:
+        (run,) = client.runs()
+        status = client.status(run.run)
+    assert (status.world_size, status.steps_recorded) == (2, 12)

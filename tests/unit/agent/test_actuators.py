@@ -224,7 +224,8 @@ def test_clip_off_and_auto() -> None:
 
 def test_clip_auto_is_for_a_rank_alone() -> None:
     """Ranks that each take a number from their own norms could end up with different parameters."""
-    actuators = Actuators(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    actuators = Actuators(optimizer)
     actuators.recent_norms.extend([1.0] * 200)
     assert actuators.refusal(Clip(max_norm="auto"), 1) is None
     assert "give one" in (actuators.refusal(Clip(max_norm="auto"), 2) or "")
@@ -300,7 +301,8 @@ def test_restart_of_lbfgs_forgets_its_history() -> None:
 )
 def test_what_cannot_be_done_is_refused(name: str, action: Restart, says: str) -> None:
     model = classifier()
-    watch = attach(OPTIMIZERS[name](model.parameters()))
+    optimizer = OPTIMIZERS[name](model.parameters())
+    watch = attach(optimizer)
     refusal = watch._agent.tracks[0].actuators.refusal(action, 1)
     watch.detach()
     assert refusal is not None

@@ -1,7 +1,9 @@
 """What is recorded of each step, in loops of every shape."""
 
+import gc
 import logging
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import optwatch
-from optwatch_agent import Watch
+from optwatch_agent import Watch, losses
 from optwatch_agent.recorder import Row
 from tests.unit.agent.models import batches, classifier, train
 
@@ -408,3 +410,40 @@ def test_steps_skipped_by_a_scaler_are_counted(fused: bool) -> None:
         assert rows.column("skipped_steps") == [0, 2, 2]
         assert rows.column("loss_scale") == [64, 16, 16]
     assert len([kind for kind, _ in events if kind == "skipped_step"]) == 2
+
+
+def test_a_dropped_optimizer_is_not_kept_alive() -> None:
+    """And the next attachment ends what watched it: a sweep leaves no threads behind."""
+
+    def training() -> "weakref.ref[Any]":
+        model = classifier()
+        optimizer = torch.optim.Adam(model.parameters())
+        optwatch.attach(optimizer, model=model, name="sweep", budget=1.0)
+        train(model, optimizer, batches(), 3)
+        return weakref.ref(optimizer)
+
+    before = set(threading.enumerate())
+    gone = [training() for _ in range(3)]
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None, None]
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters())
+    watch = optwatch.attach(optimizer, name="sweep")
+    watch.detach()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+    assert set(threading.enumerate()) <= before
+    assert losses.TAP.patches[0].users == 0
+
+
+def test_attaching_anew_continues_the_run_with_one_attachment() -> None:
+    model = classifier()
+    optimizer = torch.optim.Adam(model.parameters())
+    first, rows = watched(optimizer, name="again")
+    train(model, optimizer, batches(), 2)
+    second, more = watched(optimizer, name="again")
+    train(model, optimizer, batches(), 2)
+    assert first.run == second.run
+    assert (rows.steps, more.steps) == ([1, 2], [3, 4])
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    second.detach()
