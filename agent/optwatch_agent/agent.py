@@ -54,7 +54,7 @@ class Agent:
             for track in self.tracks:
                 track.close()
             losses.TAP.remove()
-            clips.TAP.patch.remove()
+            clips.TAP.remove()
             raise
         self.control = Control(
             self.identity.session,
@@ -123,7 +123,7 @@ class Agent:
         for track in self.tracks:
             track.close()
         losses.TAP.remove()
-        clips.TAP.patch.remove()
+        clips.TAP.remove()
 
     def abandon(self) -> None:
         """In a forked child: the socket and the thread are the parent's. Be still."""

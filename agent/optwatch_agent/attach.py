@@ -13,7 +13,7 @@ from optwatch_agent import naming
 from optwatch_agent.agent import Agent, make_way
 from optwatch_agent.watch import Watch
 
-_INNER = ("optimizer", "base_optimizer", "_optimizer", "optim", "base")
+_INNER = ("optimizer", "base_optimizer", "_optimizer", "_base_optimizer", "optim", "base")
 """Attributes under which wrappers keep the optimizer that does the work."""
 
 

@@ -4,29 +4,56 @@ The function inside `torch.nn.utils.clip_grad` that does the scaling is handed t
 which no hook can see later.
 """
 
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from optwatch_agent.patches import Patch
 
+_RECENT = 100
+_SETS = 16
+"""Sets of parameters of which clippings are remembered."""
+
+
+class Seen(NamedTuple):
+    """The last clipping of a set of parameters: the norm before as torch found it, the norm allowed, and
+    the share of the last hundred clippings that changed the gradients."""
+
+    norm: float
+    max_norm: float
+    share: float
+
 
 class ClipTap:
-    """The last clipping since a step: which parameters, their norm before, and the norm allowed."""
+    """What was clipped lately: for each set of parameters, the norms before and the norms allowed."""
 
     def __init__(self) -> None:
         self.patch = Patch(torch.nn.utils.clip_grad, "_clip_grads_with_norm_", self._wrap)
-        self._seen: tuple[tuple[int, int], Tensor, float] | None = None
+        self._clippings: OrderedDict[tuple[int, int], deque[tuple[Tensor, float]]] = OrderedDict()
+        self._fresh: set[tuple[int, int]] = set()
 
-    def take(self, params: Sequence[Tensor]) -> tuple[Tensor, float] | None:
-        """(norm before, max norm) of a clipping of just these parameters since the last call."""
-        seen = self._seen
-        if seen is None or seen[0] != _fingerprint(params):
+    def take(self, params: Sequence[Tensor]) -> Seen | None:
+        """The last clipping of just these parameters, None if there was none since the last call."""
+        which = _fingerprint(params)
+        if which not in self._fresh:
             return None
-        self._seen = None
-        return seen[1], seen[2]
+        self._fresh.discard(which)
+        recent = [(float(norm), most) for norm, most in self._clippings[which] if norm.device.type == "cpu"]
+        if not recent:
+            return None
+        # A norm that is not a number is no clipping that helped, but it is no norm within bounds either.
+        bitten = sum(not norm <= most for norm, most in recent)
+        return Seen(*recent[-1], bitten / len(recent))
+
+    def remove(self) -> None:
+        """One user less; the last one's memory goes."""
+        self.patch.remove()
+        if self.patch.users == 0:
+            self._clippings.clear()
+            self._fresh.clear()
 
     def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def watched(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
@@ -34,14 +61,28 @@ class ClipTap:
                 parameters = [parameters]
             parameters = list(parameters)  # it may be a generator
             result = original(parameters, max_norm, total_norm, *args, **kwargs)
-            if self.patch.users and isinstance(total_norm, Tensor):
-                with_grad = [p for p in parameters if p.grad is not None]
-                self._seen = (_fingerprint(with_grad), total_norm.detach(), float(max_norm))
+            if self.patch.users:
+                self._saw(parameters, max_norm, total_norm)
             return result
 
         disable: Any = torch._dynamo.disable
         wrapper: Callable[..., Any] = disable(watched, recursive=False)
         return wrapper
+
+    def _saw(self, parameters: Sequence[Tensor], max_norm: Any, total_norm: Any) -> None:
+        try:
+            which = _fingerprint([p for p in parameters if p.grad is not None])
+            if not isinstance(total_norm, Tensor):
+                return
+            recent = self._clippings.setdefault(which, deque(maxlen=_RECENT))
+            recent.append((total_norm.detach(), float(max_norm)))
+            self._fresh.add(which)
+            if len(self._clippings) > _SETS:
+                gone, _ = self._clippings.popitem(last=False)
+                self._fresh.discard(gone)
+        except Exception:  # noqa: BLE001 - never in the way of a training
+            self._clippings.clear()
+            self._fresh.clear()
 
 
 def _fingerprint(params: Sequence[Tensor]) -> tuple[int, int]:

@@ -153,10 +153,13 @@ def measure(
     params: Sequence[Tensor],
     roles: Roles,
     updates: Mapping[int, Tensor] | None = None,
+    grads: Mapping[int, Tensor] | None = None,
 ) -> Sample:
     """Measure T parameters after a step. `updates`: those that were seen as a difference, by index.
 
-    Reads the gradients as they are now: after a step, those that the optimizer used.
+    Reads the gradients as they are now: after a step, those that the optimizer used. Where the step
+    overwrites them, `grads` holds those that were kept, by index; of other parameters nothing but their
+    own values is measured then.
     """
     sums = Sums(len(params))
     numel = np.zeros(len(params))
@@ -172,10 +175,11 @@ def measure(
                 numel[i] = size
                 if not on_cpu(whole) or size == 0:
                     continue
-                if param.grad is None or is_partial(param.grad):  # summands say nothing about the sum
+                given = param.grad if grads is None else grads.get(i)
+                if given is None or is_partial(given):  # summands say nothing about the sum
                     _param_alone(sums, i, whole)
                     continue
-                grad = local(param.grad)
+                grad = local(given)
                 if grad.numel() != size:  # a sparse gradient: its values alone
                     _param_alone(sums, i, whole)
                     for part in _slices(grad.numel()):
@@ -193,7 +197,10 @@ def measure(
                 _pack(sums, members, roles)
         for i, update in (updates or {}).items():
             sums.add("update", i, sum_of_squares(update))
-    return sums.sample(numel)
+    sample = sums.sample(numel)
+    # Of a gradient that was not kept it is not known whether there was one, and so an update.
+    kept = grads is None or len(grads) == len(params)
+    return sample if kept else replace(sample, update_norm=None)
 
 
 class Reader:

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optwatch_agent import clips, losses, naming, probe, scalers
+from optwatch_agent import losses, naming, probe, scalers
 from optwatch_agent.actuators import Actuators
+from optwatch_agent.before import Before
 from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.governor import Governor
+from optwatch_agent.gradients import Gradients, before_clipping
 from optwatch_agent.haste import Range
 from optwatch_agent.loose import Loose
-from optwatch_agent.norms import total_norm
 from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import roles_of
-from optwatch_agent.tensors import local, on_cpu, scalar
+from optwatch_agent.tensors import on_cpu, scalar
 
 log = logging.getLogger("optwatch")
 
@@ -69,7 +70,6 @@ class Track:
         self._hurry = hurry
         self._range = Range()
         self._layout = _layout(optimizer)
-        self._plain = False
         tensors = naming.tensors_of(optimizer, names)
         self._parts = parts_of(self._params(), tensors)
         self.recorder = Recorder(index, tensors)
@@ -81,13 +81,14 @@ class Track:
         self._ended: float | None = None
         self._spent = 0.0
         self._sampling = False
-        self._before: dict[int, Tensor] = {}
-        self._turn = 0
+        self._before = Before()
+        self._gradients = Gradients()
+        self._early: tuple[dict[str, Value], float] | None = None
+        """Norms of gradients that the step overwrites, and the CPU seconds that they took before it."""
         self._closure_loss: float | Tensor | None = None
         self._clipped: tuple[float, float] | None = None
         self._acting = 0.0
         """Seconds in the pre-hook that are no cost of every step: a clip, a copy for a sample."""
-        self._copying = 0.0
         self._factor: float | None = None
         self._failures = 0
         scalers.TAP.install(self)
@@ -180,27 +181,38 @@ class Track:
     def _begin(self) -> None:
         self.under_way = step = self.completed + 1
         self._enter("step")
-        self._acting = self._copying = 0.0
+        self._acting = 0.0
         if self.control is not None and self.control.pending:
             self.control.apply_due(self._index, step)
         actuators = self.actuators
         self._factor = actuators.lr_scale.enter()
-        self._clipped = self._closure_loss = None
-        self._clip()
+        self._clipped = self._closure_loss = self._early = None
+        self._before.cost = 0.0
+        self._sampling = not self.degraded and self._wants_sample()
+        if self._sampling:
+            began = time.perf_counter()
+            self._before.copy_params(self.optimizer)
+            self._acting += time.perf_counter() - began
+        self._take_gradients()
         if actuators.lr_scale.armed and not actuators.lr_scale.in_force:
             self._disarm_when_idle()
-        self._sampling = not self.degraded and self._wants_sample()
-        if self._sampling and roles_of(self.optimizer).update is None:
-            began = time.perf_counter()
-            self._copying = self._copy_some()
-            self._acting += time.perf_counter() - began
 
-    def _clip(self) -> None:
-        """Clip the gradients where a clip is in force."""
+    def _take_gradients(self) -> None:
+        """The gradients are there: clip them where a clip is in force, see them where they will not stay."""
         if self.actuators.max_norm is not None:
             began = time.perf_counter()
             self._clipped = self.actuators.clip(self.actuators.max_norm)
             self._acting += time.perf_counter() - began
+        if self.degraded or roles_of(self.optimizer).keeps_grad:
+            return
+        began = time.perf_counter()
+        if self._sampling:
+            self._before.copy_grads(self.optimizer)
+        if self._clipped is None and (self._sampling or self._wants_norm()):
+            cpu = time.thread_time()
+            with torch.no_grad():
+                self._early = self._gradients.norms(self.optimizer, self._parts), time.thread_time() - cpu
+        self._acting += time.perf_counter() - began
 
     def _disarm_when_idle(self) -> None:
         waiting = self.control is not None and any(
@@ -222,7 +234,7 @@ class Track:
             loss = closure()
             if self._closure_loss is None and isinstance(loss, (Tensor, float)):
                 self._closure_loss = loss.detach().clone() if isinstance(loss, Tensor) else loss
-            self._clip()
+            self._take_gradients()
             return loss
 
         if kwargs.get("closure") is closure:
@@ -256,7 +268,7 @@ class Track:
                 with torch.no_grad():
                     norm_cost = self._add_norm(values)
                     if self._sampling:
-                        sample_cost = self._copying + self._add_sample(step, values)
+                        sample_cost = self._add_sample(step, values)
             except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
                 self._failed(error)
             ended = time.perf_counter()
@@ -287,53 +299,34 @@ class Track:
     def _add_norm(self, values: dict[str, Value]) -> float:
         """The global norm of the gradients that the optimizer used; the CPU seconds it took."""
         began = time.thread_time()
+        earlier = 0.0
         if self._clipped is not None:
             values["grad_norm_raw"], values["grad_norm"] = self._clipped
-            self.actuators.recent_norms.append(self._clipped[0])
-            return time.thread_time() - began
-        if self._parts is not None:
-            values.update(self._parts.gradients(self._params()))
-            return time.thread_time() - began
-        with_grad: list[Tensor] = []
-        grads: list[Tensor] = []
-        for group in self.optimizer.param_groups:
-            for param in group["params"]:
-                if (grad := param.grad) is not None:
-                    with_grad.append(param)
-                    grads.append(grad)
-        if not self._plain:
-            self._plain = all(map(_is_plain, grads))
-            if not self._plain:
-                grads = [local(grad) for grad in grads]
-        if grads and (grads[0].is_cpu if self._plain else all(map(on_cpu, grads))):
-            norm = total_norm(grads)
-            values["grad_norm"] = norm
-            raw = None
-            if (clip := clips.TAP.take(with_grad)) is not None:
-                total, max_norm = clip
-                # The clipping divided by the norm that torch found; ours is the accurate one.
-                raw = norm / min(1.0, max_norm / (float(total) + 1e-6)) if max_norm > 0 else None
-            if raw is not None:
-                values["grad_norm_raw"] = raw
-            self.actuators.recent_norms.append(norm if raw is None else raw)
-        return time.thread_time() - began
+        elif self._early is not None:
+            norms, earlier = self._early
+            values.update(norms)
+        else:
+            values.update(self._gradients.norms(self.optimizer, self._parts))
+        if (norm := before_clipping(values)) is not None:
+            self.actuators.recent_norms.append(norm)
+        return earlier + time.thread_time() - began
 
     def _add_sample(self, step: int, values: dict[str, Value]) -> float:
         """The statistics of every tensor and their norms; the CPU seconds it took."""
-        began = time.thread_time()
+        began = time.thread_time() - self._before.cost
         layout = _layout(self.optimizer)
         if layout != self._layout:  # parameters were added
             self._layout = layout
-            self._plain = False
+            self._gradients.look_again()
             tensors = naming.tensors_of(self.optimizer, self._names)
             self.recorder.rename(tensors)
             self._parts = parts_of(self._params(), tensors)
         params = self._params()
-        differences = {
-            i: local(params[i]).double().sub_(before) for i, before in self._before.items() if i < len(params)
-        }
-        self._before = {}
-        sample = probe.measure(self.optimizer, params, roles_of(self.optimizer), differences)
+        before = self._before
+        sample = probe.measure(
+            self.optimizer, params, roles_of(self.optimizer), before.differences(params), before.grads
+        )
+        before.grads = None
         self.recorder.sample(step, sample)
         if self._parts is not None:
             values.update(self._parts.sampled(sample))
@@ -354,27 +347,6 @@ class Track:
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def _copy_some(self) -> float:
-        """Copy the next parameters in turn, as many as the largest has elements, to see their update.
-
-        Returns the CPU seconds it took.
-        """
-        began = time.thread_time()
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        room = max((p.numel() for p in params), default=0)
-        for _ in params:
-            i = self._turn % len(params)
-            room -= params[i].numel()
-            if room < 0:
-                break
-            self._turn = i + 1
-            if params[i].grad is not None or self._is_closure_step():
-                self._before[i] = local(params[i]).double()
-        return time.thread_time() - began
-
-    def _is_closure_step(self) -> bool:
-        return isinstance(self.optimizer, torch.optim.LBFGS)
 
     def _enter(self, phase: str) -> None:
         self.phase, self.phase_since = phase, time.monotonic()
@@ -409,11 +381,6 @@ def _steps_so_far(optimizer: torch.optim.Optimizer) -> int:
 
 def _layout(optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
     return tuple(len(group["params"]) for group in optimizer.param_groups)
-
-
-def _is_plain(grad: Tensor) -> bool:
-    """Whether the gradient can be read as it is."""
-    return type(grad) is Tensor and grad.is_cpu and grad.layout is torch.strided and not grad.is_complex()
 
 
 def _number(lr: Any) -> Value:

@@ -257,9 +257,8 @@ def test_restart_is_a_fresh_optimizer(name: str) -> None:
         for value in state.values()
         if isinstance(value, Tensor)
     }
-    assert kept <= held, "the state is cleared in place"
-    if name == "momentum":  # a first buffer is the gradient itself, a later one is damped
-        return
+    if name != "momentum":  # a first buffer is the gradient itself, one of zeros would be damped
+        assert kept <= held, "the state is cleared in place"
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
