@@ -15,9 +15,10 @@ from optwatch_tui.acting import action_doc
 from optwatch_tui.bindings import KEYS, bindings
 from optwatch_tui.feed import Answered, Feed, LinkChanged, RunChanged, RunsChanged
 from optwatch_tui.help import help_rows
+from optwatch_tui.look import Smoothing
 from optwatch_tui.model import Link, Snapshot
 from optwatch_tui.screens.acting import ActingScreen
-from optwatch_tui.screens.base import WatchScreen
+from optwatch_tui.screens.base import LookingScreen, WatchScreen
 from optwatch_tui.screens.ranks import RanksScreen
 from optwatch_tui.screens.run import RunScreen
 from optwatch_tui.screens.runs import RunsScreen
@@ -63,6 +64,8 @@ class OptwatchApp(App[None]):
         self.link = Link("connecting", "", clock())
         self.runs: tuple[RunInfo, ...] = ()
         self.snapshot: Snapshot | None = None
+        self.smoothing: Smoothing = "off"
+        """What the charts of the next screen begin with."""
         self._first = run
         self._opened = False
         for palette in PALETTES.values():
@@ -137,7 +140,7 @@ class OptwatchApp(App[None]):
 
     def action_go_back(self) -> None:
         screen = self.screen
-        if isinstance(screen, RunScreen) and screen.back():
+        if isinstance(screen, LookingScreen) and screen.back():
             return
         if isinstance(screen, WatchScreen) and not isinstance(screen, RunsScreen):
             if isinstance(screen, RunScreen):

@@ -1,38 +1,56 @@
 """Which charts a run has, and what each of them shows of a snapshot. Pure."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from optwatch.wire.findings import ALARMS
+from optwatch_tui import formats
 from optwatch_tui.history import F8, I8
+from optwatch_tui.look import Extent, Look, Places, Smoothing, nearest, smoothed
 from optwatch_tui.model import Snapshot
 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One line of a chart: n points, `step` i8[n] not decreasing, `value` f8[n]."""
+    """One line of a chart: n points, `step` [n] not decreasing, `value` f8[n].
+
+    `low` and `high`, f8[n]: a range that is drawn behind it. `raw`: its values where `value` is smoothed.
+    """
 
     label: str
     role: str
-    step: I8
+    step: Places
     value: F8
     dashed: bool = False
+    low: F8 | None = None
+    high: F8 | None = None
+    raw: F8 | None = None
+
+    def at(self, place: float) -> tuple[float, float] | None:
+        """The lowest and the highest of the values nearest to a place, as they were measured."""
+        near = nearest(self.step, place)
+        if near is None:
+            return None
+        first, last = np.searchsorted(self.step, near), np.searchsorted(self.step, near, side="right")
+        values = (self.value if self.raw is None else self.raw)[int(first) : int(last)]
+        return float(values.min()), float(values.max())
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at a step."""
+    """Something that happened at a step, and what it was."""
 
-    step: int
+    step: float
     glyph: str
     role: str
+    text: str
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Everything that a chart draws. `lines`: the most important first."""
+    """Everything that a chart draws. `lines`: the most important first; `seconds`: what the axis counts."""
 
     title: str
     lines: tuple[Line, ...]
@@ -41,92 +59,80 @@ class Picture:
     first: float
     last: float
     log: bool
-
-
-@dataclass(frozen=True)
-class Window:
-    """The steps that are looked at: the whole run, or `span` steps that end `back` before its newest."""
-
-    span: float | None = None
-    back: float = 0.0
-
-    def edges(self, snapshot: Snapshot) -> tuple[float, float]:
-        steps = snapshot.columns.step
-        first, last = (float(steps[0]), float(steps[-1])) if len(steps) else (0.0, 1.0)
-        if self.span is None:
-            # Some room to grow into: the picture stands still while the line moves on.
-            whole = max(last - first, 20.0)
-            grain = 10 ** np.floor(np.log10(whole)) / 4
-            return first, float(first + np.ceil(whole * 1.005 / grain) * grain)
-        return last - self.back - self.span, last - self.back
-
-    def zoomed(self, factor: float, snapshot: Snapshot) -> "Window":
-        """Half or twice the steps, with the newest in view kept at the right edge."""
-        steps = snapshot.columns.step
-        whole = float(steps[-1] - steps[0]) if len(steps) else 1.0
-        span = (self.span or whole) * factor
-        if span >= whole:
-            return Window()
-        return Window(max(span, 10.0), min(self.back, max(0.0, whole - span)))
-
-    @classmethod
-    def around(cls, step: int, snapshot: Snapshot) -> "Window":
-        """A tenth of the run, or 100 steps at least, with a step in its middle."""
-        steps = snapshot.columns.step
-        if not len(steps):
-            return cls()
-        whole = float(steps[-1] - steps[0])
-        span = max(whole / 10, 100.0)
-        if span >= whole:
-            return cls()
-        return cls(span, min(max(0.0, float(steps[-1]) - step - span / 2), whole - span))
-
-    def panned(self, share: float, snapshot: Snapshot) -> "Window":
-        """Moved by a share of its span, within the run."""
-        steps = snapshot.columns.step
-        if self.span is None or not len(steps):
-            return self
-        most = max(0.0, float(steps[-1] - steps[0]) - self.span)
-        return Window(self.span, min(max(0.0, self.back - share * self.span), most))
+    cursor: float | None = None
+    smoothing: Smoothing = "off"
+    seconds: bool = False
 
 
 @dataclass(frozen=True)
 class ChartSpec:
-    """A kind of chart. `log`: the axis at first, None to choose by the values."""
+    """A kind of chart. `log`: the axis at first, None: chosen by the values. `smooth`: whether it may be."""
 
     key: str
     title: str
     lines: Callable[[Snapshot], tuple[Line, ...]]
     log: bool | None
     level: Callable[[Snapshot], tuple[str, float] | None] = lambda snapshot: None
+    smooth: bool = True
 
 
-def picture(spec: ChartSpec, snapshot: Snapshot, window: Window, log: bool | None) -> Picture:
+def extent(snapshot: Snapshot) -> Extent:
+    """The first and the newest step of a run."""
+    steps = snapshot.columns.step
+    return (float(steps[0]), float(steps[-1])) if len(steps) else (0.0, 1.0)
+
+
+def picture(spec: ChartSpec, snapshot: Snapshot, look: Look, log: bool | None) -> Picture:
     """What a chart shows now; `log` None: as the chart's kind or its values ask for."""
     lines = tuple(line for line in spec.lines(snapshot) if len(line.step))
-    first, last = window.edges(snapshot)
+    first, last = look.window.edges(extent(snapshot))
     chosen = spec.log if log is None else log
     return Picture(
         title=spec.title,
-        lines=lines,
+        lines=smooth(lines, look.smoothing, (first, last)) if spec.smooth else lines,
         level=spec.level(snapshot),
         marks=marks(snapshot),
         first=first,
         last=last,
         log=_wants_log(lines) if chosen is None else chosen,
+        cursor=look.cursor,
+        smoothing=look.smoothing if spec.smooth else "off",
     )
+
+
+def smooth(lines: tuple[Line, ...], smoothing: Smoothing, view: Extent) -> tuple[Line, ...]:
+    """The same lines, those that are dense enough smoothed, each of these with what it was."""
+    if smoothing == "off":
+        return lines
+    out = []
+    for line in lines:
+        value = smoothed(line.step, line.value, view, smoothing)
+        out.append(line if value is line.value else replace(line, value=value, raw=line.value))
+    return tuple(out)
 
 
 def marks(snapshot: Snapshot) -> tuple[Mark, ...]:
     """Alarms at their onset, applied actions and the user's marks."""
     found = [
-        Mark(f.onset_step, "▲" if f.severity == "warning" else "✖", f.severity)
+        Mark(f.onset_step, "▲" if f.severity == "warning" else "✖", f.severity, f"{f.kind}: {f.summary}")
         for f in snapshot.findings
         if f.severity in ALARMS
     ]
-    acted = [Mark(c.step, "✓", "ok") for c in snapshot.commands if c.step is not None]
-    noted = [Mark(m.step, "◆", "third") for m in snapshot.markers if m.kind == "mark"]
+    acted = [
+        Mark(
+            c.step, "✓", "ok", f"{formats.command(c)}{'' if c.outcome is None else f': {c.outcome.verdict}'}"
+        )
+        for c in snapshot.commands
+        if c.step is not None
+    ]
+    noted = [Mark(m.step, "◆", "third", m.text) for m in snapshot.markers if m.kind == "mark"]
     return (*noted, *acted, *found)  # the last one is seen where several fall into one cell
+
+
+def marks_near(given: Sequence[Mark], place: float, within: float) -> list[Mark]:
+    """Those at most `within` from a place, the nearest first."""
+    near = [mark for mark in given if abs(mark.step - place) <= within]
+    return sorted(near, key=lambda mark: abs(mark.step - place))
 
 
 def _wants_log(lines: tuple[Line, ...]) -> bool:
@@ -202,7 +208,7 @@ def _step_time(snapshot: Snapshot) -> tuple[Line, ...]:
 CHARTS: tuple[ChartSpec, ...] = (
     ChartSpec("loss", "loss", _loss, None),
     ChartSpec("grad_norm", "grad norm", _grad_norm, True, _clip),
-    ChartSpec("lr", "lr", _lr, False),
+    ChartSpec("lr", "lr", _lr, False, smooth=False),
     ChartSpec("update_ratio", "update/param", _update_ratio, True),
     ChartSpec("moments", "moments rms", _moments, True),
     ChartSpec("step_time", "step ms", _step_time, None),

@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from optwatch_tui.charts import Window
+from optwatch_tui.charts import extent
 from optwatch_tui.history import F8, Samples
+from optwatch_tui.look import Look
 from optwatch_tui.model import Snapshot
 
 
@@ -50,8 +51,15 @@ class Heat:
     values: F8
     first: float
     last: float
+    cursor: float | None = None
     flagged: frozenset[str] = frozenset()
     """Tensors that an open finding names."""
+
+    def column(self, step: float, width: int) -> int | None:
+        """The column of the grid in which a step lies, None outside."""
+        if not self.first <= step <= self.last:
+            return None
+        return round((step - self.first) / max(self.last - self.first, 1e-9) * (width - 1))
 
 
 def group_bounds(tensors: int, lines: int) -> list[tuple[int, int]]:
@@ -99,10 +107,10 @@ def ramp_limits(values: F8) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def heat(snapshot: Snapshot, statistic: Statistic, window: Window) -> Heat:
+def heat(snapshot: Snapshot, statistic: Statistic, look: Look) -> Heat:
     """What a heat map shows of a snapshot, in the order of depth."""
     samples = snapshot.samples
-    first, last = window.edges(snapshot)
+    first, last = look.window.edges(extent(snapshot))
     if len(samples.step):
         last = min(last, max(float(samples.step[-1]), first + 1))
     return Heat(
@@ -112,5 +120,6 @@ def heat(snapshot: Snapshot, statistic: Statistic, window: Window) -> Heat:
         values=statistic_values(samples, statistic),
         first=first,
         last=last,
+        cursor=look.cursor,
         flagged=frozenset(f.tensor for f in snapshot.open_findings if f.tensor is not None),
     )

@@ -34,7 +34,13 @@ class Scale:
 
 
 def dots(
-    step: I8, values: F8, scale: Scale, width: int, height: int, dashed: bool = False, ridge: bool = False
+    step: I8 | F8,
+    values: F8,
+    scale: Scale,
+    width: int,
+    height: int,
+    dashed: bool = False,
+    ridge: bool = False,
 ) -> Bool:
     """One line's dots, bool[4 height, 2 width], the top row first.
 
@@ -84,6 +90,23 @@ def dots(
     row = np.arange(down)[:, None]
     picture[:] = (row >= highest) & (row <= lowest) & drawn
     return picture
+
+
+def band(step: I8 | F8, low: F8, high: F8, scale: Scale, width: int, height: int) -> Bool:
+    """The range between two lines as dots, bool[4 height, 2 width]."""
+    across, down = 2 * width, 4 * height
+    bottom, top = scale.heights(low), scale.heights(high)
+    there = ~np.isnan(bottom) & ~np.isnan(top)
+    if not there.any():
+        return np.zeros((down, across), dtype=np.bool_)
+    at = (step[there] - scale.first) / max(scale.last - scale.first, 1e-9) * (across - 1)
+    centre = np.arange(across)
+    lowest = np.rint((1 - np.interp(centre, at, bottom[there])) * (down - 1))
+    highest = np.rint((1 - np.interp(centre, at, top[there])) * (down - 1))
+    row = np.arange(down)[:, None]
+    inside = (centre >= at[0] - 0.5) & (centre <= at[-1] + 0.5)
+    drawn: Bool = (row >= highest) & (row <= lowest) & inside
+    return drawn
 
 
 def cells(picture: Bool) -> npt.NDArray[np.uint8]:

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optwatch_tui import charts, heat, layout
-from optwatch_tui.charts import CHARTS, Window
+from optwatch_tui.charts import CHARTS, extent
 from optwatch_tui.heat import STATISTICS, group_bounds, heat_grid
+from optwatch_tui.look import Look, Window
 from tests.unit.tui import recorded
 
 SNAPSHOT = recorded.snapshot(last=2_000)
@@ -45,7 +46,7 @@ def test_marks_are_alarms_actions_and_the_users_own() -> None:
 
 def test_a_spike_asks_for_a_log_axis_and_a_negative_loss_forbids_it() -> None:
     spec = CHARTS[0]
-    assert not charts.picture(spec, SNAPSHOT, Window(), None).log
+    assert not charts.picture(spec, SNAPSHOT, Look(), None).log
     values = SNAPSHOT.columns.values.copy()
     values[1_000, 0] = 1e5
     spiked = charts._wants_log((charts.Line("", "first", SNAPSHOT.columns.step, values[:, 0]),))
@@ -59,12 +60,12 @@ def test_a_window_stays_within_the_run(moves: list[str]) -> None:
     window = Window()
     for move in moves:
         if move == "around":
-            window = Window.around(1_234, SNAPSHOT)
+            window = Window.around(1_234, extent(SNAPSHOT))
         elif move in ("in", "out"):
-            window = window.zoomed(0.5 if move == "in" else 2.0, SNAPSHOT)
+            window = window.zoomed(0.5 if move == "in" else 2.0, extent(SNAPSHOT))
         else:
-            window = window.panned(-0.5 if move == "left" else 0.5, SNAPSHOT)
-        first, last = window.edges(SNAPSHOT)
+            window = window.panned(-0.5 if move == "left" else 0.5, extent(SNAPSHOT))
+        first, last = window.edges(extent(SNAPSHOT))
         assert first < last
         assert first >= 1 - 1e-6
         if window.span is not None:
@@ -73,12 +74,12 @@ def test_a_window_stays_within_the_run(moves: list[str]) -> None:
 
 def test_going_to_a_step_puts_it_into_view() -> None:
     for step in (1, 1_234, 2_000):
-        first, last = Window.around(step, SNAPSHOT).edges(SNAPSHOT)
+        first, last = Window.around(step, extent(SNAPSHOT)).edges(extent(SNAPSHOT))
         assert first - 1e-6 <= step <= last + 1e-6
 
 
 def test_the_whole_run_stands_still_while_it_grows() -> None:
-    edges = {Window().edges(recorded.snapshot(last=last)) for last in range(1_510, 1_530, 4)}
+    edges = {Window().edges(extent(recorded.snapshot(last=last))) for last in range(1_510, 1_530, 4)}
     assert len(edges) == 1
 
 
@@ -90,7 +91,7 @@ def test_groups_cover_every_tensor_once(tensors: int, rows: int) -> None:
 
 
 def test_a_heat_map_shows_geometric_means_where_they_were_measured() -> None:
-    shown = heat.heat(SNAPSHOT, STATISTICS[1], Window())
+    shown = heat.heat(SNAPSHOT, STATISTICS[1], Look())
     grid = heat_grid(shown, [(0, 2), (2, 50)], 1)
     pair = shown.values[:, :2]
     assert np.isclose(grid[0, 0], np.exp(np.log(pair).mean()))
@@ -98,7 +99,7 @@ def test_a_heat_map_shows_geometric_means_where_they_were_measured() -> None:
 
 @pytest.mark.parametrize("statistic", STATISTICS, ids=lambda s: s.key)
 def test_a_silent_layer_is_seen(statistic: heat.Statistic) -> None:
-    shown = heat.heat(SNAPSHOT, statistic, Window())
+    shown = heat.heat(SNAPSHOT, statistic, Look())
     assert shown.values.shape == (len(SNAPSHOT.samples.step), 50)
     if statistic.key in ("update_ratio", "grad_rms"):
         grid = heat_grid(shown, group_bounds(50, 10), 40)

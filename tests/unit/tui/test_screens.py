@@ -207,7 +207,7 @@ async def test_the_charts_go_to_the_selected_finding() -> None:
         await pilot.press("g")
         assert text(pilot) != whole
         assert "12.5k" in text(pilot) or "13k" in text(pilot)
-        await pilot.press("0")
+        await pilot.press("0", "escape")
         assert text(pilot) == whole
 
 

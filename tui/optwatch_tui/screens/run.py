@@ -1,5 +1,6 @@
 """One run: charts, tensors, findings and actions, and the keys to act."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -9,10 +10,11 @@ from textual.containers import Horizontal
 from optwatch.wire.findings import Finding
 from optwatch_tui import charts, describe, formats, layout
 from optwatch_tui.bindings import bindings, keys_of
-from optwatch_tui.charts import CHARTS, Window
+from optwatch_tui.charts import CHARTS
 from optwatch_tui.heat import STATISTICS, heat
+from optwatch_tui.look import Window
 from optwatch_tui.model import Snapshot
-from optwatch_tui.rows import Row, Span
+from optwatch_tui.rows import Row
 from optwatch_tui.screens.acting import ActingScreen
 from optwatch_tui.screens.text import TextScreen
 from optwatch_tui.widgets.chart import Chart
@@ -76,12 +78,7 @@ class RunScreen(ActingScreen):
 
     def changed(self) -> None:
         app = self.watch_app
-        badges: list[Span] = []
-        if app.readonly:
-            badges.append(("read-only", "warning"))
-        if self.held is not None:
-            badges.append(("paused", "warning"))
-        self._header.show(app.snapshot, app.link, app.now(), tuple(badges), app.readonly)
+        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.readonly)
         if app.snapshot is None:
             return
         self.tell_of_commands(app.snapshot)
@@ -91,10 +88,11 @@ class RunScreen(ActingScreen):
         for spec in CHARTS:
             chart = self._charts[spec.key]
             if chart.display and chart.size.area:
-                chart.show(charts.picture(spec, snapshot, self.window, self._log.get(spec.key)))
+                chart.show(charts.picture(spec, snapshot, self.look, self._log.get(spec.key)))
         if self._heat.display and self._heat.size.area:
-            self._heat.show(heat(snapshot, STATISTICS[self._statistic], self.window))
+            self._heat.show(heat(snapshot, STATISTICS[self._statistic], self.look))
         self._draw_lists(snapshot)
+        self.tell_of_cursor()
 
     def _draw_lists(self, snapshot: Snapshot) -> None:
         width = self._findings.size.width - 2
@@ -134,27 +132,37 @@ class RunScreen(ActingScreen):
         elif focused is self._findings:
             self._open_finding()
 
+    def looking_charts(self) -> list[Chart]:
+        return [chart for chart in self._charts.values() if chart.display and chart.size.area]
+
+    def on_chart_opened(self, event: Chart.Opened) -> None:
+        self._show_alone(event.chart.key if self._alone is None else None)
+
     def back(self) -> bool:
-        """Bring all panels back; whether one was alone."""
-        was_alone = self._alone is not None
+        """Bring all panels back, then take the cursor away; whether there was anything to undo."""
+        if self._alone is None:
+            return super().back()
         self._show_alone(None)
-        return was_alone
+        return True
 
     def _show_alone(self, chart: str | None) -> None:
         self._alone = chart
         self.fit_panels()
         self.call_after_refresh(self.changed)
 
-    def action_next_finding(self) -> None:
+    def action_jump(self, by: int) -> None:
+        """The next or the former finding of the list, and the cursor to its onset."""
         if self._findings.has_focus:
-            self._findings.action_move(1)
+            self._findings.action_move(by)
         self.set_focus(self._findings)
+        if (finding := self._selected_finding()) is not None:
+            self.point_at(finding.onset_step)
 
     def action_go_to_finding(self) -> None:
-        snapshot, finding = self.looked_at(), self._selected_finding()
-        if snapshot is not None and finding is not None:
-            self.window = Window.around(finding.onset_step, snapshot)
-            self.changed()
+        extent, finding = self.extent(), self._selected_finding()
+        if extent is not None and finding is not None:
+            self.look = replace(self.look, window=Window.around(finding.onset_step, extent))
+            self.point_at(finding.onset_step)
 
     def action_tensors(self) -> None:
         self.watch_app.show_tensors()

@@ -43,13 +43,16 @@ class TensorScreen(LookingScreen):
 
     def changed(self) -> None:
         app = self.watch_app
-        badges = (("paused", "warning"),) if self.held is not None else ()
-        self._header.show(app.snapshot, app.link, app.now(), badges, app.readonly)
+        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.readonly)
         if (snapshot := self.looked_at()) is None:
             return
         for spec in self._specs:
-            picture = charts.picture(spec, snapshot, self.window, self._log.get(spec.key))
+            picture = charts.picture(spec, snapshot, self.look, self._log.get(spec.key))
             self._charts[spec.key].show(picture)
+        self.tell_of_cursor()
+
+    def looking_charts(self) -> list[Chart]:
+        return list(self._charts.values())
 
     def action_log(self) -> None:
         for chart in self._charts.values():

@@ -11,6 +11,7 @@ from textual.widgets import Input
 from optwatch_tui.bindings import bindings, keys_of
 from optwatch_tui.heat import STATISTICS, Heat, heat
 from optwatch_tui.screens.base import LookingScreen
+from optwatch_tui.widgets.chart import Chart
 from optwatch_tui.widgets.filter import FilterLine
 from optwatch_tui.widgets.heat import HeatMap
 from optwatch_tui.widgets.status import StatusHeader
@@ -41,11 +42,14 @@ class TensorsScreen(LookingScreen):
 
     def changed(self) -> None:
         app = self.watch_app
-        badges = (("paused", "warning"),) if self.held is not None else ()
-        self._header.show(app.snapshot, app.link, app.now(), badges, app.readonly)
+        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.readonly)
         if (snapshot := self.held or app.snapshot) is not None:
-            whole = heat(snapshot, STATISTICS[self._statistic], self.window)
+            whole = heat(snapshot, STATISTICS[self._statistic], self.look)
             self._map.show(self._chosen(whole))
+        self.tell_of_cursor()
+
+    def looking_charts(self) -> list[Chart]:
+        return []
 
     def _chosen(self, whole: Heat) -> Heat:
         wanted = self._filter.value.casefold()

@@ -4,10 +4,14 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from textual import events
+from textual.message import Message
 
 from optwatch_tui import raster
 from optwatch_tui.charts import Line, Picture
-from optwatch_tui.formats import number, setting, short_count, tick
+from optwatch_tui.formats import count, number, setting, short_count, span, tick
+from optwatch_tui.history import F8
+from optwatch_tui.look import Places
 from optwatch_tui.raster import Scale
 from optwatch_tui.rows import Row, Span
 from optwatch_tui.widgets.frame import Framed
@@ -15,16 +19,55 @@ from optwatch_tui.widgets.frame import Framed
 _LABELS = 7
 """Cells for the labels of the value axis."""
 _BLANK = ord(" ")
+_WHEEL = 1.25
+"""How much one turn of the wheel zooms."""
 
 
 class Chart(Framed, can_focus=True):
-    """One chart: title with the newest value, lines, axes, level and marks."""
+    """One chart: title with the newest value (or that at the cursor), lines, axes, level and marks.
+
+    The pointer zooms (wheel), pans (drag) and moves the cursor (hover, click): the screen is told by
+    messages, since all its charts go together.
+    """
+
+    class Zoomed(Message):
+        """The wheel was turned over a place."""
+
+        def __init__(self, place: float, factor: float) -> None:
+            super().__init__()
+            self.place = place
+            self.factor = factor
+
+    class Panned(Message):
+        """It was dragged by a share of its width."""
+
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            self.share = share
+
+    class Pointed(Message):
+        """The pointer is over a place, or with None has left. `stays`: it was clicked."""
+
+        def __init__(self, place: float | None, stays: bool) -> None:
+            super().__init__()
+            self.place = place
+            self.stays = stays
+
+    class Opened(Message):
+        """It was clicked twice."""
+
+        def __init__(self, chart: "Chart") -> None:
+            super().__init__()
+            self.chart = chart
 
     def __init__(self, key: str, title: str, *, id: str) -> None:
         super().__init__(id=id)
         self.key = key
         self._title = title
         self._picture: Picture | None = None
+        self._grip: int | None = None
+        """Where the pointer took hold of it, while a button is down."""
+        self._dragged = False
 
     def show(self, picture: Picture) -> None:
         """Draw another picture."""
@@ -32,32 +75,105 @@ class Chart(Framed, can_focus=True):
         self.renew()
 
     @property
+    def heading(self) -> str:
+        """What it is called."""
+        return self._title
+
+    @property
+    def picture(self) -> Picture | None:
+        """What it shows now."""
+        return self._picture
+
+    @property
     def logarithmic(self) -> bool:
         """Whether the value axis is logarithmic now."""
         return self._picture is not None and self._picture.log
 
+    @property
+    def plot_width(self) -> int:
+        """Cells of the plot inside frame and labels."""
+        return max(0, self.size.width - 2 - _LABELS)
+
+    # --- the pointer ----------------------------------------------------------------------------------
+
+    def _place(self, x: int) -> float | None:
+        """The step under a column of the widget, None outside the plot."""
+        cell, picture = x - 1 - _LABELS, self._picture
+        if picture is None or not picture.lines or not 0 <= cell < self.plot_width:
+            return None
+        share = (2 * cell + 0.5) / max(2 * self.plot_width - 1, 1)
+        return picture.first + share * (picture.last - picture.first)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        self._wheel(event, 1 / _WHEEL)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        self._wheel(event, _WHEEL)
+
+    def _wheel(self, event: events.MouseEvent, factor: float) -> None:
+        event.stop()
+        if (place := self._place(event.x)) is not None:
+            self.post_message(self.Zoomed(place, factor))
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        self._grip, self._dragged = event.x, False
+        self.capture_mouse()
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        if self._grip is None:
+            self.post_message(self.Pointed(self._place(event.x), stays=False))
+        elif event.x != self._grip:
+            self.post_message(self.Panned((self._grip - event.x) / max(self.plot_width, 1)))
+            self._grip, self._dragged = event.x, True
+
+    def on_mouse_up(self, _event: events.MouseUp) -> None:
+        self._grip = None
+        self.release_mouse()
+
+    def on_click(self, event: events.Click) -> None:
+        if self._dragged:
+            return
+        if event.chain == 2:
+            self.post_message(self.Opened(self))
+        elif (place := self._place(event.x)) is not None:
+            self.post_message(self.Pointed(place, stays=True))
+
+    def on_leave(self, _event: events.Leave) -> None:
+        if self._grip is None:
+            self.post_message(self.Pointed(None, stays=False))
+
+    # --- drawing --------------------------------------------------------------------------------------
+
     def title(self) -> Row:
+        picture = self._picture
         spans: list[Span] = [(self._title, "title")]
-        if self._picture is None or not self._picture.lines:
+        if picture is None or not picture.lines:
             return tuple(spans)
-        for at, line in enumerate(self._picture.lines):
+        if picture.cursor is not None:
+            spans.append((f" @{place_label(picture, picture.cursor)}", "focus"))
+        for at, line in enumerate(picture.lines):
             if at:
                 spans.append((" ┄" if line.dashed else " ─", line.role))
             if line.label:
                 spans.append((f" {line.label}", line.role if at else "muted"))
-            spans.append((f" {number(float(line.value[-1]))}", line.role))
+            spans.append((f" {_value(line, picture.cursor)}", line.role))
         return tuple(spans)
 
     def note(self) -> Row:
-        if self._picture is None:
+        picture = self._picture
+        if picture is None:
             return ()
-        spans: list[Span] = []
-        if self._picture.level is not None:
-            label, value = self._picture.level
-            spans.append((f"{label} {setting(value)} ╌", "third"))
-        if self._picture.log:
-            spans.append((" log" if spans else "log", "muted"))
-        return tuple(spans)
+        words: list[Span] = []
+        if picture.level is not None:
+            label, value = picture.level
+            words.append((f"{label} {setting(value)} ╌", "third"))
+        if picture.smoothing != "off":
+            words.append((f"smooth {picture.smoothing}", "muted"))
+        if picture.log:
+            words.append(("log", "muted"))
+        return tuple(
+            span for at, word in enumerate(words) for span in (*([(" ", "text")] if at else []), word)
+        )
 
     def body(self, width: int, height: int) -> list[Row]:
         picture = self._picture
@@ -92,7 +208,7 @@ class Chart(Framed, can_focus=True):
         at = np.ceil(picture.first / step) * step
         free = 0
         while at <= picture.last:
-            label = short_count(int(at)) if at == int(at) else tick(float(at))
+            label = axis_label(picture, float(at))
             place = raster.cell_of(float(at), scale, plot)
             if place is not None:
                 start = min(max(free, place - len(label) // 2), plot)
@@ -110,15 +226,37 @@ class Chart(Framed, can_focus=True):
         return tuple(spans)
 
 
-_ROLES = ("band", "first", "second", "third", "frame", "muted", "ok", "info", "warning", "critical")
+def place_label(picture: Picture, place: float) -> str:
+    """A place on the axis in full."""
+    return span(place) if picture.seconds else count(int(place))
+
+
+def axis_label(picture: Picture, place: float) -> str:
+    """A place on the axis in few characters."""
+    if picture.seconds:
+        return span(place).replace(" ", "")
+    return short_count(int(place)) if place == int(place) else tick(place)
+
+
+def _value(line: Line, cursor: float | None) -> str:
+    """The newest value, or what was measured nearest to the cursor: a range where history is reduced."""
+    if cursor is None:
+        return number(float((line.value if line.raw is None else line.raw)[-1]))
+    low, high = line.at(cursor) or (np.nan, np.nan)
+    return number(low) if number(low) == number(high) else f"{number(low)}‥{number(high)}"
+
+
+_ROLES = ("band", "first", "second", "third", "frame", "focus", "muted", "ok", "info", "warning", "critical")
 
 
 def _scale(picture: Picture, height: int) -> Scale:
-    parts = []
+    parts: list[F8] = []
     for line in picture.lines:
         first, last = np.searchsorted(line.step, [picture.first, picture.last + 1])
-        seen = line.value[int(first) : int(last)]
-        parts.append(seen if len(seen) else line.value)
+        view = slice(int(first), int(last)) if first < last else slice(None)
+        parts.extend(
+            given[view] for given in (line.value, line.raw, line.low, line.high) if given is not None
+        )
     if picture.level is not None:
         parts.append(np.array([picture.level[1]]))
     low, high = raster.value_range(parts, picture.log, height)
@@ -150,17 +288,26 @@ def _cells(
     dots = np.zeros((height, width), dtype=np.uint8)
     roles = np.zeros((height, width), dtype=np.int64)
 
-    def draw(line: Line, role: str, ridge: bool) -> None:
-        new = raster.cells(raster.dots(line.step, line.value, scale, width, height, line.dashed, ridge))
+    def draw(step: Places, value: F8, role: str, dashed: bool = False, ridge: bool = False) -> None:
+        put(raster.dots(step, value, scale, width, height, dashed, ridge), role)
+
+    def put(picture: npt.NDArray[np.bool_], role: str) -> None:
+        new = raster.cells(picture)
         roles[new > 0] = 1 + _ROLES.index(role)
         np.bitwise_or(dots, new, out=dots)
 
     main, *others = picture.lines
-    if _crowded(main, picture, width):  # its range, with its mean as a ridge through it
-        draw(main, "band", ridge=False)
+    crowded = _crowded(main, picture, width)
+    for line in picture.lines:
+        if line.raw is not None:
+            draw(line.step, line.raw, "band")
+        if line.low is not None and line.high is not None:
+            put(raster.band(line.step, line.low, line.high, scale, width, height), "band")
+    if crowded:  # its range, with its mean as a ridge through it
+        draw(main.step, main.value, "band")
     for line in others:
-        draw(line, line.role, ridge=False)
-    draw(main, main.role, ridge=_crowded(main, picture, width))
+        draw(line.step, line.value, line.role, line.dashed)
+    draw(main.step, main.value, main.role, main.dashed, ridge=crowded)
     codes = np.where(dots > 0, raster.BRAILLE + dots.astype(np.uint32), _BLANK).astype(np.uint32)
 
     if picture.level is not None:
@@ -176,6 +323,10 @@ def _cells(
             free = codes[:, at] == _BLANK
             role = "critical" if mark.role == "critical" else "frame"
             codes[free, at], roles[free, at] = ord("┊"), 1 + _ROLES.index(role)
+    if picture.cursor is not None and (at := raster.cell_of(picture.cursor, scale, width)) is not None:
+        free = codes[:, at] == _BLANK
+        free |= (codes[:, at] == ord("┊")) | (roles[:, at] == 1 + _ROLES.index("band"))
+        codes[free, at], roles[free, at] = ord("│"), 1 + _ROLES.index("focus")
     for line in picture.lines:
         for step in line.step[~np.isfinite(line.value)]:
             at = raster.cell_of(float(step), scale, width)

@@ -75,20 +75,21 @@ class HeatMap(Framed, can_focus=True):
         label = min(max(12, width // 5), 28, max(len(name) for name in heat.names) + 1 + more_cells)
         grid = heat_grid(heat, groups, max(1, width - label - 10))
         low, high = ramp_limits(heat.values)
+        cursor = None if heat.cursor is None else heat.column(heat.cursor, grid.shape[1])
         rows: list[Row] = []
         for at, (start, stop) in enumerate(groups):
             flagged = any(name in heat.flagged for name in heat.names[start:stop])
             name = short_name(heat.names[start], label - 1 - 3 * (stop - start > 1))
             more = f" +{stop - start - 1}" if stop - start > 1 else ""
-            newest = grid[at][np.isfinite(grid[at])]
+            told = _told(grid[at], cursor)
             role = "warning" if flagged else "text"
             if self.has_focus and at == min(self._cursor, len(groups) - 1):
                 role += "@"
             rows.append(
                 (
                     ((name + more).ljust(label)[:label], role),
-                    *self._shades(grid[at], low, high),
-                    (f" {number(float(newest[-1])) if len(newest) else '-':>8}", "muted"),
+                    *_with_cursor(self._shades(grid[at], low, high), cursor),
+                    (f" {number(told):>8}", "muted"),
                     ("◀" if flagged else " ", "warning"),
                 )
             )
@@ -108,6 +109,28 @@ class HeatMap(Framed, can_focus=True):
             at = int(level[a])
             spans.append((" " * (b - a), "text") if at < 0 else (self._glyph(at) * (b - a), f"ramp{at}"))
         return spans
+
+
+def _told(values: F8, cursor: int | None) -> float | None:
+    """The value at the cursor, else the newest."""
+    if cursor is not None:
+        return float(values[cursor]) if np.isfinite(values[cursor]) else None
+    measured = values[np.isfinite(values)]
+    return float(measured[-1]) if len(measured) else None
+
+
+def _with_cursor(spans: list[Span], cursor: int | None) -> list[Span]:
+    """A line of shades with the cursor through it."""
+    out: list[Span] = []
+    start = 0
+    for text, role in spans:
+        if cursor is None or not start <= cursor < start + len(text):
+            out.append((text, role))
+        else:
+            at = cursor - start
+            out += [(text[:at], role), ("│", "focus"), (text[at + 1 :], role)]
+        start += len(text)
+    return out
 
 
 def short_name(name: str, width: int) -> str:

@@ -1,7 +1,7 @@
 """The footer: the keys that matter most here, as many as fit."""
 
 from optwatch_tui.bindings import Key, footer_keys
-from optwatch_tui.rows import Row, Span, row_length
+from optwatch_tui.rows import Row, Span, clip_row, row_length
 from optwatch_tui.widgets.frame import Lines
 
 
@@ -14,15 +14,24 @@ class KeyBar(Lines):
         off = [key.shown for key in keys if readonly and key.acts and key.rank]
         self._off: Row = ((f" {' '.join(off)}", "muted"), (" off: read-only ", "warning")) if off else ()
         self._notice: Row | None = None
+        self._under: Row = ()
 
     def say(self, notice: Row | None) -> None:
         """Show a sentence instead of the keys, or the keys again."""
         self._notice = notice
         self.renew()
 
+    def under(self, row: Row) -> None:
+        """What stands at the cursor, shown instead of the keys; () for nothing."""
+        if row != self._under:
+            self._under = row
+            self.renew()
+
     def lines(self, width: int, height: int) -> list[Row]:
         if self._notice is not None:
-            return [self._notice]
+            return [clip_row(self._notice, width)]
+        if self._under:
+            return [clip_row(self._under, width)]
         # Help and quit always have their place; the others come by rank as long as there is room.
         fixed = [key for key in self._keys if key.shown in ("?", "q")]
         kept = list(fixed)
