@@ -351,7 +351,7 @@ async def test_a_run_without_numbers_is_drawn() -> None:
 
 
 async def test_help_lists_every_key_of_the_table() -> None:
-    async with shown(size=(120, 90)) as pilot:
+    async with shown(size=(120, 140)) as pilot:
         await pilot.press("question_mark")
         for key in KEYS:
             assert key.help in text(pilot)
