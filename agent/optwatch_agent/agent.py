@@ -8,14 +8,16 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.limits import MAX_TEXT, PROTOCOL
-from optwatch.wire.messages import Beat, ConfigValue, Event, Hello, Prepare, Report, Schema
+from optwatch.wire.messages import Ask, Beat, ConfigValue, Event, Hello, Prepare, Report, Schema
 from optwatch_agent import clips, identity, losses, naming
 from optwatch_agent.control import Control
-from optwatch_agent.link import Durable, Link
+from optwatch_agent.link import Answer, Durable, Link
 from optwatch_agent.membership import Membership
 from optwatch_agent.track import Track
 
@@ -45,11 +47,25 @@ class Agent:
         self.membership = Membership(identity.identify(name), store)
         self.tracks: list[Track] = []
         names = naming.names_of(model)
+        declared = model is not None and any(isinstance(m, DistributedDataParallel) for m in model.modules())
         losses.TAP.install()
         clips.TAP.patch.install()
         try:
             for index, (label, optimizer) in enumerate(optimizers.items()):
-                self.tracks.append(Track(index, label, optimizer, names, budget, step, see_loss, self._hurry))
+                self.tracks.append(
+                    Track(
+                        index,
+                        label,
+                        optimizer,
+                        names,
+                        budget,
+                        step,
+                        see_loss,
+                        self._hurry,
+                        self.membership,
+                        declared,
+                    )
+                )
         except BaseException:
             for track in self.tracks:
                 track.close()
@@ -180,6 +196,9 @@ class Agent:
             if track.degraded and i not in self._told_degraded:
                 self._told_degraded.add(i)
                 self.event("degraded", f"nothing is measured any more: {track.degraded}", optimizer=i)
+            while track.checks.taken:
+                checked = msgspec.structs.replace(track.checks.taken.popleft(), session=session)
+                out.append((checked, None, None))
         while self._events:
             out.append((self._events.popleft(), None, None))
         while self.control.outcomes:
@@ -214,6 +233,12 @@ class Agent:
 
     def take(self, prepare: Prepare) -> None:
         self.control.take(prepare)
+
+    def answer(self, ask: Ask) -> Answer | None:
+        if ask.what == "sums" and 0 <= ask.optimizer < len(self.tracks):
+            found = self.tracks[ask.optimizer].checks.detail(self.identity.session, ask.step)
+            return None if found is None else (found[0], (found[1],))
+        return None
 
 
 _agents: "weakref.WeakSet[Agent]" = weakref.WeakSet()

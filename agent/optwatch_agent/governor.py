@@ -35,13 +35,15 @@ class Governor:
 
     def __init__(self, budget: float, numel: int, tensors: int) -> None:
         self.budget = budget
+        self.reserved = 0.0
+        """Of the budget, the share that is spent elsewhere: on checks of the replicas."""
         self.norm_every = 1
         self.sample_every = _MOST
         # First guesses, on the high side: one read of the gradients, or twenty passes over a tensor.
-        self._norm = _Cost(1e-5 + 1e-6 * tensors + numel * 4e-10)
-        self._sample = _Cost(1e-4 + 1e-5 * tensors + numel * 1e-8)
-        self._fixed = _Usual(3e-5)
-        self._step_time: _Usual | None = None
+        self._norm = Cost(1e-5 + 1e-6 * tensors + numel * 4e-10)
+        self._sample = Cost(1e-4 + 1e-5 * tensors + numel * 1e-8)
+        self._fixed = Usual(3e-5)
+        self._step_time: Usual | None = None
         self._for_norms = -self._norm.usual
         self._for_samples = -self._sample.usual
         self._since_norm = 0
@@ -62,14 +64,21 @@ class Governor:
         that was wanted anyway."""
         return (self._for_samples >= 0 and self.wants_norm()) or self._since_sample >= _MOST
 
-    def spent(self, step_time: float | None, fixed: float, norm: float | None, sample: float | None) -> None:
+    def spent(
+        self,
+        step_time: float | None,
+        fixed: float,
+        norm: float | None,
+        sample: float | None,
+        reserved: float = 0.0,
+    ) -> None:
         """Take account of a step: its whole time, and what the agent's parts took, in seconds.
 
-        `step_time` is None where no step came before.
+        `step_time` is None where no step came before; `reserved` is what the reserved share paid for.
         """
         self._since_norm = 0 if norm is not None else self._since_norm + 1
         self._since_sample = 0 if sample is not None else self._since_sample + 1
-        cost = self._fixed.see(fixed)
+        cost = self._fixed.see(fixed) + reserved
         if norm is not None:
             cost += norm
             self._for_norms = self._norm.debit(self._for_norms, norm)
@@ -95,19 +104,19 @@ class Governor:
 
     def _plan(self, step_time: float) -> None:
         if self._step_time is None:
-            self._step_time = _Usual(step_time)
+            self._step_time = Usual(step_time)
         self._step_time.see(step_time)
         income = self._income(self._step_time.value)
-        self.norm_every = _period(self._norm.usual, (1 - _LEAST) * income)
+        self.norm_every = period(self._norm.usual, (1 - _LEAST) * income)
         norms = min(self._norm.usual / self.norm_every, (1 - _LEAST) * income)
-        self.sample_every = _period(self._sample.usual, income - norms)
+        self.sample_every = period(self._sample.usual, income - norms)
 
     def _income(self, step_time: float) -> float:
-        earned = self.budget * step_time
+        earned = (1.0 - self.reserved) * self.budget * step_time
         return max(earned - self._fixed.value, _LEAST * earned)
 
 
-class _Usual:
+class Usual:
     """A moving average that no single value moves far."""
 
     def __init__(self, value: float) -> None:
@@ -120,7 +129,7 @@ class _Usual:
         return believed
 
 
-class _Cost:
+class Cost:
     """What something usually costs: the median of the last times, at first a guess."""
 
     def __init__(self, guess: float) -> None:
@@ -136,7 +145,8 @@ class _Cost:
         return max(purse - believed, -_OUTLIER * self.usual)
 
 
-def _period(cost: float, income: float) -> int:
+def period(cost: float, income: float) -> int:
+    """Steps over which an income per step pays for a cost, 1024 at most."""
     if cost > income * _MOST:
         return _MOST
     return max(1, math.ceil(cost / income))

@@ -18,9 +18,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
+import numpy.typing as npt
 import zmq
 
 from optwatch.wire.frames import (
@@ -36,15 +37,19 @@ from optwatch.wire.keys import daemon_key, key_pair
 from optwatch.wire.leftovers import leave
 from optwatch.wire.messages import (
     Ack,
+    Ask,
     Batch,
     Beat,
     Bye,
+    Checked,
     Event,
     Hello,
     Prepare,
     Rejected,
     Report,
     Schema,
+    Stack,
+    Sums,
     Welcome,
 )
 from optwatch.wire.places import find_daemon
@@ -73,7 +78,8 @@ _GRACE = 2.0
 _LAST_CALL = 0.5
 """Seconds that the end of a run waits for a daemon to be there at all."""
 
-Durable = Batch | Event | Report | Bye
+Durable = Batch | Event | Report | Checked | Bye
+Answer = tuple[Sums | Stack, Sequence[npt.NDArray[Any]]]
 
 
 class Source(Protocol):
@@ -94,6 +100,10 @@ class Source(Protocol):
     def beat(self) -> Beat: ...
 
     def take(self, prepare: Prepare) -> None: ...
+
+    def answer(self, ask: Ask) -> Answer | None:
+        """The answer to a question of the daemon's, None where there is none."""
+        ...
 
 
 class Held(NamedTuple):
@@ -330,6 +340,9 @@ class Link:
                     self._forget(acked)
                 case Prepare():
                     self._source.take(message)
+                case Ask():
+                    if (answer := self._source.answer(message)) is not None:
+                        self._send(pack(*answer))
                 case Rejected(reason=reason):
                     self._warn(f"the daemon refuses this agent: {reason}")
                     self._disconnect()

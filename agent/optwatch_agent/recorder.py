@@ -43,8 +43,9 @@ class Recorder:
 
     def __init__(self, optimizer: int, tensors: tuple[TensorInfo, ...]) -> None:
         self.dropped = 0
+        self.tensors = tensors
+        """What the samples are of, from now on."""
         self._optimizer = optimizer
-        self._tensors = tensors
         self._columns: dict[str, int] = {}
         self._newest: deque[Row] = deque(maxlen=1)
         self._rows: deque[Row] = deque()
@@ -72,11 +73,11 @@ class Recorder:
 
     def sample(self, step: int, sample: Sample) -> None:
         """Record a measurement of every tensor, taken at a step."""
-        self._samples.append((step, sample, self._tensors))
+        self._samples.append((step, sample, self.tensors))
 
     def rename(self, tensors: tuple[TensorInfo, ...]) -> None:
         """Other tensors from now on: parameters were added."""
-        self._tensors = tensors
+        self.tensors = tensors
 
     def release(self) -> None:
         """Let go of the newest row: nothing will be added to it."""
@@ -97,7 +98,7 @@ class Recorder:
         batches = []
         while self._rows or self._samples:
             rows = _take(self._rows, _MOST_IN_BATCH)
-            tensors = self._samples[0][2] if self._samples else self._tensors
+            tensors = self._samples[0][2] if self._samples else self.tensors
             samples = []
             room = MAX_BLOCK_BYTES // 2
             while self._samples and self._samples[0][2] is tensors and room > 0:

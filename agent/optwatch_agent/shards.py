@@ -42,6 +42,15 @@ def shard_sizes(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(size for _, _, size in _sharding(tensor))
 
 
+def is_only_copy(tensor: torch.Tensor, world_size: int) -> bool:
+    """Whether no other rank holds the same elements: it is cut along every dimension of a mesh of all."""
+    return (
+        is_sharded(tensor)
+        and tensor.device_mesh.size() == world_size
+        and not any(p.is_replicate() or p.is_partial() for p in tensor.placements)
+    )
+
+
 def is_partial(tensor: torch.Tensor) -> bool:
     """Whether the numbers are summands yet to be added over ranks: no norm can be had from them."""
     return is_sharded(tensor) and any(placement.is_partial() for placement in tensor.placements)

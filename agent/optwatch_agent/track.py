@@ -14,11 +14,13 @@ from torch import Tensor
 from optwatch_agent import losses, naming, probe, scalers
 from optwatch_agent.actuators import Actuators
 from optwatch_agent.before import Before
+from optwatch_agent.checks import SHARE, Checks
 from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.governor import Governor
 from optwatch_agent.gradients import Gradients, before_clipping
 from optwatch_agent.haste import Range
 from optwatch_agent.loose import Loose
+from optwatch_agent.membership import Membership
 from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import roles_of
@@ -49,6 +51,8 @@ class Track:
         step: int | None,
         see_loss: bool,
         hurry: Callable[[], None],
+        membership: Membership,
+        declared: bool,
     ) -> None:
         self._held = Loose(optimizer)
         self.name = name
@@ -75,6 +79,10 @@ class Track:
         self.recorder = Recorder(index, tensors)
         numel = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
         self.governor = Governor(budget, numel, len(tensors))
+        self.checks = Checks(index, optimizer, budget, declared)
+        self._membership = membership
+        self._ranks = 1
+        self._may_check = self._must_check = False
         self._logged: dict[str, Value] = {}
         self._skipped = 0
         self._depth = 0
@@ -182,7 +190,10 @@ class Track:
         self.under_way = step = self.completed + 1
         self._enter("step")
         self._acting = 0.0
+        self._must_check = False
         if self.control is not None and self.control.pending:
+            # Whatever becomes of it here, another rank may apply it: all look what it did to the replicas.
+            self._must_check = any(p.due(self._index, step) for p in self.control.pending)
             self.control.apply_due(self._index, step)
         actuators = self.actuators
         self._factor = actuators.lr_scale.enter()
@@ -272,13 +283,36 @@ class Track:
             except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
                 self._failed(error)
             ended = time.perf_counter()
+        check_cost = self._check(step, step_time)
+        if check_cost:
+            ended = time.perf_counter()
         self.recorder.add(step, values)
         self._enter("between steps")
         fixed = self._spent + (began - now) + (time.perf_counter() - ended)
-        self.governor.spent(step_time, fixed, norm_cost, sample_cost)
+        self.governor.spent(step_time, fixed, norm_cost, sample_cost, check_cost)
         self._ended = time.perf_counter()
 
     # --- measuring ------------------------------------------------------------------------------------
+
+    def _check(self, step: int, step_time: float | None) -> float:
+        """Take checksums where all ranks do; the CPU seconds that took."""
+        ranks = self._membership.who.world_size
+        if ranks == 1 or self.degraded:
+            return 0.0
+        if ranks != self._ranks:
+            self._ranks = ranks
+            self._may_check = self.checks.possible(self.optimizer, ranks)
+            self.governor.reserved = SHARE if self._may_check else 0.0
+        if not self._may_check or _layout(self.optimizer) != self._layout:
+            return 0.0
+        self.checks.stepped(step_time)
+        if not (self._must_check or self.checks.due(step)):
+            return 0.0
+        try:
+            return self.checks.take(self.optimizer, step, self.recorder.tensors)
+        except Exception as error:  # noqa: BLE001 - the step's values are still recorded
+            self._failed(error)
+            return 0.0
 
     def _add_loss(self, values: dict[str, Value]) -> None:
         if not self._see_loss:

@@ -32,13 +32,14 @@ def run(args: argparse.Namespace) -> int:
             f"{command.action} {arguments(command.args)}".rstrip(),
             "-" if command.step is None else f"{command.step:,}",
             ",".join(map(str, command.ranks_applied)) or "-",
+            {None: "-", True: "agree", False: "differ"}[command.replicas_agree],
             command.asked_by,
             outcome_text(command),
             command.reason or command.why,
         ]
         for command in commands
     ]
-    headers = ("ID", "STATE", "ACTION", "STEP", "RANKS", "ASKED BY", "OUTCOME", "WHY")
+    headers = ("ID", "STATE", "ACTION", "STEP", "RANKS", "REPLICAS", "ASKED BY", "OUTCOME", "WHY")
     show.print_table(headers, rows, right=(0, 3))
     return 0
 

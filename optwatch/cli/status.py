@@ -4,7 +4,7 @@ import argparse
 
 from optwatch.cli import show
 from optwatch.cli.connect import add_run, connected
-from optwatch.wire.requests import RunStatus
+from optwatch.wire.requests import RankInfo, RunStatus
 
 HELP = "Show how a run stands: its step, loss, ranks, mode, and whether it can be acted on."
 EXAMPLE = "optwatch status digits"
@@ -58,6 +58,8 @@ def _print(status: RunStatus) -> None:
             (rank.link, show.GREEN if rank.link == "up" else show.YELLOW),
             f"{rank.step:,}",
             rank.phase,
+            "-" if rank.lateness is None else f"{1e3 * rank.lateness:.1f} ms",
+            _agreement(rank),
             show.share(rank.overhead),
             f"1 in {rank.sample_every}",
             str(rank.dropped),
@@ -65,5 +67,25 @@ def _print(status: RunStatus) -> None:
         ]
         for rank in status.ranks
     ]
-    headers = ("RANK", "LINK", "STEP", "PHASE", "OVERHEAD", "SAMPLED", "DROPPED", "PROCESS")
-    show.print_table(headers, rows, right=(0, 2, 4, 6))
+    headers = (
+        "RANK",
+        "LINK",
+        "STEP",
+        "PHASE",
+        "LATE",
+        "REPLICA",
+        "OVERHEAD",
+        "SAMPLED",
+        "DROPPED",
+        "PROCESS",
+    )
+    show.print_table(headers, rows, right=(0, 2, 4, 6, 8))
+
+
+def _agreement(rank: RankInfo) -> show.Cell:
+    """Whether its replica was that of the others at the last comparison."""
+    if rank.agrees is None:
+        return "-"
+    if rank.agrees:
+        return f"agrees at {rank.checked_step:,}"
+    return f"differs at {rank.checked_step:,}", show.RED

@@ -10,7 +10,7 @@ or none does, and a vote that failed is held again at a later S, at most `ATTEMP
 
 import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -26,7 +26,7 @@ from optwatch.wire.actions import (
     action_args,
     parse_action,
 )
-from optwatch.wire.messages import Prepare, Report
+from optwatch.wire.messages import Ask, Prepare, Report
 
 ATTEMPTS = 4
 """A first vote and three more."""
@@ -71,8 +71,8 @@ class Entry(msgspec.Struct, kw_only=True):
         return self.command.state in OPEN_STATES
 
 
-Send = Callable[[str, Prepare], None]
-"""Send a `Prepare` to a session."""
+Send = Callable[[str, Prepare | Ask], None]
+"""Send a message to a session."""
 
 
 class Book:
@@ -280,6 +280,14 @@ class Book:
         self._set(entry, due=entry.steps[0] if entry.steps else None, votes=())
         for peer in peers:
             send(peer.session, self._prepare(entry, peer.session))
+
+    def confirm(self, compared: Iterable[tuple[int, bool]]) -> None:
+        """Note what comparisons after a step, (step, all replicas agreed), say of what was applied at it."""
+        agreed = dict(compared)
+        for entry in self.entries.values():
+            command = entry.command
+            if command.step in agreed and command.replicas_agree is None and command.ranks_applied:
+                self._set(entry, replicas_agree=agreed[command.step])
 
     def _prepare(self, entry: Entry, session: str) -> Prepare:
         return Prepare(

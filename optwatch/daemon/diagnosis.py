@@ -104,6 +104,10 @@ class Diagnosis:
         """Take what the daemon itself has seen of the ranks."""
         return self._panel.observe(signal, observer)
 
+    def opened(self, observer: str) -> dict[str, Finding]:
+        """The findings of an observer that are not over, by the key of its signals."""
+        return self._panel.opened(observer)
+
     def mark(self, step: int) -> None:
         """A planned change: what follows is not compared with what was before."""
         self._panel.mark(step)

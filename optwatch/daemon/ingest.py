@@ -12,19 +12,22 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.sessions import Session
 from optwatch.daemon.store import Store
 from optwatch.wire import limits
-from optwatch.wire.frames import BatchBlocks, Buffer, WireError, agent_decoder, check_schema, unpack
+from optwatch.wire.frames import BatchBlocks, Buffer, WireError, agent_decoder, block, check_schema, unpack
 from optwatch.wire.guests import Role
 from optwatch.wire.messages import (
     Ack,
+    Ask,
     Batch,
     Beat,
     Bye,
+    Checked,
     DaemonMessage,
     Event,
     Hello,
@@ -32,6 +35,8 @@ from optwatch.wire.messages import (
     Rejected,
     Report,
     Schema,
+    Stack,
+    Sums,
     Welcome,
 )
 
@@ -46,7 +51,11 @@ FORGET = 3_600.0
 MAX_STEP = 1 << 53
 MAX_SEQ = 1 << 62
 
-Durable = Batch | Event | Report | Bye
+MAX_GROUPS = 4_096
+"""Groups of tensors in one check."""
+MAX_FRAMES = 256
+
+Durable = Batch | Event | Report | Checked | Bye
 Send = Callable[[bytes, DaemonMessage], bool]
 """Send to a routing id; whether the socket took it."""
 
@@ -59,7 +68,7 @@ class Ingest:
         store: Store,
         runs: Runs,
         send: Send,
-        prepare: Callable[[str, Prepare], None],
+        prepare: Callable[[str, Prepare | Ask], None],
         daemon: str,
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -93,6 +102,11 @@ class Ingest:
                 self._schema(session, message)
             elif isinstance(message, Beat):
                 self._beat(session, message, now)
+            elif isinstance(message, Sums):
+                self._run(session).take_sums(session, message, _sums(message, blocks))
+            elif isinstance(message, Stack):
+                _check_stack(message)
+                self._run(session).take_stack(session, message, now)
             else:
                 self._durable(session, message, blocks, now)
         except WireError as error:
@@ -225,6 +239,11 @@ class Ingest:
                 run.take_event(message)
         elif isinstance(message, Report):
             run.take_report(session, message)
+        elif isinstance(message, Checked):
+            if problem := _wrong_check(message):
+                self._accept(session, message.seq)
+                raise WireError(problem)
+            run.take_checked(session, message, now)
         else:
             run.leave(session)
             self._store.save_session(session.hello, message.seq, True)
@@ -272,6 +291,28 @@ def _problem(hello: Hello) -> str:
     if len(hello.optimizers) > 64:
         return f"a hello with {len(hello.optimizers)} optimizers"
     return ""
+
+
+def _wrong_check(check: Checked) -> str:
+    if not 0 <= check.step <= MAX_STEP or not 0 <= check.optimizer < 64:
+        return f"checksums of step {check.step} of optimizer {check.optimizer}"
+    if len(check.sums) > MAX_GROUPS or any(len(name) > limits.MAX_NAME for name in check.sums):
+        return "checksums over the size limit"
+    return "" if all(0 <= value < 1 << 64 for value in check.sums.values()) else "checksums out of range"
+
+
+def _sums(sums: Sums, blocks: Sequence[Buffer]) -> npt.NDArray[np.uint64]:
+    rows, parts = len(sums.names), len(sums.parts)
+    if rows > limits.MAX_TENSORS or parts > limits.MAX_STATS or len(sums.groups) != rows or len(blocks) != 1:
+        raise WireError("checksums of tensors over the size limit")
+    if any(len(name) > limits.MAX_NAME for name in (*sums.names, *sums.groups, *sums.parts)):
+        raise WireError("a name over the size limit")
+    return block(blocks[0], "<u8", (rows, parts))
+
+
+def _check_stack(stack: Stack) -> None:
+    if len(stack.frames) > MAX_FRAMES or any(len(frame) > limits.MAX_TEXT for frame in stack.frames):
+        raise WireError("a stack over the size limit")
 
 
 def _check_steps(blocks: BatchBlocks) -> None:

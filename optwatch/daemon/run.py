@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from optwatch.daemon.assembly import Record
 from optwatch.daemon.changes import Changes
@@ -16,6 +17,7 @@ from optwatch.daemon.head import Head
 from optwatch.daemon.history import History, scalar_points, with_samples
 from optwatch.daemon.lane import Lane
 from optwatch.daemon.peers import Peer, obstacle, peers_of
+from optwatch.daemon.replicas import Replicas
 from optwatch.daemon.sessions import Link, Rank, Session
 from optwatch.daemon.store import Store
 from optwatch.policy.budget import ASKED_BY
@@ -24,7 +26,7 @@ from optwatch.policy.rules import Rules
 from optwatch.series.points import Points
 from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
-from optwatch.wire.messages import Event, Hello, Report, Schema
+from optwatch.wire.messages import Ask, Checked, Event, Hello, Report, Schema, Stack, Sums
 from optwatch.wire.requests import Marker, Mode, RunState
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Run:
         self.markers: list[Marker] = []
         self.book = Book(head.run)
         self.hangs = Hangs()
+        self.replicas = Replicas()
         self.loaded = loaded
         self.fault = ""
         """Why this run is no longer followed: a fault of ours that must not end the service of others."""
@@ -91,6 +94,7 @@ class Run:
             lane.load(history, run, optimizer)
             lane.incarnation = self.head.incarnation
         self._load_diagnosis(history)
+        self.replicas.restore(self.diagnosis.opened("replicas"))
 
     def _load_diagnosis(self, history: History) -> None:
         run = self.head.run
@@ -117,6 +121,7 @@ class Run:
         if newer:
             if rank is None or rank.session.hello.session != hello.session:
                 self.ranks[hello.rank] = Rank(hello.rank, session)
+                self.replicas.forget(hello.rank)
                 if hello.rank == 0:
                     self.book.begin_session()
             else:
@@ -189,6 +194,22 @@ class Run:
         if entry is not None and entry.command.state == "applied" and entry.command.step is not None:
             self.diagnosis.acted(entry.command.step, entry.command.action)
             self._checkpoint_at = 0.0
+
+    def take_checked(self, session: Session, checked: Checked, now: float) -> None:
+        """Take the checksums of what a rank holds."""
+        rank = self.ranks.get(session.hello.rank)
+        if rank is not None and rank.session is session:
+            self.replicas.take(
+                rank.rank, checked.optimizer, checked.step, checked.sums, checked.declared, now
+            )
+
+    def take_sums(self, session: Session, sums: Sums, block: npt.NDArray[np.uint64]) -> None:
+        """Take the checksums of each tensor that a rank was asked for."""
+        self.replicas.detail(session.hello.rank, sums, block)
+
+    def take_stack(self, session: Session, stack: Stack, now: float) -> None:
+        """Take where a rank's training thread is, since somebody asked."""
+        session.stack, session.stacked = stack, now
 
     def leave(self, session: Session) -> None:
         """A rank ended in good order; when all have, the run is over."""
@@ -297,9 +318,26 @@ class Run:
         if (stalled := self.hangs.look(self._standings(now), now)) is not None:
             self._found(self.diagnosis.observe(stalled, "hangs"))
             self._checkpoint_at = 0.0
+        self._compare_replicas(live, now, send)
         if self.book.open():
             self.book.work(self.peers(now), self.head.world_size, self._step_time(), time.time(), send)
         self._describe(now, changes)
+
+    def _compare_replicas(self, live: set[int], now: float, send: Send) -> None:
+        expected = {*range(self.head.world_size)} - (self.ranks.keys() - live)
+        for signal in self.replicas.look(expected, now):
+            self._found(self.diagnosis.observe(signal, "replicas"))
+            self._checkpoint_at = 0.0
+        for question in self.replicas.questions:
+            if (rank := self.ranks.get(question.rank)) is not None:
+                session = rank.session.hello.session
+                send(
+                    session,
+                    Ask(session=session, what="sums", optimizer=question.optimizer, step=question.step),
+                )
+        self.replicas.questions.clear()
+        if self.replicas.agreed:
+            self.book.confirm(self.replicas.agreed)
 
     def fail(self, error: Exception) -> None:
         """It cannot be followed any more: say so, and leave it as it stands."""

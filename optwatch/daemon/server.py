@@ -21,7 +21,7 @@ from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.store import Store
 from optwatch.wire.frames import AGENT, CLIENT, pack
-from optwatch.wire.messages import DaemonMessage, Prepare
+from optwatch.wire.messages import Ask, DaemonMessage, Prepare
 from optwatch.wire.requests import Accepted
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class Server:
             run.fail(error)
         return not run.fault
 
-    def _prepare(self, session: str, message: Prepare) -> None:
+    def _prepare(self, session: str, message: Prepare | Ask) -> None:
         """Send a command to an agent, but not before it is in the books."""
         found = self._ingest.sessions.get(session)
         if found is not None:

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from optwatch.wire.messages import Beat, Hello, Schema
+from optwatch.wire.messages import Beat, Hello, Schema, Stack
 
 SUSPECT = 3.0
 DOWN = 10.0
@@ -36,6 +36,9 @@ class Session:
     stepped: float = float("-inf")
     """Monotonic time at which `steps` was learned."""
     beat: Beat | None = None
+    stack: Stack | None = None
+    stacked: float = float("-inf")
+    """The last answer to a question for its stack, and the monotonic time at which it came."""
     schemas: dict[tuple[int, str], Schema] = field(default_factory=dict)
     lost: int = 0
     """Durable messages that never came."""

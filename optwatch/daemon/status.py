@@ -33,7 +33,7 @@ def run_status(run: Run, now: float) -> RunStatus:
         step=run.step,
         started=run.head.started,
         world_size=run.head.world_size,
-        ranks=tuple(_rank_info(rank, now) for _, rank in sorted(run.ranks.items())),
+        ranks=tuple(_rank_info(run, rank, now) for _, rank in sorted(run.ranks.items())),
         steps_recorded=lane.recorded(),
         gaps=lane.gaps(),
         mode=run.head.mode,
@@ -52,8 +52,9 @@ def run_status(run: Run, now: float) -> RunStatus:
     )
 
 
-def _rank_info(rank: Rank, now: float) -> RankInfo:
+def _rank_info(run: Run, rank: Rank, now: float) -> RankInfo:
     session, beat = rank.session, rank.session.beat
+    checked_step, agrees = run.replicas.checked.get(rank.rank, (None, None))
     return RankInfo(
         rank=rank.rank,
         host=session.hello.host,
@@ -66,4 +67,6 @@ def _rank_info(rank: Rank, now: float) -> RankInfo:
         dropped=beat.dropped if beat else 0,
         control=session.control,
         phase_time=beat.phase_time if beat else 0.0,
+        checked_step=checked_step,
+        agrees=agrees,
     )

@@ -237,6 +237,26 @@ def _loss_scale(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> B
     }
 
 
+def _desync(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
+    tensors, of = signal.evidence.get("tensors", 0), signal.evidence.get("of_tensors", 0)
+    if not isinstance(tensors, int) or not isinstance(of, int) or not of:
+        return {"hardware_fault": (1.0, "replicas that ran the same steps hold other bits")}
+    parts = signal.evidence.get("parts")
+    if "agreed_step" not in signal.evidence and 2 * tensors > of:
+        return {
+            "bad_init": (3.0, f"{tensors} of {of} tensors differ, and never agreed: the ranks began apart"),
+            "hardware_fault": (1.0, f"{tensors} of {of} tensors differ"),
+        }
+    if 2 * tensors > of:
+        return {
+            "hardware_fault": (2.0, f"{tensors} of {of} tensors differ, after they had agreed"),
+            "lr_schedule": (1.0, f"an LR that differs over ranks changes all: {tensors} of {of} differ"),
+        }
+    return {
+        "hardware_fault": (4.0, f"only {tensors} of {of} tensors differ ({parts}), as after a flipped bit")
+    }
+
+
 RULES: dict[Kind, Callable[[Signal, Evidence, Collection[Kind]], Belief]] = {
     "divergence": _excursion,
     "loss_spike": _excursion,
@@ -253,4 +273,5 @@ RULES: dict[Kind, Callable[[Signal, Evidence, Collection[Kind]], Belief]] = {
     "overfitting": _overfitting,
     "clip_saturated": _clip,
     "loss_scale_collapse": _loss_scale,
+    "replica_desync": _desync,
 }

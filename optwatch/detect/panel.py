@@ -118,6 +118,15 @@ class Panel:
         """Take what somebody else has seen, who knows more of the run than its points."""
         return [finding] if (finding := self._take(signal, observer)) is not None else []
 
+    def opened(self, observer: str) -> dict[str, Finding]:
+        """The findings of an observer that are not over, by the key of its signals."""
+        prefix = f"{observer}/"
+        return {
+            key.removeprefix(prefix): self._findings[number - 1]
+            for key, number in self._open.items()
+            if key.startswith(prefix)
+        }
+
     def mark(self, step: int) -> None:
         """A planned change at `step`: every detector begins a new segment there.
 

@@ -95,6 +95,9 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     """The global_step S that the ranks vote on applying it before, None where there is no vote."""
     votes: tuple[int, ...] = ()
     """The ranks known to have voted for it, in the vote that is under way or was the last."""
+    replicas_agree: bool | None = None
+    """Whether the replicas were bit for bit the same after the step at which it was applied; None where
+    that was not compared, as with one rank."""
 
 
 def parse_action(name: str, args: dict[str, Any]) -> Action:

@@ -168,6 +168,23 @@ class Report(msgspec.Struct, tag="report", frozen=True, kw_only=True):
     numbers: dict[str, float] = {}
 
 
+class Checked(msgspec.Struct, tag="checked", frozen=True, kw_only=True):
+    """Checksums of the bits of what this rank holds after a step: parameters and optimizer state.
+
+    One uint64 for each group of tensors; ranks that name the same group hold replicas of it. All ranks
+    check at the same steps.
+    """
+
+    session: str
+    seq: int
+    optimizer: int
+    step: int
+    sums: dict[str, int]
+    declared: bool = False
+    """Whether the groups are known to be replicas. Else they are taken for that once they have agreed,
+    or where most agree."""
+
+
 class Bye(msgspec.Struct, tag="bye", frozen=True, kw_only=True):
     """The agent detached or its process ends in good order."""
 
@@ -195,7 +212,33 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     lacks are lost. 0: not said."""
 
 
-AgentMessage = Hello | Schema | Batch | Event | Report | Bye | Beat
+class Sums(msgspec.Struct, tag="sums", frozen=True, kw_only=True):
+    """Answer to an `Ask` for "sums": the checksums of each tensor at a step of a `Checked`.
+
+    Block: `<u8[names, parts]`, 0 where there is nothing. `groups` names each tensor's group, `parts` what
+    is held of a tensor: "parameter", "exp_avg", …
+    """
+
+    session: str
+    optimizer: int
+    step: int
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    parts: tuple[str, ...]
+
+
+class Stack(msgspec.Struct, tag="stack", frozen=True, kw_only=True):
+    """Answer to an `Ask` for "stack": where the training thread is, the innermost call last."""
+
+    session: str
+    steps: tuple[int, ...]
+    phase: str
+    phase_time: float
+    frames: tuple[str, ...]
+    """ "file:line function" each; no source text, no values."""
+
+
+AgentMessage = Hello | Schema | Batch | Event | Report | Checked | Bye | Beat | Sums | Stack
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True, kw_only=True):
@@ -237,4 +280,13 @@ class Rejected(msgspec.Struct, tag="rejected", frozen=True, kw_only=True):
     reason: str
 
 
-DaemonMessage = Welcome | Ack | Prepare | Rejected
+class Ask(msgspec.Struct, tag="ask", frozen=True, kw_only=True):
+    """A question to one agent, which answers once if it can: with `Sums` of a step, or with its `Stack`."""
+
+    session: str
+    what: Literal["sums", "stack"]
+    optimizer: int = 0
+    step: int = 0
+
+
+DaemonMessage = Welcome | Ack | Prepare | Ask | Rejected

@@ -16,6 +16,9 @@ from tests.daemons import GUARD
 
 Result = TypeVar("Result")
 
+START = 3 * GUARD
+"""Seconds that several ranks may take to import torch on a machine that is busy."""
+
 
 class Job:
     """`tests/distributed/train.py` on several ranks of this machine."""
@@ -53,7 +56,7 @@ class Job:
     def end(self) -> list[dict[str, Any]]:
         """Let the training end by itself; what the ranks end with."""
         (self.directory / "stop").touch()
-        assert self.process.wait(GUARD) == 0, self.text()
+        assert self.process.wait(2 * GUARD) == 0, self.text()
         return [json.loads((self.directory / f"rank-{r}.json").read_text()) for r in range(self.ranks)]
 
 
@@ -74,7 +77,7 @@ def armed_run(client: Client) -> str:
         runs = client.runs()
         return runs[0].run if len(runs) == 1 and client.status(runs[0].run).control == "armed" else None
 
-    return until(client, ask, "an armed run")
+    return until(client, ask, "an armed run", guard=START)
 
 
 def command(client: Client, run: str, action: str, args: dict[str, Any]) -> Command:

@@ -32,6 +32,9 @@ def main() -> None:
     options.add_argument("--detach", action="store_true", help="also detach before the end")
     options.add_argument("--steps", type=int, default=1_000_000)
     options.add_argument("--truth", action="store_true", help="write what whole tensors say, each step")
+    options.add_argument(
+        "--flip", type=int, help="the rank of which a bit is flipped once DIRECTORY/flip is there"
+    )
     given = options.parse_args()
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a launcher that was killed
@@ -70,6 +73,9 @@ def main() -> None:
                 if given.truth:
                     truth[step] = of_whole_tensors(model)
                 optimizer.zero_grad()
+        if given.flip == rank and (given.directory / "flip").exists():
+            (given.directory / "flip").unlink()
+            flip(next(iter(optimizers.values())))
         stop.fill_(float((given.directory / "stop").exists()))
         dist.all_reduce(stop)
     if watch is not None and given.detach:
@@ -84,6 +90,12 @@ def main() -> None:
     time.sleep(0.2)
     if not given.leave:
         dist.destroy_process_group()
+
+
+def flip(optimizer: torch.optim.Optimizer) -> None:
+    """Flip one bit of the second moment of the first parameter, as a memory that fails would."""
+    state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+    state["exp_avg_sq"].view(-1).view(torch.int32)[3] ^= 1 << 20
 
 
 def of_whole_tensors(model: torch.nn.Module) -> dict[str, Any]:

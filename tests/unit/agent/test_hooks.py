@@ -290,7 +290,7 @@ def test_added_parameters_are_named_and_measured() -> None:
         second(first(torch.ones(1, 4))).sum().backward()
         optimizer.step()
     recorder = watch._agent.tracks[0].recorder
-    names = [tensor.name for tensor in recorder._tensors]
+    names = [tensor.name for tensor in recorder.tensors]
     watch.detach()
     assert names == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert rows[-1].values["lr/1"] == 0.01
