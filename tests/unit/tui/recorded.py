@@ -1,5 +1,6 @@
 """A feed of recorded values: what the screens show in tests is the same each time."""
 
+import msgspec
 import numpy as np
 from textual.message import Message
 
@@ -101,6 +102,27 @@ def status(step: int = 18_420, world_size: int = 4, **changes: object) -> RunSta
         "allow": ("restart", "scale_lr", "clip"),
     }
     return RunStatus(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def ranks(world_size: int, step: int = 18_420) -> tuple[RankInfo, ...]:
+    """Ranks that tell everything; 40 is not heard, 17 comes late, 33 differs, 5 was never compared."""
+    rng = np.random.default_rng(3)
+    late = 0.001 * rng.random(world_size)
+    norm = 1 + 0.1 * rng.normal(size=world_size)
+    return tuple(
+        msgspec.structs.replace(
+            rank,
+            phase="between steps" if rank.rank % 3 else "step",
+            phase_time=0.05 + (25.0 if rank.rank == 40 else 0.0),
+            lateness=0.0216 if rank.rank == 17 else float(late[rank.rank]),
+            local_norm=float(norm[rank.rank]),
+            checked_step=None if rank.rank == 5 else step - 20,
+            agrees=None if rank.rank == 5 else rank.rank != 33,
+            link="down" if rank.rank == 40 else "up",
+            step=step - 120 if rank.rank == 40 else step,
+        )
+        for rank in status(step, world_size).ranks
+    )
 
 
 def series(first: int, last: int) -> tuple[Series, SeriesBlocks]:

@@ -13,7 +13,6 @@ from optwatch_tui.bindings import KEYS
 from optwatch_tui.feed import Answered, LinkChanged, RunChanged, RunsChanged
 from optwatch_tui.model import Link
 from optwatch_tui.screens.confirm import ConfirmScreen
-from optwatch_tui.screens.ranks import RanksScreen
 from optwatch_tui.screens.run import RunScreen
 from optwatch_tui.screens.runs import RunsScreen
 from optwatch_tui.screens.tensor import TensorScreen
@@ -280,17 +279,6 @@ async def test_a_tensor_opens_with_its_own_history() -> None:
         assert not gradient.logarithmic
         await pilot.press("escape")
         assert isinstance(pilot.app.screen, TensorsScreen)
-
-
-async def test_ranks_that_are_not_heard_come_first() -> None:
-    ranks = recorded.status(world_size=64).ranks
-    ranks = (*ranks[:40], msgspec.structs.replace(ranks[40], link="down", step=18_300), *ranks[41:])
-    async with shown(recorded.live_run(world_size=64, ranks=ranks)) as pilot:
-        await pilot.press("k")
-        assert isinstance(pilot.app.screen, RanksScreen)
-        assert "63 of 64 up" in text(pilot)
-        assert "down" in text(pilot).splitlines()[4]
-        assert " 40 " in text(pilot).splitlines()[4]
 
 
 async def test_the_list_of_runs_is_filtered_and_opened() -> None:

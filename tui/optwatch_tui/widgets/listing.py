@@ -32,6 +32,14 @@ class Listing(Framed, can_focus=True):
             self.listing = listing
             self.key = key
 
+    class Moved(Message):
+        """The user moved to another item."""
+
+        def __init__(self, listing: "Listing", key: str) -> None:
+            super().__init__()
+            self.listing = listing
+            self.key = key
+
     def __init__(self, title: str, empty: str, *, id: str, pinned: bool = False) -> None:
         """`pinned`: before anything was selected, the first item stays selected whatever comes."""
         super().__init__(id=id)
@@ -67,6 +75,10 @@ class Listing(Framed, can_focus=True):
         self._chosen = key
         self.renew()
 
+    def _move_to(self, key: str) -> None:
+        self.select(key)
+        self.post_message(self.Moved(self, key))
+
     def title(self) -> Row:
         return ((self._title, "title"),)
 
@@ -98,7 +110,7 @@ class Listing(Framed, can_focus=True):
     def action_move(self, by: int) -> None:
         keys = [item.key for item in self._items]
         if keys and self.selected in keys:
-            self.select(keys[max(0, min(len(keys) - 1, keys.index(self.selected) + by))])
+            self._move_to(keys[max(0, min(len(keys) - 1, keys.index(self.selected) + by))])
 
     def action_page(self, by: int) -> None:
         lines = len(self._items[0].rows) if self._items else 1
@@ -106,7 +118,7 @@ class Listing(Framed, can_focus=True):
 
     def action_edge(self, at: int) -> None:
         if self._items:
-            self.select(self._items[at].key)
+            self._move_to(self._items[at].key)
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         event.stop()
@@ -120,7 +132,7 @@ class Listing(Framed, can_focus=True):
         lines = [item.key for item in self._items for _ in item.rows]
         at = event.y - 1 - (self._heading is not None) + self._top
         if 0 <= at < len(lines) and event.y >= 1:
-            self.select(lines[at])
+            self._move_to(lines[at])
             self.post_message(self.Chosen(self, lines[at]))
 
 
