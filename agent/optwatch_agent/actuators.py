@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from optwatch.wire.actions import Action, Clip, Restart, ScaleLr
+from optwatch_agent import shards
+from optwatch_agent.globalnorm import global_norm, gradients_of, is_spread, is_unsummed
 from optwatch_agent.loose import Loose
-from optwatch_agent.norms import total_norm
 from optwatch_agent.quantised import set_all
 from optwatch_agent.roles import Roles, fresh, roles_of
-from optwatch_agent.shards import is_sharded
-from optwatch_agent.tensors import local, scalar
+from optwatch_agent.tensors import scalar
 
 _RECENT = 200
 _AUTO_LEAST = 20
@@ -34,6 +34,8 @@ class Actuators:
         self.max_norm: float | None = None
         self.recent_norms: deque[float] = deque(maxlen=_RECENT)
         """Global gradient norms before any clip of ours, for `clip --max-norm auto`."""
+        self.scaled = False
+        """Whether a GradScaler decides if the optimizer steps."""
         self._held = Loose(optimizer)
 
     def refusal(self, action: Action, ranks: int) -> str | None:
@@ -46,8 +48,8 @@ class Actuators:
             case ScaleLr():
                 if any(not isinstance(g.get("lr"), (int, float, Tensor)) for g in self._groups):
                     return f"{type(self._optimizer).__name__} has a param_group without an lr"
-            case Clip(off=False) if any(is_sharded(p) for g in self._groups for p in g["params"]):
-                return "clip: the parameters are sharded, and no rank alone knows the global norm"
+            case Clip(off=False) if reason := self._clip_refusal():
+                return reason
             case Clip(max_norm="auto") if ranks > 1:
                 return "clip auto: each rank would come to a number of its own; give one"
             case Clip(max_norm="auto") if len(self.recent_norms) < _AUTO_LEAST:
@@ -71,6 +73,8 @@ class Actuators:
                 self.lr_scale.go_to(target, action.ramp)
                 return {"lr_scale": target}
             case Clip():
+                if not action.off and (reason := self._clip_refusal()):  # the gradients are there only now
+                    raise RuntimeError(reason)
                 if action.max_norm == "auto":
                     self.max_norm = usual_norm(self.recent_norms)
                 else:
@@ -78,18 +82,37 @@ class Actuators:
                 return {} if self.max_norm is None else {"max_norm": self.max_norm}
 
     def clip(self, max_norm: float) -> tuple[float, float]:
-        """Clip the gradients to a global norm; the norm before and after."""
-        grads = [p.grad for group in self._groups for p in group["params"] if p.grad is not None]
+        """Clip the gradients to a global norm; the norm before and after.
+
+        Where the parameters are sharded this is a collective (`globalnorm`).
+        """
         scaled_by = getattr(self._optimizer, "grad_scale", None)  # a fused step under a GradScaler
-        norm = total_norm([local(grad) for grad in grads])
+        try:
+            norm = global_norm(self._optimizer)
+        except BaseException:
+            self.max_norm = None  # the other ranks may be gone, and each step would wait for them anew
+            raise
         if scaled_by is not None:
             norm /= scalar(scaled_by)
         # As torch.nn.utils.clip_grad_norm_ does. A non-finite norm is for others to handle.
         coefficient = max_norm / (norm + 1e-6)
         if not math.isfinite(norm) or coefficient >= 1:
             return norm, norm
-        torch._foreach_mul_(grads, coefficient)
+        torch._foreach_mul_([shards.local(grad) for grad in gradients_of(self._optimizer)], coefficient)
         return norm, norm * coefficient
+
+    def _clip_refusal(self) -> str | None:
+        """Why there is no global norm to clip to. Over ranks it takes a collective at every step, and a rank
+        that left one out would leave the others waiting."""
+        if is_unsummed(self._optimizer):
+            return "clip: the gradients are yet to be summed over ranks when the optimizer steps"
+        if not is_spread(self._optimizer):
+            return None
+        if self.scaled:
+            return "clip: a GradScaler may skip the step on one rank, and the others would wait for its norm"
+        if isinstance(self._optimizer, torch.optim.LBFGS):
+            return "clip: LBFGS may evaluate the loss more often on one rank, and the others would wait"
+        return None
 
     def release(self) -> None:
         """Undo all that is in force and leave no trace."""

@@ -9,7 +9,7 @@ import torch
 from optwatch.wire.actions import ACTIONS
 from optwatch.wire.messages import ConfigValue
 from optwatch.wire.places import find_daemon
-from optwatch_agent import naming
+from optwatch_agent import naming, zero
 from optwatch_agent.agent import Agent, make_way
 from optwatch_agent.watch import Watch
 
@@ -106,6 +106,8 @@ def innermost(given: Any) -> torch.optim.Optimizer:
         if id(inner) in seen:
             break
         seen.add(id(inner))
+        if isinstance(inner, torch.optim.Optimizer):
+            zero.remember(found, inner)
         found = inner
     if not isinstance(found, torch.optim.Optimizer) or not hasattr(found, "_optimizer_step_pre_hooks"):
         raise TypeError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from optwatch.wire.limits import MAX_NAME, MAX_TEXT
 from optwatch.wire.messages import ConfigValue, GroupInfo, OptimizerInfo, TensorInfo
+from optwatch_agent import zero
 from optwatch_agent.roles import is_known, roles_of
 from optwatch_agent.shards import is_sharded, shard_key
 from optwatch_agent.tensors import local
@@ -31,18 +32,25 @@ def names_of(model: nn.Module | None) -> dict[int, str]:
 def tensors_of(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> tuple[TensorInfo, ...]:
     """The parameters in the optimizer's order: named by the model, else by the group, else by number."""
     tensors: list[TensorInfo] = []
-    for number, group in enumerate(optimizer.param_groups):
+    partition = zero.partition_of(optimizer)
+    owned = partition.owned if partition is not None else set()
+    for number, group in enumerate(zero.groups_of(optimizer)):
         own = group.get("param_names") or ()
         for i, param in enumerate(group["params"]):
             name = names.get(id(param)) or (own[i] if i < len(own) else f"param.{len(tensors)}")
+            shard = shard_key(param)
+            held = local(param).numel() if is_sharded(param) else None
+            if partition is not None:
+                shard = ((zero.DIMENSION, partition.rank),)
+                held = param.numel() if id(param) in owned else 0
             tensors.append(
                 TensorInfo(
                     name=name[:MAX_NAME],
                     shape=tuple(param.shape),
                     dtype=str(param.dtype).removeprefix("torch."),
                     group=number,
-                    shard=shard_key(param),
-                    held=local(param).numel() if is_sharded(param) else None,
+                    shard=shard,
+                    held=held,
                 )
             )
     return tuple(tensors)
@@ -51,6 +59,7 @@ def tensors_of(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> tuple
 def describe(name: str, optimizer: torch.optim.Optimizer) -> OptimizerInfo:
     """What the daemon shows of an optimizer, and what has to agree over ranks."""
     kind = type(optimizer).__name__
+    of_all_ranks = zero.groups_of(optimizer)
     groups = tuple(
         GroupInfo(
             options={
@@ -63,9 +72,9 @@ def describe(name: str, optimizer: torch.optim.Optimizer) -> OptimizerInfo:
             tensors=len(group["params"]),
             numel=sum(param.numel() for param in group["params"]),
         )
-        for group in optimizer.param_groups
+        for group in of_all_ranks
     )
-    shapes = [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups]
+    shapes = [[tuple(p.shape) for p in group["params"]] for group in of_all_ranks]
     digest = hashlib.sha256(msgspec.msgpack.encode((kind, shapes))).hexdigest()[:16]
     return OptimizerInfo(name=name, kind=kind, groups=groups, digest=digest, hints=_hints(optimizer))
 

@@ -1,9 +1,10 @@
 """Global norms of sharded tensors: what this rank holds of them, by shard_key (`optwatch.wire.parts`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from optwatch.wire.messages import STATS, TensorInfo
@@ -12,25 +13,22 @@ from optwatch_agent.norms import squares
 from optwatch_agent.probe import Sample
 from optwatch_agent.shards import is_partial, is_sharded, shard_sizes
 from optwatch_agent.tensors import local
+from optwatch_agent.zero import DIMENSION, partition_of
 
 F8 = npt.NDArray[np.float64]
+Key = tuple[tuple[str, int, int], ...]
+"""(dimension, coordinate, size) of each dimension that shards a tensor."""
 
 
 class Parts:
     """The parts that the tensors of one optimizer fall into on this rank. Every rank sends all of its own,
     also those that are 0, so that a part that is missing is noticed."""
 
-    def __init__(self, params: Sequence[Tensor], tensors: Sequence[TensorInfo]) -> None:
-        keys = [
-            tuple((name, at, size) for (name, at), size in zip(t.shard, shard_sizes(p), strict=True))
-            for p, t in zip(params, tensors, strict=True)
-        ]
-        self._keys = list(dict.fromkeys(keys))
+    def __init__(self, params: Sequence[Tensor], keys: Sequence[Key], digests: Mapping[Key, str]) -> None:
+        """`keys`: of each parameter; `digests`: of all tensors that have a key, also on other ranks."""
+        self._keys = list(digests)
         self._of = np.array([self._keys.index(key) for key in keys], dtype=np.intp)
-        self._digests = [
-            tensor_digest((t.name, t.shape) for t, k in zip(tensors, keys, strict=True) if k == key)
-            for key in self._keys
-        ]
+        self._digests = list(digests.values())
         self._held: F8 = np.array([local(p).numel() for p in params], dtype=np.float64)
 
     def gradients(self, params: Sequence[Tensor]) -> dict[str, float]:
@@ -64,9 +62,23 @@ class Parts:
         }
 
 
-def parts_of(params: Sequence[Tensor], tensors: Sequence[TensorInfo]) -> Parts | None:
-    """The parts of an optimizer's tensors, None where none of them is sharded."""
-    return Parts(params, tensors) if any(is_sharded(p) for p in params) else None
+def parts_of(optimizer: torch.optim.Optimizer, tensors: Sequence[TensorInfo]) -> Parts | None:
+    """The parts of an optimizer's tensors, None where this rank holds all of them whole."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    if (partition := partition_of(optimizer)) is not None:
+        key: Key = ((DIMENSION, partition.rank, partition.size),)
+        return Parts(params, [key] * len(params), {key: tensor_digest((t.name, t.shape) for t in tensors)})
+    if not any(is_sharded(param) for param in params):
+        return None
+    keys: list[Key] = [
+        tuple((name, at, size) for (name, at), size in zip(t.shard, shard_sizes(p), strict=True))
+        for p, t in zip(params, tensors, strict=True)
+    ]
+    digests = {
+        key: tensor_digest((t.name, t.shape) for t, k in zip(tensors, keys, strict=True) if k == key)
+        for key in keys
+    }
+    return Parts(params, keys, digests)
 
 
 def in_step(every: int, step: int) -> bool:

@@ -51,6 +51,15 @@ def is_only_copy(tensor: torch.Tensor, world_size: int) -> bool:
     )
 
 
+def sharded_dimensions(tensor: "DTensor") -> tuple[int, ...]:
+    """The dimensions of its mesh that shard it."""
+    return tuple(
+        i
+        for i, placement in enumerate(tensor.placements)
+        if not (placement.is_replicate() or placement.is_partial())
+    )
+
+
 def is_partial(tensor: torch.Tensor) -> bool:
     """Whether the numbers are summands yet to be added over ranks: no norm can be had from them."""
     return is_sharded(tensor) and any(placement.is_partial() for placement in tensor.placements)
@@ -63,8 +72,4 @@ def _sharding(tensor: torch.Tensor) -> list[tuple[str, int, int]]:
     mesh = tensor.device_mesh
     names = mesh.mesh_dim_names or tuple(f"dim{i}" for i in range(mesh.ndim))
     at = mesh.get_coordinate() or [-1] * mesh.ndim
-    return [
-        (name, at[i], mesh.size(i))
-        for i, (name, placement) in enumerate(zip(names, tensor.placements, strict=True))
-        if not (placement.is_replicate() or placement.is_partial())
-    ]
+    return [(names[i], at[i], mesh.size(i)) for i in sharded_dimensions(tensor)]

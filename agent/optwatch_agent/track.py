@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optwatch_agent import losses, naming, probe, scalers
+from optwatch_agent import losses, naming, probe, scalers, zero
 from optwatch_agent.actuators import Actuators
 from optwatch_agent.before import Before
 from optwatch_agent.checks import SHARE, Checks
@@ -75,7 +75,7 @@ class Track:
         self._range = Range()
         self._layout = _layout(optimizer)
         tensors = naming.tensors_of(optimizer, names)
-        self._parts = parts_of(self._params(), tensors)
+        self._parts = parts_of(optimizer, tensors)
         self.recorder = Recorder(index, tensors)
         numel = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
         self.governor = Governor(budget, numel, len(tensors))
@@ -132,6 +132,7 @@ class Track:
 
     def scaled(self, scale: Value, ran: bool, skipped: bool) -> None:
         """A GradScaler ended a step. Of one that it skipped without a trace, the next row tells."""
+        self.actuators.scaled = True
         if skipped:
             self.skips.append(self.completed)
             self._skipped += 1
@@ -354,14 +355,14 @@ class Track:
             self._gradients.look_again()
             tensors = naming.tensors_of(self.optimizer, self._names)
             self.recorder.rename(tensors)
-            self._parts = parts_of(self._params(), tensors)
+            self._parts = parts_of(self.optimizer, tensors)
         params = self._params()
         before = self._before
         sample = probe.measure(
             self.optimizer, params, roles_of(self.optimizer), before.differences(params), before.grads
         )
         before.grads = None
-        self.recorder.sample(step, sample)
+        self.recorder.sample(step, zero.spread(sample, self.optimizer))
         if self._parts is not None:
             values.update(self._parts.sampled(sample))
             return time.thread_time() - began

@@ -115,9 +115,11 @@ def merge(parts: Mapping[int, Sequence[Points]], norms: Norms | None) -> Points 
     )
     columns = {name: _merge_column(name, pieces, rows, len(step)) for name in names}
     if norms is not None and split:
-        columns |= norms.fold(
+        folded = norms.fold(
             len(step), [(points.columns, at) for (_, points), at in zip(pieces, rows, strict=True)]
         )
+        for name, column in folded.items():
+            columns[name] = _either(columns[name], column) if name in columns else column
     wall = np.full(len(step), np.inf)
     for (_, points), at in zip(pieces, rows, strict=True):
         if points.wall is not None:
@@ -151,6 +153,11 @@ def _merge_column(
             np.add.at(total, at, values)
             merged = total / np.maximum(count, 1)
     return Column(np.where(count > 0, merged, np.nan), count > 0)
+
+
+def _either(one: Column, other: Column) -> Column:
+    """The values of one, and of the other where it has none."""
+    return Column(np.where(one.logged, one.values, other.values), one.logged | other.logged)
 
 
 def _merge_samples(samples: Sequence[Samples]) -> list[Samples]:

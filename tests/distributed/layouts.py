@@ -1,11 +1,13 @@
 """One small model, laid out over ranks in the ways that training jobs do it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -75,9 +77,19 @@ LAYOUTS: dict[str, Callable[[int, int], nn.Module]] = {
     "tp": tp,
     "fsdp_tp": fsdp_tp,
     "hsdp_tp": hsdp_tp,
+    "zero": ddp,
 }
 
 
-def batch(rank: int, layout: str, width: int) -> torch.Tensor:
-    """An input: the same on all ranks where tensor parallelism asks for it, so on all ranks always."""
-    return torch.randn(8, width, generator=torch.Generator().manual_seed(3))
+def optimizer(
+    layout: str, kind: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], **options: Any
+) -> torch.optim.Optimizer:
+    """The optimizer of a layout."""
+    if layout == "zero":
+        return ZeroRedundancyOptimizer(parameters, optimizer_class=kind, **options)
+    return kind(parameters, **options)  # type: ignore[arg-type]
+
+
+def batch(step: int, width: int = WIDTH) -> torch.Tensor:
+    """The input of a step: the same on all ranks, as tensor parallelism asks for it."""
+    return torch.randn(8, width, generator=torch.Generator().manual_seed(step))
