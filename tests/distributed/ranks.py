@@ -30,7 +30,7 @@ def on_ranks(n: int, function: Callable[..., Any], directory: Path, *args: Any) 
     try:
         results = []
         for rank, (ours, _) in enumerate(pipes):
-            assert ours.poll(GUARD), f"rank {rank} does not answer"
+            assert ours.poll(GUARD * n), f"rank {rank} does not answer"
             result = ours.recv()
             assert not isinstance(result, BaseException), f"rank {rank}: {result!r}"
             results.append(result)
@@ -54,7 +54,7 @@ def _rank(
         store=dist.FileStore(str(rendezvous), n),
         rank=rank,
         world_size=n,
-        timeout=datetime.timedelta(seconds=GUARD),
+        timeout=datetime.timedelta(seconds=GUARD * n),
     )
     try:
         pipe.send(function(rank, *args))

@@ -8,19 +8,32 @@ import numpy as np
 import pytest
 
 from tests.daemons import DaemonProcess
-from tests.distributed.jobs import Job, armed_run, until
-from tests.distributed.layouts import NUMEL
+from tests.distributed.jobs import START, Job, armed_run, until
+from tests.distributed.layouts import WIDTH, numel
+
+CASES = [
+    (2, "fsdp", WIDTH),
+    (2, "zero", WIDTH),
+    pytest.param(2, "ddp", WIDTH, marks=pytest.mark.slow),
+    pytest.param(2, "tp", WIDTH, marks=pytest.mark.slow),
+    pytest.param(3, "fsdp", WIDTH, marks=pytest.mark.slow),  # uneven shards
+    pytest.param(4, "fsdp", 3, marks=pytest.mark.slow),  # an empty shard
+    pytest.param(4, "zero", WIDTH, marks=pytest.mark.slow),
+    pytest.param(4, "hsdp", WIDTH, marks=pytest.mark.slow),
+    pytest.param(4, "fsdp_tp", WIDTH, marks=pytest.mark.slow),
+    pytest.param(8, "hsdp_tp", WIDTH, marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "layout"), [(2, "fsdp"), pytest.param(4, "fsdp_tp", marks=pytest.mark.slow)]
-)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("ranks", "layout", "width"), CASES)
 def test_norms_and_records_are_those_of_whole_tensors(
-    ranks: int, layout: str, daemon: DaemonProcess, tmp_path: Path
+    ranks: int, layout: str, width: int, daemon: DaemonProcess, tmp_path: Path
 ) -> None:
-    with Job(tmp_path / "job", ranks, "--layout", layout, "--truth") as job, daemon.client() as client:
+    options = ("--layout", layout, "--width", str(width), "--truth")
+    with Job(tmp_path / "job", ranks, *options) as job, daemon.client() as client:
         run = armed_run(client)
-        until(client, lambda c: len(c.tensors(run)[1].step) >= 3 or None, "3 records")
+        until(client, lambda c: len(c.tensors(run)[1].step) >= 3 or None, "3 records", guard=START)
         job.end()
         truth = {
             int(step): values
@@ -36,7 +49,8 @@ def test_norms_and_records_are_those_of_whole_tensors(
                     assert math.isclose(blocks.values[row, at], truth[step][norm], rel_tol=1e-6), (norm, step)
         assert compared >= 6
         tensors, records = client.tensors(run)
-        assert sum(math.prod(t.shape) for t in tensors.tensors) == NUMEL
+        assert sum(math.prod(t.shape) for t in tensors.tensors) == numel(width)
+        assert [t.name for t in tensors.tensors] == list(next(iter(truth.values()))["tensors"])
         assert {t.shard for t in tensors.tensors} == {()}
         for row, step in enumerate(records.step.tolist()):
             for at, tensor in enumerate(tensors.tensors):

@@ -8,7 +8,7 @@ import pytest
 
 from optwatch_agent.shards import is_partial, is_sharded, shard_key
 from optwatch_agent.tensors import local
-from tests.distributed.layouts import LAYOUTS, NUMEL, WIDTH, batch
+from tests.distributed.layouts import LAYOUTS, WIDTH, batch, numel
 from tests.distributed.ranks import on_ranks
 
 CASES = [
@@ -58,13 +58,13 @@ def test_one_part_for_each_key_makes_up_the_whole(
     merged: dict[str, tuple[int, float]] = {}
     seen: dict[Any, float] = {}
     for result in results:
-        for key, (numel, squares) in result["held"].items():
+        for key, (n_part, squares) in result["held"].items():
             if key in seen:
                 assert math.isclose(seen[key], squares, rel_tol=1e-12), f"{key} is no replica"
                 continue
             seen[key] = squares
             n, s = merged.get(key[0], (0, 0.0))
-            merged[key[0]] = (n + numel, s + squares)
+            merged[key[0]] = (n + n_part, s + squares)
     assert {name: n for name, (n, _) in merged.items()} == {
         name: n for name, (n, _) in results[0]["whole"].items()
     }
@@ -74,6 +74,6 @@ def test_one_part_for_each_key_makes_up_the_whole(
 
 def test_counting_a_tensors_own_replicas_would_be_wrong(tmp_path: Path) -> None:
     results = on_ranks(4, parts, tmp_path, "fsdp_tp", 4, WIDTH)
-    assert sum(result["copies"] for result in results) != NUMEL
-    held = {key: numel for result in results for key, (numel, _) in result["held"].items()}
-    assert sum(held.values()) == NUMEL == 576
+    assert sum(result["copies"] for result in results) != numel(WIDTH)
+    held = {key: n for result in results for key, (n, _) in result["held"].items()}
+    assert sum(held.values()) == numel(WIDTH) == 576

@@ -18,13 +18,21 @@ import torch
 import torch.distributed as dist
 
 import optwatch
+from optwatch_agent.attach import innermost
+from optwatch_agent.shards import is_sharded, shard_key
+from optwatch_agent.tensors import local
 from tests.distributed.layouts import LAYOUTS, WIDTH, batch
+from tests.distributed.layouts import optimizer as optimizer_of
+
+LR = 1e-2
 
 
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("directory", type=Path)
     options.add_argument("--layout", default="ddp", choices=LAYOUTS)
+    options.add_argument("--width", type=int, default=WIDTH)
+    options.add_argument("--double", action="store_true", help="train in float64")
     options.add_argument("--step-time", type=float, default=0.005)
     options.add_argument("--attach", default="after", choices=["after", "before", "rank0", "never"])
     options.add_argument("--optimizers", type=int, default=1)
@@ -39,18 +47,22 @@ def main() -> None:
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a launcher that was killed
     torch.set_num_threads(1)
+    if given.double:
+        torch.set_default_dtype(torch.float64)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if given.attach != "before":
         dist.init_process_group("gloo")
     model = None
     if given.attach == "before":
-        plain = LAYOUTS["plain"](1, WIDTH)
+        plain = LAYOUTS["plain"](1, given.width)
         parameters = list(plain.parameters())
     else:
-        model = LAYOUTS[given.layout](ranks, WIDTH)
+        model = LAYOUTS[given.layout](ranks, given.width)
         parameters = list(model.parameters())
     halves = [parameters] if given.optimizers == 1 else [parameters[::2], parameters[1::2]]
-    optimizers = {f"o{i}": torch.optim.AdamW(half, lr=1e-2) for i, half in enumerate(halves)}
+    optimizers = {
+        f"o{i}": optimizer_of(given.layout, torch.optim.AdamW, half, lr=LR) for i, half in enumerate(halves)
+    }
     watch = None
     if given.attach in ("after", "before") or (given.attach == "rank0" and rank == 0):
         watch = optwatch.attach(optimizers, model=model, name="ranks", budget=1.0)
@@ -64,7 +76,7 @@ def main() -> None:
     step = 0
     while step < given.steps and not stop.item():
         step += 1
-        loss = model(batch(rank, given.layout, WIDTH)).square().mean()
+        loss = model(batch(step, given.width)).square().mean()
         loss.backward()
         time.sleep(given.step_time)
         for i, optimizer in enumerate(optimizers.values()):
@@ -82,7 +94,12 @@ def main() -> None:
         began = time.monotonic()
         watch.detach()
         print(f"detached in {time.monotonic() - began:.2f} s", flush=True)
-    result = {"step": step, "bits": bits(optimizers)}
+    result = {
+        "step": step,
+        "bits": bits(optimizers),
+        "shards": shards(model, optimizers),
+        "parameters": {name: values.tolist() for name, values in whole_parameters(model).items()},
+    }
     (given.directory / f"rank-{rank}.json").write_text(json.dumps(result))
     if given.truth and rank == 0:
         (given.directory / "truth.json").write_text(json.dumps(truth))
@@ -120,10 +137,31 @@ def of_whole_tensors(model: torch.nn.Module) -> dict[str, Any]:
     return {norm: value**0.5 for norm, value in squares.items()} | {"tensors": tensors}
 
 
+def whole_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A collective."""
+    return {
+        name.removeprefix("module."): (p.full_tensor() if is_sharded(p) else p).detach()
+        for name, p in model.named_parameters()
+    }
+
+
+def shards(model: torch.nn.Module, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, str]:
+    """A digest of every parameter, and of its state where this rank keeps it, by name and shard_key."""
+    states = {id(p): state for o in optimizers.values() for p, state in innermost(o).state.items()}
+    found = {}
+    for name, parameter in model.named_parameters():
+        state = states.get(id(parameter), {})
+        tensors = {"": parameter.detach(), **{key: state[key] for key in sorted(state)}}
+        for key, tensor in tensors.items():
+            data = local(tensor).contiguous().numpy().tobytes()
+            found[f"{name} {key} {shard_key(parameter)}"] = hashlib.sha256(data).hexdigest()
+    return found
+
+
 def bits(optimizers: dict[str, torch.optim.Optimizer]) -> str:
     """A digest of all parameters and optimizer state that this rank holds, bit by bit."""
     digest = hashlib.sha256()
-    for optimizer in optimizers.values():
+    for optimizer in map(innermost, optimizers.values()):
         for group in optimizer.param_groups:
             digest.update(repr(group["lr"]).encode())
             for parameter in group["params"]:
