@@ -115,6 +115,29 @@ async def test_a_run_appears_and_grows(training: Training) -> None:
         assert "live" in text(pilot)
 
 
+async def test_runs_are_glanced_at_and_compared(training: Training, daemon: DaemonProcess) -> None:
+    other = Training(daemon.address, name="other")
+    other.start()
+    try:
+        async with live() as pilot:
+            await until(pilot, lambda: snapshot(pilot), "the view")
+            await pilot.press("escape")
+            app = pilot.app
+            assert isinstance(app, OptwatchApp)
+            await until(pilot, lambda: len(app.glances) == 2, "a glance of both")
+            assert all(len(glance.loss) > 0 for glance in app.glances.values())
+            await pilot.press("space", "space", "c")
+            await until(pilot, lambda: len(app.compared) == 2, "both runs to compare")
+            assert {run.status.name for run in app.compared} == {"toy", "other"}
+            steps = sum(len(run.columns.step) for run in app.compared)
+            await until(
+                pilot, lambda: sum(len(run.columns.step) for run in app.compared) > steps, "further steps"
+            )
+            assert "2 toy" in text(pilot) or "1 toy" in text(pilot)
+    finally:
+        other.stop()
+
+
 async def test_an_action_goes_its_whole_way_and_back(training: Training, daemon: DaemonProcess) -> None:
     async with live() as pilot:
         await until(pilot, lambda: snapshot(pilot), "the view")

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 from textual.app import App, SystemCommand
@@ -13,12 +13,22 @@ from optwatch.wire.actions import ACTIONS
 from optwatch.wire.requests import RunInfo
 from optwatch_tui.acting import action_doc
 from optwatch_tui.bindings import KEYS, bindings
-from optwatch_tui.feed import Answered, Feed, LinkChanged, RunChanged, RunsChanged
+from optwatch_tui.compared import ComparedRun
+from optwatch_tui.feed import (
+    Answered,
+    ComparedChanged,
+    Feed,
+    GlancesChanged,
+    LinkChanged,
+    RunChanged,
+    RunsChanged,
+)
 from optwatch_tui.help import help_rows
 from optwatch_tui.look import Smoothing
-from optwatch_tui.model import Link, Snapshot
+from optwatch_tui.model import Glance, Link, Snapshot
 from optwatch_tui.screens.acting import ActingScreen
 from optwatch_tui.screens.base import LookingScreen, WatchScreen
+from optwatch_tui.screens.compare import CompareScreen
 from optwatch_tui.screens.ranks import RanksScreen
 from optwatch_tui.screens.run import RunScreen
 from optwatch_tui.screens.runs import RunsScreen
@@ -43,6 +53,7 @@ class OptwatchApp(App[None]):
     #actions { width: 2fr; }
     #heat { height: auto; }
     #tensors, Horizontal { height: 1fr; }
+    #differences { height: auto; }
     #tensor-name { height: 1; }
     FilterLine { height: 1; dock: bottom; margin-bottom: 1; }
     ModalScreen { align: center middle; background: $background 60%; }
@@ -64,6 +75,8 @@ class OptwatchApp(App[None]):
         self.link = Link("connecting", "", clock())
         self.runs: tuple[RunInfo, ...] = ()
         self.snapshot: Snapshot | None = None
+        self.glances: Mapping[str, Glance] = {}
+        self.compared: tuple[ComparedRun, ...] = ()
         self.smoothing: Smoothing = "off"
         """What the charts of the next screen begin with."""
         self._first = run
@@ -100,6 +113,14 @@ class OptwatchApp(App[None]):
             self.snapshot = message.snapshot
             self._changed()
 
+    def on_glances_changed(self, message: GlancesChanged) -> None:
+        self.glances = message.glances
+        self._changed()
+
+    def on_compared_changed(self, message: ComparedChanged) -> None:
+        self.compared = message.runs
+        self._changed()
+
     def on_answered(self, message: Answered) -> None:
         screen = self._watch_screens()[-1]
         if message.refusal:
@@ -129,6 +150,12 @@ class OptwatchApp(App[None]):
         self.feed.watch(run)
         self.push_screen(RunScreen())
 
+    def compare(self, runs: tuple[str, ...]) -> None:
+        """Show several runs over one another."""
+        self.compared = ()
+        self.feed.compare(runs)
+        self.push_screen(CompareScreen())
+
     def show_tensors(self) -> None:
         self.push_screen(TensorsScreen())
 
@@ -143,6 +170,8 @@ class OptwatchApp(App[None]):
         if isinstance(screen, LookingScreen) and screen.back():
             return
         if isinstance(screen, WatchScreen) and not isinstance(screen, RunsScreen):
+            if isinstance(screen, CompareScreen):
+                self.feed.compare(())
             if isinstance(screen, RunScreen):
                 self.feed.watch(None)
                 self.snapshot = None
@@ -163,6 +192,7 @@ class OptwatchApp(App[None]):
             scope
             for kind, scope in (
                 (RunsScreen, "runs"),
+                (CompareScreen, "compare"),
                 (RunScreen, "run"),
                 (TensorsScreen, "tensors"),
                 (TensorScreen, "tensor"),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from textual.binding import Binding
 
-Scope = Literal["app", "runs", "run", "tensors", "tensor", "ranks"]
+Scope = Literal["app", "runs", "run", "tensors", "tensor", "ranks", "compare"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Key:
     acts: bool = False
 
 
-_OVER_STEPS: tuple[Scope, ...] = ("run", "tensors", "tensor")
+_OVER_STEPS: tuple[Scope, ...] = ("run", "tensors", "tensor", "compare")
 _SCREENS: tuple[Scope, ...] = ("runs", *_OVER_STEPS, "ranks")
 
 KEYS: tuple[Key, ...] = (
@@ -61,10 +61,22 @@ KEYS: tuple[Key, ...] = (
     Key("full_stop", ".", "cursor(1)", "cursor right", "one column forward", _OVER_STEPS),
     Key("less_than_sign", "<", "cursor(-10)", "cursor far left", "ten columns back", _OVER_STEPS),
     Key("greater_than_sign", ">", "cursor(10)", "cursor far right", "ten columns forward", _OVER_STEPS),
-    Key("e", "e", "smooth", "smooth", "smoothing off, light, strong", ("run", "tensor")),
-    Key("y", "y", "log", "log-y", "logarithmic axis, for the focused chart or for all", ("run", "tensor"), 9),
+    Key("e", "e", "smooth", "smooth", "smoothing off, light, strong", ("run", "tensor", "compare")),
+    Key(
+        "y",
+        "y",
+        "log",
+        "log-y",
+        "logarithmic axis, for the focused chart or for all",
+        ("run", "tensor", "compare"),
+        9,
+    ),
     Key("enter", "enter", "enlarge", "enlarge", "the focused panel alone; esc brings all back", ("run",)),
     Key("enter", "enter", "open", "open", "open the selected run or tensor", ("runs", "tensors"), 1),
+    Key("space", "space", "pick", "pick", "pick a run to compare, or put it back", ("runs",), 3),
+    Key("c", "c", "compare", "compare", "the picked runs over one another, two to eight", ("runs",), 4),
+    Key("o", "o", "order", "order", "newest, worst, name or loss first", ("runs",), 5),
+    Key("b", "b", "align", "by time", "align the runs by step or by time of training", ("compare",), 1),
     Key("slash", "/", "filter", "filter", "keep only what contains a text", ("runs", "tensors", "ranks"), 2),
     Key("v", "v", "save", "save", "save or copy: SVG, PNG, CSV", _SCREENS, 21),
     Key("tab", "tab", "app.focus_next", "focus", "to the next panel", ("app",)),

@@ -17,6 +17,7 @@ class Line:
     """One line of a chart: n points, `step` [n] not decreasing, `value` f8[n].
 
     `low` and `high`, f8[n]: a range that is drawn behind it. `raw`: its values where `value` is smoothed.
+    `sign`: a character on it that tells it apart.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Line:
     low: F8 | None = None
     high: F8 | None = None
     raw: F8 | None = None
+    sign: str = ""
 
     def at(self, place: float) -> tuple[float, float] | None:
         """The lowest and the highest of the values nearest to a place, as they were measured."""
@@ -94,7 +96,7 @@ def picture(spec: ChartSpec, snapshot: Snapshot, look: Look, log: bool | None) -
         marks=marks(snapshot),
         first=first,
         last=last,
-        log=_wants_log(lines) if chosen is None else chosen,
+        log=wants_log(lines) if chosen is None else chosen,
         cursor=look.cursor,
         smoothing=look.smoothing if spec.smooth else "off",
     )
@@ -135,8 +137,8 @@ def marks_near(given: Sequence[Mark], place: float, within: float) -> list[Mark]
     return sorted(near, key=lambda mark: abs(mark.step - place))
 
 
-def _wants_log(lines: tuple[Line, ...]) -> bool:
-    """Nowhere negative, and a few large values would flatten all the rest."""
+def wants_log(lines: tuple[Line, ...]) -> bool:
+    """Whether to take a logarithmic axis: a few large values would flatten all the rest, none is negative."""
     values = np.concatenate([line.value for line in lines]) if lines else np.empty(0)
     values = values[np.isfinite(values)]
     if not len(values) or values.min() < 0:

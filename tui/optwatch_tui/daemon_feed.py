@@ -15,8 +15,9 @@ from optwatch.client import Client, DaemonError, DaemonUnreachable, Follower, Re
 from optwatch.client.local import start_daemon
 from optwatch.wire import limits
 from optwatch.wire.places import AddressError, find_daemon
-from optwatch.wire.requests import Accepted, Delta, Greet, Request, RunList
+from optwatch.wire.requests import Accepted, Delta, Greet, Request, RunInfo, RunList
 from optwatch_tui.feed import Answered, LinkChanged, Post, RunChanged, RunsChanged
+from optwatch_tui.gather import Gatherer
 from optwatch_tui.model import Link, LinkState, RunModel
 
 _TICK = 0.25
@@ -48,10 +49,12 @@ class DaemonFeed:
         self._wanted: str | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="optwatch-feed", daemon=True)
+        self._gatherer: Gatherer | None = None
         self._post: Post = lambda message: None
 
     def start(self, post: Post) -> None:
         self._post = post
+        self._gatherer = Gatherer(self._address, lambda message: self._post(message))
         self._thread.start()
 
     def watch(self, run: str | None) -> None:
@@ -60,9 +63,15 @@ class DaemonFeed:
     def ask(self, request: Request) -> None:
         self._orders.put(request)
 
+    def compare(self, runs: tuple[str, ...]) -> None:
+        if self._gatherer is not None:
+            self._gatherer.compare(runs)
+
     def close(self) -> None:
         self._post = lambda message: None
         self._stopped.set()
+        if self._gatherer is not None:
+            self._gatherer.close()
         self._orders.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout=5)
@@ -105,7 +114,7 @@ class DaemonFeed:
         """Until the feed is closed; raises `DaemonError` once the daemon is lost."""
         watched: _Watched | None = None
         with client.follow(None) as runs, ExitStack() as followed:
-            self._post(RunsChanged(client.runs()))
+            self._list(client.runs())
             heard = time.monotonic()
             while not self._stopped.is_set():
                 if watched is None or watched.run != self._wanted:
@@ -136,13 +145,19 @@ class DaemonFeed:
         self._post(RunChanged(watched.model.snapshot()))
         return watched
 
+    def _list(self, runs: tuple[RunInfo, ...]) -> None:
+        """Tell of the list, and have glances of its runs as long as it is what is looked at."""
+        self._post(RunsChanged(runs))
+        if self._gatherer is not None:
+            self._gatherer.glance_at(runs if self._wanted is None else ())
+
     def _take_runs(self, follower: Follower) -> bool:
         newest: RunList | None = None
         while (news := follower.receive(0)) is not None:
             if isinstance(news.message, RunList):
                 newest = news.message
         if newest is not None:
-            self._post(RunsChanged(newest.runs))
+            self._list(newest.runs)
         return newest is not None
 
     def _wait_for_orders(self, seconds: float, client: Client | None) -> None:

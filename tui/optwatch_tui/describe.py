@@ -1,11 +1,14 @@
 """Findings, actions, runs and the state of a run in words and signs. Pure."""
 
+from collections.abc import Mapping
+
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.requests import RunInfo
 from optwatch_tui import formats
-from optwatch_tui.model import Link, Snapshot
-from optwatch_tui.rows import Item, Row, row_length, wrap
+from optwatch_tui.model import Glance, Link, Snapshot
+from optwatch_tui.plan import seconds_left
+from optwatch_tui.rows import Item, Row, Span, clip_row, row_length, wrap
 from optwatch_tui.theme import COMMAND_GLYPHS, SEVERITY_GLYPHS, STATE_GLYPHS
 
 _VERDICT_ROLES = {"helped": "ok", "neutral": "muted", "hurt": "critical", "unclear": "muted"}
@@ -121,36 +124,67 @@ def votes(command: Command, world_size: int) -> str:
     return f" at {formats.count(command.due)}, votes {len(command.votes)} of {world_size}"
 
 
-def run_item(run: RunInfo, now: float, width: int) -> Item:
-    """A run in the list of runs."""
+def run_item(run: RunInfo, now: float, width: int, glance: Glance | None, picked: bool) -> Item:
+    """A run in the list of runs. `picked`: to be compared."""
     role = {"live": "ok", "stale": "warning", "ended": "muted"}[run.state]
     worst = run.worst or "none"
-    sign = f"{SEVERITY_GLYPHS[worst]} {worst}" if worst in SEVERITY_GLYPHS else "-"
-    name = _name_width(width)
-    row: Row = (
-        (f" {STATE_GLYPHS[run.state]} {run.state:<6}", role),
-        (f"{formats.plain(run.name)[:name]:<{name}} ", "title" if run.state == "live" else "text"),
-        (f"{formats.short_id(run.run):<6}", "muted"),
-        (f"{formats.count(run.step):>9} ", "text"),
-        (f"{formats.rate(run.rate) if run.state == 'live' else '':>9} ", "text"),
-        (f"{formats.number(run.loss):>8}  ", "value"),
-        (f"{sign:<11}", worst if worst in SEVERITIES else "muted"),
-        (f"{formats.span(now - run.started):>8}", "muted"),
-    )
-    return Item(run.run, (row,))
+    live = run.state == "live"
+    left = seconds_left(run.step, run.rate if live else None, None if glance is None else glance.planned)
+    cells: dict[str, Row] = {
+        "state": (("+" if picked else " ", "key"), (f"{STATE_GLYPHS[run.state]} {run.state}", role)),
+        "run": ((formats.plain(run.name), "title" if live else "text"),),
+        "id": ((formats.short_id(run.run), "muted"),),
+        "step": ((formats.count(run.step), "text"),),
+        "rate": ((formats.rate(run.rate) if live else "", "text"),),
+        "left": (("" if left is None else formats.span(left), "text"),),
+        "loss": ((formats.number(run.loss), "value"),),
+        "": ((formats.sparkline(glance.loss if glance is not None else (), _TREND), "first"),),
+        "findings": (
+            (f"{SEVERITY_GLYPHS[worst]} {worst}", worst) if worst in SEVERITIES else ("-", "muted"),
+        ),
+        "age": ((formats.span(now - run.started), "muted"),),
+    }
+    return Item(run.run, (_run_cells(cells, width),))
 
 
-def _name_width(width: int) -> int:
-    """Cells for a run's name beside the other columns."""
-    return max(10, min(40, width - 65))
+_TREND = 12
+"""Cells of a run's loss in the list."""
+_COLUMNS = {
+    "state": 9,
+    "run": -10,
+    "id": 6,
+    "step": 10,
+    "rate": 10,
+    "left": 9,
+    "loss": 9,
+    "": _TREND + 2,
+    "findings": 12,
+    "age": 9,
+}
+"""The columns of the list and their cells; the name's take what is left, 10 at least."""
+_RIGHT = ("step", "rate", "left", "loss", "age")
+_FIRST_TO_GO = ("id", "age", "rate", "", "left")
+"""Where the terminal is narrow."""
+
+
+def _run_cells(cells: Mapping[str, Row], width: int) -> Row:
+    kept = dict(_COLUMNS)
+    for name in _FIRST_TO_GO:
+        if sum(map(abs, kept.values())) > width:
+            del kept[name]
+    kept["run"] = max(10, min(40, width - sum(map(abs, kept.values())) + 10))
+    out: list[Span] = []
+    for name, room in kept.items():
+        cell = clip_row(cells[name], room - 1)
+        fill = (" " * (room - 1 - row_length(cell)), "text")
+        out += [fill, *cell, (" ", "text")] if name in _RIGHT else [*cell, fill, (" ", "text")]
+    return tuple(out)
 
 
 def run_head(width: int) -> Row:
     """The heading over `run_item`s."""
-    name = _name_width(width)
-    text = f" {'state':<8}{'run':<{name}} {'id':<6}{'step':>9} {'rate':>9} {'loss':>8}"
-    text += f"  {'findings':<11}{'age':>8}"
-    return ((text, "muted"),)
+    titles = {"state": " state", "": "loss so far"}
+    return _run_cells({name: ((titles.get(name, name), "muted"),) for name in _COLUMNS}, width)
 
 
 def verdict(snapshot: Snapshot, readonly: bool, width: int) -> Row:

@@ -1,13 +1,14 @@
 """What screens are told, and whom they ask: messages with frozen data, and the source they come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from textual.message import Message
 
 from optwatch.wire.actions import Command
 from optwatch.wire.requests import Greeting, Request, RunInfo
-from optwatch_tui.model import Link, Snapshot
+from optwatch_tui.compared import ComparedRun
+from optwatch_tui.model import Glance, Link, Snapshot
 
 Post = Callable[[Message], object]
 
@@ -37,6 +38,22 @@ class RunChanged(Message):
         self.snapshot = snapshot
 
 
+class GlancesChanged(Message):
+    """What the list of runs shows beside what it is told of each, by run."""
+
+    def __init__(self, glances: Mapping[str, Glance]) -> None:
+        super().__init__()
+        self.glances = glances
+
+
+class ComparedChanged(Message):
+    """The runs that are compared, in the order in which they were asked for."""
+
+    def __init__(self, runs: "tuple[ComparedRun, ...]") -> None:
+        super().__init__()
+        self.runs = runs
+
+
 class Answered(Message):
     """A request was carried out, or not: `refusal` says why."""
 
@@ -56,6 +73,10 @@ class Feed(Protocol):
 
     def watch(self, run: str | None) -> None:
         """Follow another run, or only the list of runs."""
+        ...
+
+    def compare(self, runs: tuple[str, ...]) -> None:
+        """Follow several runs to compare them; () for none."""
         ...
 
     def ask(self, request: Request) -> None:

@@ -29,7 +29,7 @@ def figure(picture: Picture, heading: str, palette: Palette) -> str:
     for mark in picture.marks:
         if picture.first <= mark.step <= picture.last:
             x = _x(mark.step, picture)
-            colour = getattr(palette, mark.role)
+            colour = palette.colour(mark.role)
             texts.append(
                 f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_HEIGHT - _BOTTOM}" stroke="{colour}" '
                 f'stroke-dasharray="2 4"><title>{escape(plain(mark.text))}</title></line>'
@@ -52,7 +52,7 @@ def figure(picture: Picture, heading: str, palette: Palette) -> str:
         if line.raw is not None:
             texts += _path(line.step, line.raw, picture, scale, palette.band, 1, "")
         dash = ' stroke-dasharray="6 4"' if line.dashed else ""
-        texts += _path(line.step, line.value, picture, scale, getattr(palette, line.role), 1.8, dash)
+        texts += _path(line.step, line.value, picture, scale, palette.colour(line.role), 1.8, dash)
     texts += _legend(picture, palette)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
@@ -136,7 +136,8 @@ def _axes(picture: Picture, scale: Scale, palette: Palette) -> list[str]:
         texts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{palette.panel}"/>')
         texts.append(_text(_LEFT - 6, y + 4, formats.tick(value), palette.muted, "end"))
         at += grain
-    grain = max(1.0, raster.nice_step(picture.last - picture.first, 8))
+    nice = raster.nice_seconds if picture.seconds else raster.nice_step
+    grain = max(1.0, nice(picture.last - picture.first, 8))
     at = np.ceil(picture.first / grain) * grain
     while at <= picture.last:
         label = formats.span(at) if picture.seconds else formats.count(int(at))
@@ -160,11 +161,11 @@ def _legend(picture: Picture, palette: Palette) -> list[str]:
     for line in reversed(picture.lines):
         label = plain(line_name(picture, line))
         x -= 8 * len(label)
-        texts.append(_text(x, 24, label, getattr(palette, line.role), "start"))
+        texts.append(_text(x, 24, label, palette.colour(line.role), "start"))
         dash = ' stroke-dasharray="6 4"' if line.dashed else ""
         texts.append(
             f'<line x1="{x - 28:.1f}" y1="20" x2="{x - 6:.1f}" y2="20" '
-            f'stroke="{getattr(palette, line.role)}" stroke-width="1.8"{dash}/>'
+            f'stroke="{palette.colour(line.role)}" stroke-width="1.8"{dash}/>'
         )
         x -= 44
     return texts

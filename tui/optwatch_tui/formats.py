@@ -2,7 +2,8 @@
 
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from optwatch.wire.actions import Command
@@ -87,6 +88,20 @@ def rate(steps_per_second: float | None) -> str:
     if steps_per_second < 1:
         return f"{1 / steps_per_second:.3g} s/it"
     return f"{steps_per_second:.3g} it/s"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Numbers as a line of blocks, the newest at the right, ✖ where one is not finite; at most `width`."""
+    if len(values) > width:
+        cuts = [at * len(values) // width for at in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "✖" * len(values)
+    low, size = min(finite), max(max(finite) - min(finite), 1e-12 * abs(max(finite)), 1e-300)
+    return "".join(
+        "▁▂▃▄▅▆▇█"[min(7, int((value - low) / size * 8))] if math.isfinite(value) else "✖" for value in values
+    )
 
 
 def plain(text: str) -> str:

@@ -7,6 +7,7 @@ from optwatch_tui.theme import SEVERITY_GLYPHS
 _SCOPES: tuple[tuple[Scope, str], ...] = (
     ("run", "on a run"),
     ("runs", "in the list of runs"),
+    ("compare", "on compared runs"),
     ("tensors", "on the tensors"),
     ("tensor", "on one tensor"),
     ("ranks", "on the ranks"),

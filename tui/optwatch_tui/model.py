@@ -25,6 +25,14 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Glance:
+    """A run in few numbers: its loss from the beginning to now, and the step it is to end at."""
+
+    loss: tuple[float, ...]
+    planned: int | None
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Everything the screens show of a run, at one moment."""
 

@@ -134,6 +134,17 @@ def nice_step(span: float, parts: int) -> float:
     return float(10 * power)
 
 
+def nice_seconds(span: float, parts: int) -> float:
+    """As `nice_step`, for a length of time: whole minutes, hours and days."""
+    for step in (*(10.0, 15.0, 30.0), *(60.0 * m for m in (1, 2, 5, 10, 15, 30))):
+        if 10 <= span / max(parts, 1) <= step:
+            return step
+    if span / max(parts, 1) < 10:
+        return nice_step(span, parts)
+    unit = 3600.0 if span / max(parts, 1) <= 12 * 3600 else 86_400.0
+    return max(1.0, nice_step(span / unit, parts)) * unit
+
+
 def value_range(parts: "list[F8]", log: bool, rows: int) -> tuple[float, float]:
     """Edges for the height of a plot: round numbers just outside all finite values (their log10 if `log`)."""
     lows, highs = [], []

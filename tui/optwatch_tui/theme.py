@@ -54,6 +54,16 @@ class Palette:
     warning: str
     critical: str
     ramp: tuple[str, ...]
+    runs: tuple[str, ...]
+    """Of runs over one another; each has its number on it, too."""
+
+    def colour(self, role: str) -> str:
+        """The colour of a role, of a level of the ramp (`ramp0` …) or of a compared run (`run0` …)."""
+        if role.startswith("ramp"):
+            return _ramp_colour(self.ramp, int(role[4:]))
+        if role.startswith("run"):
+            return self.runs[int(role[3:]) % len(self.runs)]
+        return str(getattr(self, _COLOUR.get(role, role)))
 
 
 DARK = Palette(
@@ -75,6 +85,7 @@ DARK = Palette(
     warning="#f0b429",
     critical="#ff7043",
     ramp=("#1b2a3d", "#1f3f5f", "#245a80", "#2a7a96", "#3d9b98", "#73b784", "#b9cc6a", "#f4df63"),
+    runs=("#56b4e9", "#e69f00", "#1fbf92", "#cc79a7", "#f0e442", "#ff7043", "#9a8cff", "#d8dee4"),
 )
 LIGHT = Palette(
     name="optwatch-light",
@@ -95,6 +106,7 @@ LIGHT = Palette(
     warning="#8f5f00",
     critical="#b93a00",
     ramp=("#eef3dc", "#d3e6bd", "#a9d3ab", "#78bba3", "#4a9ca0", "#2b7a94", "#1d577e", "#163560"),
+    runs=("#0066a8", "#a85d00", "#00724f", "#9c3f75", "#6b6000", "#b93a00", "#5a45c8", "#1c2126"),
 )
 CONTRAST = Palette(
     name="optwatch-contrast",
@@ -115,6 +127,7 @@ CONTRAST = Palette(
     warning="#ffd000",
     critical="#ff8055",
     ramp=("#202020", "#303a60", "#3a5a90", "#4080b0", "#50a8c0", "#90d0a0", "#d8f070", "#ffff00"),
+    runs=("#6fd0ff", "#ffc000", "#3dffb0", "#ff9fe0", "#ffff66", "#ff8055", "#b0a0ff", "#ffffff"),
 )
 PALETTES = {palette.name: palette for palette in (DARK, LIGHT, CONTRAST)}
 
@@ -148,12 +161,8 @@ def ink(palette: Palette, role: str) -> Style:
     A role that ends in `@` is the same one in the selected line.
     """
     name = role.removesuffix("@")
-    if name.startswith("ramp"):
-        colour = _ramp_colour(palette.ramp, int(name[4:]))
-    else:
-        colour = getattr(palette, _COLOUR.get(name, name))
     return Style(
-        color=Color.parse(colour),
+        color=Color.parse(palette.colour(name)),
         bgcolor=Color.parse(palette.panel if role.endswith("@") else palette.background),
         bold=name in _BOLD,
         reverse=role.endswith("@") and palette.panel == palette.background,

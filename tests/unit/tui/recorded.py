@@ -1,5 +1,7 @@
 """A feed of recorded values: what the screens show in tests is the same each time."""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 from textual.message import Message
@@ -19,8 +21,9 @@ from optwatch.wire.requests import (
     Tensors,
     View,
 )
+from optwatch_tui.compared import ComparedRun
 from optwatch_tui.feed import LinkChanged, Post, RunChanged, RunsChanged
-from optwatch_tui.model import Link, RunModel, Snapshot
+from optwatch_tui.model import Glance, Link, RunModel, Snapshot
 
 NOW = 1_790_000_000.0
 ADDRESS = "tcp://127.0.0.1:47017"
@@ -44,6 +47,7 @@ class RecordedFeed:
         self.messages = messages
         self.asked: list[Request] = []
         self.watched: list[str | None] = []
+        self.compared: list[tuple[str, ...]] = []
         self.post: Post = lambda message: None
 
     def start(self, post: Post) -> None:
@@ -53,6 +57,9 @@ class RecordedFeed:
 
     def watch(self, run: str | None) -> None:
         self.watched.append(run)
+
+    def compare(self, runs: tuple[str, ...]) -> None:
+        self.compared.append(runs)
 
     def ask(self, request: Request) -> None:
         self.asked.append(request)
@@ -317,6 +324,24 @@ def snapshot(last: int = 18_420, **changes: object) -> Snapshot:
 def live_run(**changes: object) -> RecordedFeed:
     """The link is live, there are three runs and the first one is watched."""
     return RecordedFeed(LinkChanged(LIVE), RunsChanged(RUNS), RunChanged(snapshot(**changes)))
+
+
+def compared(count: int, last: int = 2_000) -> tuple[ComparedRun, ...]:
+    """Runs of the same kind, each with another learning rate, a bit slower and longer than the one before."""
+    out = []
+    for at in range(count):
+        shown = snapshot(last + 100 * at, run=f"{at:08x}", name=f"sweep-{at}", config={"lr": 1e-3 / (at + 1)})
+        values = shown.columns.values.copy()
+        values[:, :2] *= 1 + 0.15 * at
+        values[:, 2] *= 1 + at
+        out.append(ComparedRun(shown.status, replace(shown.columns, values=values), shown.findings[:1]))
+    return tuple(out)
+
+
+def glances() -> dict[str, Glance]:
+    """Of the three runs in the list."""
+    falling = tuple(2.0 / (1 + at) for at in range(20))
+    return {"7f3a2c10": Glance(falling, 25_000), "12ab99ee": Glance((*falling[::-1], float("nan")), None)}
 
 
 def delta(seq: int, first: int, last: int, **changes: object) -> tuple[Delta, SeriesBlocks, TensorBlocks]:

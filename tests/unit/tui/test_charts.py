@@ -49,10 +49,10 @@ def test_a_spike_asks_for_a_log_axis_and_a_negative_loss_forbids_it() -> None:
     assert not charts.picture(spec, SNAPSHOT, Look(), None).log
     values = SNAPSHOT.columns.values.copy()
     values[1_000, 0] = 1e5
-    spiked = charts._wants_log((charts.Line("", "first", SNAPSHOT.columns.step, values[:, 0]),))
+    spiked = charts.wants_log((charts.Line("", "first", SNAPSHOT.columns.step, values[:, 0]),))
     assert spiked
     values[1, 0] = -1.0
-    assert not charts._wants_log((charts.Line("", "first", SNAPSHOT.columns.step, values[:, 0]),))
+    assert not charts.wants_log((charts.Line("", "first", SNAPSHOT.columns.step, values[:, 0]),))
 
 
 @given(st.lists(st.sampled_from(["in", "out", "left", "right", "around"]), max_size=20))

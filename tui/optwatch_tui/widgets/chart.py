@@ -204,7 +204,8 @@ class Chart(Framed, can_focus=True):
         scale = Scale(picture.first, picture.last, 0, 1, False)
         text = ["─"] * plot
         roles = [self.edge] * plot
-        step = max(1.0, raster.nice_step(picture.last - picture.first, max(1, plot // 12)))
+        nice = raster.nice_seconds if picture.seconds else raster.nice_step
+        step = max(1.0, nice(picture.last - picture.first, max(1, plot // 12)))
         at = np.ceil(picture.first / step) * step
         free = 0
         while at <= picture.last:
@@ -246,7 +247,20 @@ def _value(line: Line, cursor: float | None) -> str:
     return number(low) if number(low) == number(high) else f"{number(low)}‥{number(high)}"
 
 
-_ROLES = ("band", "first", "second", "third", "frame", "focus", "muted", "ok", "info", "warning", "critical")
+_ROLES = (
+    "band",
+    "first",
+    "second",
+    "third",
+    "frame",
+    "focus",
+    *(f"run{at}" for at in range(8)),
+    "muted",
+    "ok",
+    "info",
+    "warning",
+    "critical",
+)
 
 
 def _scale(picture: Picture, height: int) -> Scale:
@@ -316,6 +330,9 @@ def _cells(
             y = min(height - 1, int((1 - share) * height))
             free = (codes[y] == _BLANK) | (roles[y] == 1 + _ROLES.index("band"))
             codes[y, free], roles[y, free] = ord("╌"), 1 + _ROLES.index("third")
+    for order, line in enumerate(picture.lines):
+        if line.sign and (spot := _sign_spot(line, order, picture, scale, width, height)) is not None:
+            codes[spot], roles[spot] = ord(line.sign), 1 + _ROLES.index(line.role)
     for mark in picture.marks:
         at = raster.cell_of(mark.step, scale, width)
         if at is not None:  # a flag on a pole
@@ -333,6 +350,24 @@ def _cells(
             if at is not None:
                 codes[0, at], roles[0, at] = ord("✖"), 1 + _ROLES.index("critical")
     return codes, roles
+
+
+def _sign_spot(
+    line: Line, order: int, picture: Picture, scale: Scale, width: int, height: int
+) -> tuple[int, int] | None:
+    """Where a line wears its sign, (row, column): each a bit further on, so that none hides another."""
+    view = line.step[(line.step >= picture.first) & (line.step <= picture.last)]
+    if not len(view):
+        return None
+    share = (order + 1) / (len(picture.lines) + 1)
+    place = float(view[0] + share * (view[-1] - view[0]))
+    at, up = (
+        raster.cell_of(place, scale, width),
+        float(scale.heights(np.array([np.interp(place, line.step, line.value)]))[0]),
+    )
+    if at is None or not 0 <= up <= 1:
+        return None
+    return min(height - 1, int((1 - up) * height)), at
 
 
 def _runs(codes: npt.NDArray[np.uint32], roles: npt.NDArray[np.int64], names: tuple[str, ...]) -> list[Span]:

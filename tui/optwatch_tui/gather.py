@@ -1,0 +1,123 @@
+"""What is asked of the daemon beside the run that is watched: glances for the list, series to compare.
+
+A thread and a connection of its own: a daemon that has to read an old run from its disk keeps nobody
+waiting who watches another one.
+"""
+
+import threading
+import time
+
+import numpy as np
+
+from optwatch.client import Client, DaemonError, Refusal
+from optwatch.wire.places import AddressError
+from optwatch.wire.requests import RunInfo
+from optwatch_tui.compared import ComparedRun
+from optwatch_tui.feed import ComparedChanged, GlancesChanged, Post
+from optwatch_tui.history import ColumnHistory
+from optwatch_tui.model import Glance
+from optwatch_tui.plan import planned_steps
+
+_BUCKETS = 20
+_POINTS = 1_000
+_PATIENCE = 10.0
+_AGAIN = 5.0
+"""Seconds after which a live run is looked at anew in the list."""
+_TICK = 0.5
+"""Seconds between two looks at runs that are compared."""
+
+
+class Gatherer:
+    """Works while there is something to do; a daemon that is lost is only waited for."""
+
+    def __init__(self, address: str | None, post: Post) -> None:
+        self._address = address
+        self._post = post
+        self._runs: tuple[RunInfo, ...] = ()
+        self._compared: tuple[str, ...] = ()
+        self._due = threading.Event()
+        self._stopped = threading.Event()
+        self._glances: dict[str, Glance] = {}
+        self._seen: dict[str, tuple[int, float]] = {}
+        """For each run the step and the moment of its last glance."""
+        self._thread = threading.Thread(target=self._work, name="optwatch-gather", daemon=True)
+        self._thread.start()
+
+    def glance_at(self, runs: tuple[RunInfo, ...]) -> None:
+        """From now on have glances of these; () for none."""
+        self._runs = runs
+        self._due.set()
+
+    def compare(self, runs: tuple[str, ...]) -> None:
+        """From now on follow these; () for none."""
+        self._compared = runs
+        self._due.set()
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._due.set()
+        self._thread.join(timeout=_PATIENCE + 1)
+
+    # --- in the thread --------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            self._due.wait()
+            try:
+                if not self._stopped.is_set():
+                    with Client(self._address, timeout=_PATIENCE) as client:
+                        self._gather(client)
+            except (DaemonError, AddressError, OSError):
+                self._stopped.wait(_TICK)
+
+    def _gather(self, client: Client) -> None:
+        while not self._stopped.is_set() and (self._compared or self._runs):
+            self._due.clear()
+            if self._compared:
+                self._compare(client, self._compared)
+                self._due.wait(_TICK)
+            elif (run := self._next()) is not None:
+                self._glance(client, run)
+            else:
+                self._due.wait(_TICK)
+        self._due.clear()
+
+    def _next(self) -> RunInfo | None:
+        """The run that most needs a glance: never seen before all, then the one seen longest ago."""
+        now = time.monotonic()
+        due = []
+        for run in self._runs:
+            step, seen = self._seen.get(run.run, (-1, -np.inf))
+            if run.step != step and now - seen >= _AGAIN:
+                due.append((seen, run))
+        return min(due, key=lambda entry: entry[0])[1] if due else None
+
+    def _glance(self, client: Client, run: RunInfo) -> None:
+        self._seen[run.run] = (run.step, time.monotonic())
+        try:
+            config = client.status(run.run).config
+            series, blocks = client.series(run.run, columns=("loss",), points=_BUCKETS)
+        except Refusal:  # it has no loss, or is gone
+            return
+        kept = ColumnHistory()
+        kept.append(series, blocks)
+        step, values = kept.columns().column("loss")
+        cuts = np.unique(step, return_index=True)[1]
+        means = np.add.reduceat(values, cuts) / np.diff([*cuts, len(values)]) if len(step) else values
+        self._glances = {**self._glances, run.run: Glance(tuple(means.tolist()), planned_steps(config))}
+        self._post(GlancesChanged(self._glances))
+
+    def _compare(self, client: Client, runs: tuple[str, ...]) -> None:
+        found = []
+        for run in runs:
+            try:
+                status = client.status(run)
+                series, blocks = client.series(run, points=_POINTS)
+                findings = client.findings(run)
+            except Refusal:  # deleted meanwhile
+                continue
+            kept = ColumnHistory()
+            kept.append(series, blocks)
+            found.append(ComparedRun(status, kept.columns(), findings))
+        if runs == self._compared:
+            self._post(ComparedChanged(tuple(found)))
