@@ -1,11 +1,15 @@
 """Fixtures for everybody: an isolated home, and a real daemon."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.daemons import DaemonProcess
+
+# Loading numba takes a second in each of many training processes; the tests of the compiled pass load it.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 UNSET = ("OPTWATCH_DAEMON", "OPTWATCH_DAEMON_KEY", "OPTWATCH_INSECURE")
 

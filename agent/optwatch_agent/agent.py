@@ -16,6 +16,7 @@ from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.limits import MAX_TEXT, PROTOCOL
 from optwatch.wire.messages import Ask, Beat, ConfigValue, Event, Hello, Prepare, Report, Schema
 from optwatch_agent import clips, identity, losses, naming
+from optwatch_agent.compiled import COMPILER
 from optwatch_agent.control import Control
 from optwatch_agent.link import Answer, Durable, Link
 from optwatch_agent.membership import Membership
@@ -72,6 +73,8 @@ class Agent:
             losses.TAP.remove()
             clips.TAP.remove()
             raise
+        if any(track.is_on_cpu for track in self.tracks):
+            COMPILER.prepare()
         self.control = Control(
             self.identity.session,
             allow,
@@ -184,6 +187,7 @@ class Agent:
         self.link.hurry()
 
     def collect(self, everything: bool) -> list[tuple[Durable, BatchBlocks | None, Schema | None]]:
+        COMPILER.look()
         session = self.identity.session
         out: list[tuple[Durable, BatchBlocks | None, Schema | None]] = []
         for i, track in enumerate(self.tracks):

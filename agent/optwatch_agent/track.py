@@ -124,6 +124,11 @@ class Track:
         """Whether a step has begun since it is followed."""
         return self.under_way > self._start
 
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether there is a tensor that is measured here."""
+        return any(map(on_cpu, self._params()))
+
     def log(self, values: Mapping[str, Value]) -> None:
         """Values for the step that was completed last, or for the next one once its backward has begun."""
         if not losses.TAP.is_open and self.recorder.amend(values):

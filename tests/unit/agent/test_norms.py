@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from optwatch_agent.norms import squares, total, total_norm
 
@@ -53,6 +55,38 @@ def test_many_small_tensors() -> None:
     assert math.isnan(total_norm(tensors))
 
 
+@pytest.mark.parametrize("size", [1, 511, 513, 16_384, 1 << 20])
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 7.7])
+def test_equal_elements(size: int, value: float) -> None:
+    """Where every addition rounds the same way."""
+    x = torch.full((size,), value)
+    assert total_norm([x]) == pytest.approx(math.sqrt(size) * x[0].item(), rel=3e-7)
+    assert total(x.numpy()) == pytest.approx(size * x[0].item(), rel=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    parts=st.lists(
+        st.tuples(st.integers(0, 3_000), st.floats(-44, 30), st.booleans()), min_size=1, max_size=6
+    )
+)
+def test_any_mixture_of_magnitudes(parts: list[tuple[int, float, bool]]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    tensors = [
+        (torch.ones(size) if equal else torch.rand(size, generator=draw)) * 10.0**exponent
+        for size, exponent, equal in parts
+    ]
+    wanted = math.sqrt(math.fsum(v * v for x in tensors for v in x.double().tolist()))
+    assert total_norm(tensors) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sixty_seven_million_elements(dtype: torch.dtype) -> None:
+    x = torch.full((1 << 26,), 0.1).to(dtype)
+    assert total_norm([x]) == pytest.approx((1 << 13) * x[0].item(), rel=1e-6)
+
+
 def test_zero_and_nothing() -> None:
     assert total_norm([]) == 0.0
     assert total_norm([torch.zeros(10), torch.zeros(100_000)]) == 0.0
@@ -68,4 +102,4 @@ def test_one_bad_element_shows(bad: float, size: int) -> None:
 
 def test_sum() -> None:
     x = torch.rand((1 << 20) + 5, generator=torch.Generator().manual_seed(0))
-    assert total(x) == pytest.approx(float(x.double().sum()), rel=1e-6)
+    assert total(x.numpy()) == pytest.approx(float(x.double().sum()), rel=1e-6)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from optwatch.wire.messages import COUNTS, STATS
-from optwatch_agent.probe import BLOCK, Sample, measure
+from optwatch_agent.blocks import BLOCK
+from optwatch_agent.probe import Sample, measure
 from optwatch_agent.roles import roles_of
 from tests.unit.agent.models import OPTIMIZERS, WITHOUT_RULE, batches, classifier, train
 

@@ -1,0 +1,227 @@
+"""The compiled pass and the base path, against the statistics by their definitions in float64."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from optwatch.wire.messages import STATS
+from optwatch_agent import compiled, probe
+from optwatch_agent.roles import roles_of
+from optwatch_agent.sums import Sample
+
+# Not imported here: it reads NUMBA_DISABLE_JIT then.
+pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
+
+LEAF = 1024
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_pass() -> Iterator[None]:
+    """The compiled pass in this process, whatever the others do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NUMBA_DISABLE_JIT")
+        compiled.COMPILER._load()
+        assert compiled.COMPILER.kernels is not None, compiled.COMPILER.why_not
+        yield
+        compiled.COMPILER.kernels = None
+
+
+def both(optimizer: torch.optim.Optimizer) -> tuple[Sample, Sample]:
+    """As the compiled pass measures, and as the base path does."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    roles = roles_of(optimizer)
+    fast = probe.measure(optimizer, params, roles)
+    kernels, compiled.COMPILER.kernels = compiled.COMPILER.kernels, None
+    try:
+        base = probe.measure(optimizer, params, roles)
+    finally:
+        compiled.COMPILER.kernels = kernels
+    return fast, base
+
+
+def adam(param: Tensor, grad: Tensor, first: Tensor, second: Tensor, **options: float) -> torch.optim.AdamW:
+    """An optimizer in a given state after its third step."""
+    parameter = nn.Parameter(param)
+    optimizer = torch.optim.AdamW([parameter], **{"lr": 1e-3, "weight_decay": 0.1, **options})
+    parameter.grad = grad
+    optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": first, "exp_avg_sq": second}
+    return optimizer
+
+
+def by_definition(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The statistics of an AdamW's only parameter in float64."""
+    (group,) = optimizer.param_groups
+    (p,) = group["params"]
+    state = optimizer.state[p]
+    grad, first, second, param = (
+        x.detach().double().numpy() for x in (p.grad, state["exp_avg"], state["exp_avg_sq"], p)
+    )
+    beta1, beta2 = group["betas"]
+    step = float(state["step"])
+
+    def rms(x: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(np.square(x))))
+
+    root = np.sqrt(second / (1 - beta2**step))
+    decay = group["lr"] * group["weight_decay"]
+    update = -group["lr"] / (1 - beta1**step) * first / (root + group["eps"])
+    update = (update - decay * param) / (1 - decay)
+    norms = float(np.linalg.norm(grad) * np.linalg.norm(first))
+    return {
+        "grad_rms": rms(grad),
+        "grad_max": float(np.abs(grad).max()),
+        "exp_avg_rms": rms(first),
+        "exp_avg_sq_mean": float(second.mean()),
+        "exp_avg_sq_min": float(second.min()),
+        "exp_avg_sq_max": float(second.max()),
+        "param_rms": rms(param),
+        "param_max": float(np.abs(param).max()),
+        "update_rms": rms(update),
+        "rms_t": rms(grad / np.maximum(root, max(group["eps"], 1e-37))),
+        "cos_grad_exp_avg": float(np.dot(grad, first)) / norms if norms else math.nan,
+    }
+
+
+def check(sample: Sample, wanted: dict[str, float]) -> None:
+    for name, value in wanted.items():
+        got = float(sample.stats[0, STATS.index(name)])
+        with np.errstate(over="ignore"):
+            as_sent = float(np.float32(value))
+        # A subnormal float32 has fewer bits than six digits.
+        assert got == pytest.approx(as_sent, rel=1e-6, abs=1e-44, nan_ok=True) or (
+            name == "cos_grad_exp_avg" and abs(got - value) < 1e-6
+        ), (name, got, value)
+
+
+@pytest.mark.parametrize("size", [1, 7, LEAF - 1, LEAF, LEAF + 1, 5 * LEAF + 13, 200_001])
+def test_sizes_around_the_edges_of_leaves_and_blocks(size: int) -> None:
+    draw = torch.Generator().manual_seed(size)
+    grad, first, param = (torch.randn(size, generator=draw) for _ in range(3))
+    optimizer = adam(param, grad, first * 0.1, grad.square() * 0.01)
+    wanted = by_definition(optimizer)
+    for sample in both(optimizer):
+        check(sample, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    grad, first, param = (torch.randn(3 * LEAF + 5, generator=draw).to(dtype) for _ in range(3))
+    grad[0], grad[1] = 0.0, torch.finfo(dtype).smallest_normal / 4  # a zero and a subnormal number
+    optimizer = adam(param, grad, first, first.square() + 1e-3)
+    wanted = by_definition(optimizer)
+    for sample in both(optimizer):
+        check(sample, wanted)
+        assert sample.counts[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("at", [0, LEAF, 2 * LEAF + 1])
+def test_one_element_that_is_not_finite(dtype: torch.dtype, bad: float, at: int) -> None:
+    size = 2 * LEAF + 2
+    grad = torch.ones(size, dtype=dtype)
+    grad[at] = bad
+    second = torch.ones(size, dtype=dtype)
+    second[at] = bad
+    optimizer = adam(torch.ones(size, dtype=dtype), grad, torch.ones(size, dtype=dtype), second)
+    for sample in both(optimizer):
+        got = dict(zip(STATS, sample.stats[0].tolist(), strict=True))
+        assert sample.counts[0].tolist() == [0, 1]
+        assert not math.isfinite(got["grad_rms"])
+        if math.isnan(bad):
+            assert all(math.isnan(got[name]) for name in ("grad_max", "exp_avg_sq_min", "exp_avg_sq_max"))
+        else:
+            assert got["grad_max"] == math.inf
+            assert got["exp_avg_sq_max" if bad > 0 else "exp_avg_sq_min"] == bad
+        assert got["param_max"] == 1.0
+
+
+MAGNITUDES = st.sampled_from([0.0, 1e-42, 1e-30, 1e-23, 1e-19, 1e-8, 1e-3, 1.0, 1e4, 1e19])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.sampled_from([1, 2, 300, LEAF, 2 * LEAF + 77]),
+    grad=MAGNITUDES,
+    first=MAGNITUDES,
+    second=st.sampled_from([0.0, 1e-44, 1e-30, 1e-16, 1e-6, 1.0, 1e30]),
+    param=MAGNITUDES,
+    eps=st.sampled_from([1e-15, 1e-8, 1e-3]),
+    seed=st.integers(0, 99),
+    equal=st.booleans(),
+)
+def test_any_magnitude(
+    size: int, grad: float, first: float, second: float, param: float, eps: float, seed: int, equal: bool
+) -> None:
+    """Also where the squares leave the range of float32: (1e20)² is inf and (1e-23)² is 0."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def some(scale: float) -> Tensor:
+        values = torch.full((size,), 0.7) if equal else torch.rand(size, generator=draw) + 0.5
+        return values * scale
+
+    optimizer = adam(some(param), some(grad), -some(first), some(second), eps=eps)
+    wanted = by_definition(optimizer)
+    for sample in both(optimizer):
+        check(sample, wanted)
+
+
+@pytest.mark.parametrize("make", ["sgd", "momentum", "nesterov", "adam", "amsgrad", "rmsprop", "maximize"])
+def test_optimizers_with_and_without_a_rule_of_this_form(make: str) -> None:
+    """Each tensor is measured once, by whichever path can."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 300), nn.Tanh(), nn.Linear(300, 5))
+    params = list(model.parameters())
+    optimizer: torch.optim.Optimizer = {
+        "sgd": lambda: torch.optim.SGD(params, lr=0.1, weight_decay=0.1),
+        "momentum": lambda: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+        "nesterov": lambda: torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+        "adam": lambda: torch.optim.Adam(params, weight_decay=0.1),
+        "amsgrad": lambda: torch.optim.AdamW(params, amsgrad=True),
+        "rmsprop": lambda: torch.optim.RMSprop(params, momentum=0.9),
+        "maximize": lambda: torch.optim.AdamW(params, maximize=True, foreach=False),
+    }[make]()
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 40)).square().mean().backward()
+        optimizer.step()
+    fast, base = both(optimizer)
+    np.testing.assert_allclose(fast.stats, base.stats, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(fast.counts, base.counts)
+    assert fast.update_norm == pytest.approx(base.update_norm, rel=1e-6)
+    assert fast.param_norm == pytest.approx(base.param_norm, rel=1e-6)
+
+
+def test_strided_empty_and_unused_tensors() -> None:
+    torch.manual_seed(0)
+    params = [
+        nn.Parameter(torch.randn(50, 60).t()),
+        nn.Parameter(torch.zeros(0)),
+        nn.Parameter(torch.ones(3)),
+    ]
+    optimizer = torch.optim.Adam(params)
+    for param in params[:2]:
+        param.grad = torch.randn(param.shape)
+    optimizer.step()
+    fast, base = both(optimizer)
+    np.testing.assert_allclose(fast.stats, base.stats, rtol=1e-6, atol=1e-7)
+    assert np.isnan(fast.stats[1:, STATS.index("grad_rms")]).all()
+
+
+def test_another_process_compiles_what_this_one_loads() -> None:
+    """Without torch, which it does not need."""
+    code = "import sys; sys.argv[1:] = ['{}']; {}; assert 'torch' not in sys.modules"
+    directory = str(compiled.__file__).rpartition("/")[0]
+    source = code.format(directory, f"exec({compiled._COMPILE!r})")
+    subprocess.run([sys.executable, "-c", source], check=True, timeout=300)
+    assert compiled._is_cached()
