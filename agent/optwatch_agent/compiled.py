@@ -6,10 +6,13 @@ measures. What costs most of a load from the cache, importing numba, is done in 
 step. NUMBA_DISABLE_JIT=1 keeps numba out.
 """
 
+import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -42,6 +45,8 @@ package = types.ModuleType("optwatch_agent")  # without its own imports, torch a
 package.__path__ = [sys.argv[1]]
 sys.modules["optwatch_agent"] = package
 importlib.import_module("optwatch_agent.kernels")
+os.makedirs(os.path.dirname(sys.argv[2]), exist_ok=True)
+open(sys.argv[2], "w").close()
 """
 
 
@@ -196,7 +201,7 @@ class Compiler:
                 self.why_not = "numba is not installed"
             elif os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
                 self.why_not = "NUMBA_DISABLE_JIT is set"
-            elif _is_cached():
+            elif _mark().exists():
                 self._load()
             else:
                 self._compile()
@@ -217,7 +222,7 @@ class Compiler:
     def _compile(self) -> None:
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-c", _COMPILE, str(Path(__file__).parent)],
+                [sys.executable, "-c", _COMPILE, str(Path(__file__).parent), str(_mark())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -242,19 +247,13 @@ class Compiler:
             log.info("optwatch: statistics are measured without numba: %s", self.why_not)
 
 
-def _is_cached() -> bool:
-    """Whether a load will find the pass compiled, as far as can be told without loading numba.
-
-    Where numba had to put its cache elsewhere this is not seen, and the other process finds it at once.
-    """
-    source = Path(__file__).with_name("kernels.py")
-    try:
-        return any(
-            index.stat().st_mtime > source.stat().st_mtime
-            for index in (source.parent / "__pycache__").glob("kernels.measure-*.nbi")
-        )
-    except OSError:
-        return False
+def _mark() -> Path:
+    """A file that is there once the pass was compiled on this host, which tells it without loading numba."""
+    digest = hashlib.sha256(Path(__file__).with_name("kernels.py").read_bytes())
+    for part in (__file__, sys.version, importlib.metadata.version("numba"), platform.node()):
+        digest.update(part.encode() + b"\0")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "optwatch" / f"compiled-{digest.hexdigest()[:16]}"
 
 
 COMPILER = Compiler()

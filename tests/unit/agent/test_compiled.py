@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,10 +219,33 @@ def test_strided_empty_and_unused_tensors() -> None:
     assert np.isnan(fast.stats[1:, STATS.index("grad_rms")]).all()
 
 
-def test_another_process_compiles_what_this_one_loads() -> None:
-    """Without torch, which it does not need."""
-    code = "import sys; sys.argv[1:] = ['{}']; {}; assert 'torch' not in sys.modules"
-    directory = str(compiled.__file__).rpartition("/")[0]
-    source = code.format(directory, f"exec({compiled._COMPILE!r})")
-    subprocess.run([sys.executable, "-c", source], check=True, timeout=300)
-    assert compiled._is_cached()
+def test_another_process_compiles_what_this_one_loads(home: Path) -> None:
+    """Training goes on meanwhile, and the next process finds it compiled."""
+    compiler = compiled.Compiler()
+    compiler.prepare()
+    assert compiler.kernels is None
+    assert compiler._process is not None
+    assert compiler._process.wait(300) == 0
+    compiler.look()
+    assert compiler.kernels is not None
+    later = compiled.Compiler()
+    later.prepare()
+    assert later.kernels is not None
+
+
+def test_the_process_that_compiles_needs_no_torch(tmp_path: Path) -> None:
+    check = "; import sys; assert 'torch' not in sys.modules"
+    arguments = [str(Path(compiled.__file__).parent), str(tmp_path / "cache" / "mark")]
+    code = f"exec({compiled._COMPILE!r}){check}"
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=300)
+    assert (tmp_path / "cache" / "mark").exists()
+
+
+def test_without_numba_or_with_its_compiler_off_the_base_path_measures(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    compiler = compiled.Compiler()
+    compiler.prepare()
+    assert compiler.kernels is None
+    assert compiler.why_not == "NUMBA_DISABLE_JIT is set"
