@@ -166,7 +166,9 @@ class AgentPeer:
         self.seq += 1
         self.durable(Bye(session=self.session, seq=self.seq, reason="done"))
 
-    def beat(self, step: int | None = None, oldest: int = 0, control: str = "armed") -> None:
+    def beat(
+        self, step: int | None = None, oldest: int = 0, control: str = "armed", reduced: bool = False
+    ) -> None:
         self.send(
             Beat(
                 session=self.session,
@@ -179,6 +181,7 @@ class AgentPeer:
                 dropped=0,
                 control=control,
                 oldest=oldest,
+                reduced=reduced,
             )
         )
 

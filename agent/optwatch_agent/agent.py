@@ -233,10 +233,15 @@ class Agent:
             dropped=self.link.dropped + sum(track.recorder.dropped for track in self.tracks),
             control=self.control.state,
             oldest=self.link.oldest,
+            reduced=first.reduced,
         )
 
     def take(self, prepare: Prepare) -> None:
         self.control.take(prepare)
+
+    def assign(self, reduced: bool) -> None:
+        for track in self.tracks:
+            track.reduced = reduced
 
     def answer(self, ask: Ask) -> Answer | None:
         if ask.what == "sums" and 0 <= ask.optimizer < len(self.tracks):

@@ -38,6 +38,7 @@ from optwatch.wire.leftovers import leave
 from optwatch.wire.messages import (
     Ack,
     Ask,
+    Assign,
     Batch,
     Beat,
     Bye,
@@ -100,6 +101,10 @@ class Source(Protocol):
     def beat(self) -> Beat: ...
 
     def take(self, prepare: Prepare) -> None: ...
+
+    def assign(self, reduced: bool) -> None:
+        """Send everything, or no per-tensor statistics."""
+        ...
 
     def answer(self, ask: Ask) -> Answer | None:
         """The answer to a question of the daemon's, None where there is none."""
@@ -184,7 +189,7 @@ class Link:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                if self._wake.wait(_QUICK_TURN if time.monotonic() < self._hasty_until else _TURN):
+                if self._wake.wait(self._pause()):
                     self._wake.clear()
                 if not self._stopping:
                     self._turn()
@@ -195,6 +200,12 @@ class Link:
             self._disconnect()
             if self._context is not None:
                 self._context.destroy(linger=_LINGER_MS)
+
+    def _pause(self) -> float:
+        """Seconds to the next turn. No two ranks of a job keep the same beat for long."""
+        if time.monotonic() < self._hasty_until:
+            return _QUICK_TURN
+        return _TURN * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
 
     def _turn(self, everything: bool = False) -> None:
         for message, blocks, schema in self._source.collect(everything):
@@ -210,7 +221,7 @@ class Link:
             if self.welcomed:
                 self._send_held()
                 if now >= self._next_beat:
-                    self._next_beat = now + _BEAT
+                    self._next_beat = now + _BEAT * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
                     self._send(pack(self._source.beat()))
 
     def _finish(self) -> None:
@@ -313,6 +324,7 @@ class Link:
 
     def _disconnect(self) -> None:
         self._connected = self.welcomed = False
+        self._source.assign(reduced=False)  # what the daemon knew of the other ranks is old when it is back
         socket, self._socket = self._socket, None
         if socket is not None:
             socket.close(_LINGER_MS)
@@ -340,6 +352,9 @@ class Link:
                     self._forget(acked)
                 case Prepare():
                     self._source.take(message)
+                case Assign(reduced=reduced):
+                    self._source.assign(reduced)
+                    self._next_beat = 0.0
                 case Ask():
                     if (answer := self._source.answer(message)) is not None:
                         self._send(pack(*answer))

@@ -64,6 +64,8 @@ class Track:
         self.active = True
         self.degraded = ""
         """Why nothing is measured any more, "" while it is."""
+        self.reduced = False
+        """Whether another rank measures the tensors, which are the same there; set by the link's thread."""
         self.skips: deque[int] = deque(maxlen=_SKIPS)
         """The steps after which a GradScaler skipped one; taken by the link's thread."""
         self.actuators = Actuators(optimizer)
@@ -379,7 +381,7 @@ class Track:
 
     def _wants_sample(self) -> bool:
         meets = self._parts is None or in_step(self.governor.sample_every, self.under_way)
-        return meets and self.governor.wants_sample()
+        return meets and not self.reduced and self.governor.wants_sample()
 
     def _wants_norm(self) -> bool:
         meets = self._parts is None or in_step(self.governor.norm_every, self.under_way)

@@ -61,7 +61,7 @@ def _print(status: RunStatus) -> None:
             "-" if rank.lateness is None else f"{1e3 * rank.lateness:.1f} ms",
             _agreement(rank),
             show.share(rank.overhead),
-            f"1 in {rank.sample_every}",
+            "by a replica" if rank.reduced else f"1 in {rank.sample_every}",
             str(rank.dropped),
             f"{rank.host}:{rank.pid}",
         ]

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from optwatch.series.shards import Plan
-from optwatch.wire.messages import Schema
+from optwatch.wire.messages import Schema, TensorInfo
+
+Holding = tuple[tuple[TensorInfo, ...], tuple[str, ...], tuple[str, ...]]
+"""What a rank holds, and what it measures of it."""
 
 MAX_WAITING = 64
 """Steps whose records wait for other ranks'. They all sample the same steps, but some more often."""
@@ -28,6 +31,11 @@ class Assembly:
     def __init__(self) -> None:
         self._schemas: dict[int, Schema] = {}
         """What each live rank holds."""
+        self._holdings: dict[Holding, int] = {}
+        self._holds: dict[int, int] = {}
+        """A number for what each live rank holds: thousands of ranks hold few different things."""
+        self._firsts: dict[int, int] = {}
+        """The lowest rank that holds it, for each such number: the others are replicas of it."""
         self._plan: Plan | None = None
         self._whole: Schema | None = None
         self._waiting: dict[int, dict[int, Record]] = {}
@@ -35,21 +43,29 @@ class Assembly:
     def introduce(self, rank: int, schema: Schema) -> None:
         """A rank says what it holds before its first records: no replica steps in for it meanwhile."""
         if rank not in self._schemas:
-            self._schemas[rank] = schema
-            self._plan = None
+            self._put(rank, schema)
 
     def needs(self, rank: int, schema: Schema) -> bool:
         """Whether the records of this rank count, which has this schema now; else they are replicas."""
         if self._schemas.get(rank) is not schema:
-            self._schemas[rank] = schema
-            self._plan = None
+            self._put(rank, schema)
         return rank in self._planned().ranks
+
+    @property
+    def known(self) -> set[int]:
+        """The ranks that have said what they hold."""
+        return set(self._schemas)
+
+    def senders(self) -> set[int]:
+        """The ranks whose records are needed for the whole tensors."""
+        return set(self._planned().ranks) if self._schemas else set()
 
     def keep_only(self, live: Collection[int]) -> None:
         """Do without the ranks that are gone: where they have replicas, these take over."""
         for rank in [rank for rank in self._schemas if rank not in live]:
             del self._schemas[rank]
-            self._plan = None
+            if self._firsts.get(self._holds.pop(rank)) == rank:
+                self._plan = None
 
     def add(self, rank: int, records: list[Record]) -> list[Record]:
         """Take a rank's records; those of whole tensors that are complete now, in order of step."""
@@ -70,14 +86,29 @@ class Assembly:
     def clear(self) -> None:
         """Other processes go on with the run, and hold what they hold."""
         self._schemas.clear()
+        self._holdings.clear()
+        self._holds.clear()
         self._waiting.clear()
         self._plan = None
 
     def _planned(self) -> Plan:
         if self._plan is None:
-            self._plan = Plan(alike(self._schemas))
-            self._whole = whole(self._schemas[min(self._schemas)], self._plan)
+            self._firsts = {}
+            for rank in sorted(self._holds):
+                self._firsts.setdefault(self._holds[rank], rank)
+            self._holdings = {holding: n for holding, n in self._holdings.items() if n in self._firsts}
+            firsts = {rank: self._schemas[rank] for rank in sorted(self._firsts.values())}
+            self._plan = Plan(alike(firsts))
+            self._whole = whole(firsts[min(firsts)], self._plan)
         return self._plan
+
+    def _put(self, rank: int, schema: Schema) -> None:
+        holding = schema.tensors, schema.stats, schema.counts
+        number = self._holdings.setdefault(holding, max(self._holdings.values(), default=0) + 1)
+        was_first = self._firsts.get(self._holds.get(rank, 0)) == rank
+        self._schemas[rank], self._holds[rank] = schema, number
+        if was_first or rank < self._firsts.get(number, rank + 1):
+            self._plan = None
 
 
 def alike(schemas: Mapping[int, Schema]) -> dict[int, Schema]:

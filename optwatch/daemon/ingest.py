@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -80,6 +81,8 @@ class Ingest:
         self._prepare = prepare
         self._daemon = daemon
         self._taken: list[tuple[Session, int]] = []
+        self._schemas: weakref.WeakValueDictionary[str, Schema] = weakref.WeakValueDictionary()
+        """By the store's name for them: replicas share one."""
         self._unsettled: dict[str, Session] = {}
 
     def take(self, identity: bytes, user: str, role: Role, parts: Sequence[Buffer], now: float) -> None:
@@ -183,7 +186,8 @@ class Ingest:
             raise WireError(f"a schema of optimizer {schema.optimizer}")
         key = schema.optimizer, schema.digest
         schema = msgspec.structs.replace(schema, session="", digest=_digest(schema))
-        if session.schemas.get(key) != schema:
+        schema = self._schemas.setdefault(schema.digest, schema)
+        if session.schemas.get(key) is not schema:
             if len(session.schemas) >= 256:
                 session.schemas.pop(next(iter(session.schemas)))
             session.schemas[key] = schema

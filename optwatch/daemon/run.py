@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ from optwatch.daemon.assembly import Record
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.commands import Book, CommandError, Entry, Send
 from optwatch.daemon.diagnosis import Diagnosis
+from optwatch.daemon.duties import Duties
 from optwatch.daemon.hangs import Hangs, Standing, standings_of
 from optwatch.daemon.head import Head
 from optwatch.daemon.history import History, scalar_points, with_samples
@@ -26,7 +28,7 @@ from optwatch.policy.rules import Rules
 from optwatch.series.points import Points
 from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
-from optwatch.wire.messages import Ask, Checked, Event, Hello, Report, Schema, Stack, Sums
+from optwatch.wire.messages import Ask, Assign, Checked, Event, Hello, Report, Schema, Stack, Sums
 from optwatch.wire.requests import Marker, Mode, RunState
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Run:
         self.markers: list[Marker] = []
         self.book = Book(head.run)
         self.hangs = Hangs()
+        self.duties = Duties()
         self.replicas = Replicas()
         self.loaded = loaded
         self.fault = ""
@@ -287,19 +290,36 @@ class Run:
 
     def mark_by_hand(self, text: str, at: float) -> None:
         """A planned change, said by a client."""
+        self._remark("mark", text, at)
+
+    def _remark(self, kind: Literal["mark", "note"], text: str, at: float) -> None:
+        """Enter what no agent has said."""
         seq = int(at * 1_000)
         session = f"client {self.head.run}"
-        self.take_event(Event(session=session, seq=seq, optimizer=0, step=self.step, kind="mark", text=text))
+        self.take_event(Event(session=session, seq=seq, optimizer=0, step=self.step, kind=kind, text=text))
 
     def watch_links(self, now: float) -> None:
         """Notice ranks that went silent, or came back."""
         links = {number: rank.session.link(now) for number, rank in self.ranks.items()}
         if links != self._links:
             self._links = links
-            live = self.live(now)
+            # A replica stands in at once for a rank that is only suspect: it costs a few bytes.
+            in_touch = {n for n, link in links.items() if link == "up"} or self.live(now)
             for lane in self.lanes.values():
-                lane.assembly.keep_only(live)
+                lane.assembly.keep_only(in_touch)
             self.touched = True
+
+    def assign(self, now: float, tell: Callable[[str, Assign], None]) -> None:
+        """Tell each rank whether it is to send everything: one replica of each part of the tensors is."""
+        senders, spare = self.duties.look([lane.assembly for lane in self.lanes.values()])
+        for number, rank in self.ranks.items():
+            session, reduced = rank.session, number in spare
+            if session.beat is None or session.link(now) != "up" or number not in senders | spare:
+                continue
+            if session.beat.reduced != reduced:
+                tell(session.hello.session, Assign(session=session.hello.session, reduced=reduced))
+        if text := self.duties.news():
+            self._remark("note", text, time.time())
 
     def advance(self, now: float, send: Send, changes: Changes) -> None:
         """Everything that follows from what was taken and from time passing.

@@ -21,7 +21,7 @@ from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.store import Store
 from optwatch.wire.frames import AGENT, CLIENT, pack
-from optwatch.wire.messages import Ask, DaemonMessage, Prepare
+from optwatch.wire.messages import Ask, Assign, DaemonMessage, Prepare
 from optwatch.wire.requests import Accepted
 
 log = logging.getLogger(__name__)
@@ -169,6 +169,7 @@ class Server:
         for run in self._runs.by_id.values():
             if run.loaded and self._move(run, now) and slow:
                 run.watch_links(now)
+                run.assign(now, self._tell)
         if slow:
             self._runs.unload(now)
             self._ingest.forget(now)
@@ -191,6 +192,12 @@ class Server:
         found = self._ingest.sessions.get(session)
         if found is not None:
             self._held.append((found.identity, pack(message)))
+
+    def _tell(self, session: str, message: Assign) -> None:
+        """Tell an agent what rests on nothing in the store."""
+        found = self._ingest.sessions.get(session)
+        if found is not None:
+            self._send(found.identity, message)
 
     def _settle(self) -> None:
         """Hand this turn's changes to the store, and send what rests on earlier ones."""

@@ -67,6 +67,7 @@ def _rank_info(run: Run, rank: Rank, now: float) -> RankInfo:
         dropped=beat.dropped if beat else 0,
         control=session.control,
         phase_time=beat.phase_time if beat else 0.0,
+        reduced=beat.reduced if beat else False,
         checked_step=checked_step,
         agrees=agrees,
     )

@@ -114,7 +114,7 @@ class TensorInfo(msgspec.Struct, frozen=True):
     """Elements that this rank holds, perhaps 0; None: all of them."""
 
 
-class Schema(msgspec.Struct, tag="schema", frozen=True, kw_only=True):
+class Schema(msgspec.Struct, tag="schema", frozen=True, kw_only=True, weakref=True):
     """Names for the columns of the batches that carry the same digest."""
 
     session: str
@@ -210,6 +210,8 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     oldest: int = 0
     """The lowest `seq` that the agent can still send, or would send next; all below that the daemon
     lacks are lost. 0: not said."""
+    reduced: bool = False
+    """Whether no per-tensor statistics are sent: see `Assign`."""
 
 
 class Sums(msgspec.Struct, tag="sums", frozen=True, kw_only=True):
@@ -273,6 +275,15 @@ class Prepare(msgspec.Struct, tag="prepare", frozen=True, kw_only=True):
     args: dict[str, Any]
 
 
+class Assign(msgspec.Struct, tag="assign", frozen=True, kw_only=True):
+    """What this rank is to send: everything or, `reduced`, no per-tensor statistics, since a replica of the
+    same tensors sends them. A rank that was not told sends everything, and so does one that has lost its
+    daemon: a message that does not come costs bytes, never data. `Beat.reduced` says what it does."""
+
+    session: str
+    reduced: bool
+
+
 class Rejected(msgspec.Struct, tag="rejected", frozen=True, kw_only=True):
     """The daemon will not serve this agent; `reason` is shown to the user once."""
 
@@ -289,4 +300,4 @@ class Ask(msgspec.Struct, tag="ask", frozen=True, kw_only=True):
     step: int = 0
 
 
-DaemonMessage = Welcome | Ack | Prepare | Ask | Rejected
+DaemonMessage = Welcome | Ack | Prepare | Ask | Assign | Rejected

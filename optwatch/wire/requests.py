@@ -49,6 +49,8 @@ class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
     control: str
     phase_time: float = 0.0
     """Seconds in `phase`, when last heard."""
+    reduced: bool = False
+    """Whether it leaves the statistics of tensors to a replica of the same tensors."""
     lateness: float | None = None
     """Seconds by which it comes to its first gradient bucket after the earliest rank, the median of the
     last steps; None where no comm hook tells."""

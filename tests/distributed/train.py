@@ -88,6 +88,9 @@ def main() -> None:
         if given.flip == rank and (given.directory / "flip").exists():
             (given.directory / "flip").unlink()
             flip(next(iter(optimizers.values())))
+        if watch is not None and (given.directory / f"detach-{rank}").exists():
+            watch.detach()
+            watch = None
         stop.fill_(float((given.directory / "stop").exists()))
         dist.all_reduce(stop)
     if watch is not None and given.detach:
