@@ -25,6 +25,7 @@ test: $(VENV)/developed ## the fast test suite
 	@$(bin)/python -m pytest
 
 test-slow: $(VENV)/developed ## the long suites as well
+	@$(pip) install --group optimizers
 	@$(bin)/python -m pytest -m 'slow or not slow'
 
 check: $(VENV)/developed ## what CI runs: format, lint, types, import contracts, tests

@@ -37,7 +37,7 @@ class Before:
         params = _params(optimizer)
         self._chosen = self._next(params)
         if roles.update is None:
-            self.params = {i: local(params[i]).double() for i in self._chosen}
+            self.params = {i: local(params[i]).to(torch.float64, copy=True) for i in self._chosen}
         self.cost += time.thread_time() - began
 
     def copy_grads(self, optimizer: torch.optim.Optimizer) -> None:
@@ -54,7 +54,7 @@ class Before:
         """The updates that can be seen now, in float64, of parameters that have a gradient."""
         copies, self.params = self.params, {}
         return {
-            i: local(params[i]).double().sub_(copy)
+            i: local(params[i]).double() - copy
             for i, copy in copies.items()
             if i < len(params)
             and (params[i].grad is not None or (self.grads is not None and i in self.grads))

@@ -12,9 +12,9 @@ from torch.optim import lr_scheduler as schedulers
 from optwatch.wire.actions import Clip, Restart, ScaleLr
 from optwatch.wire.messages import Prepare
 from optwatch_agent.actuators import Actuators
-from optwatch_agent.agent import Agent
 from optwatch_agent.attach import attach
 from tests.unit.agent.models import OPTIMIZERS, batches, classifier, fingerprint, train
+from tests.unit.agent.observed import Hand
 
 SCHEDULERS: dict[str, Any] = {
     "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda n: 0.9**n),
@@ -36,32 +36,6 @@ SCHEDULERS: dict[str, Any] = {
         [schedulers.ConstantLR(o, 0.1, 4), schedulers.ExponentialLR(o, 0.9)]
     ),
 }
-
-
-class Hand:
-    """Commands an attached agent as the daemon does, without one."""
-
-    def __init__(self, agent: Agent) -> None:
-        self.agent = agent
-        self.count = 0
-
-    def command(self, action: str, **args: Any) -> None:
-        self.count += 1
-        self.agent.take(
-            Prepare(
-                session=self.agent.identity.session,
-                command=str(self.count),
-                vote=f"vote-{self.count}",
-                n=1,
-                steps=(),
-                order=self.count,
-                action=action,
-                args=args,
-            )
-        )
-
-    def outcomes(self) -> list[tuple[str, str, str]]:
-        return [(o.prepare.action, o.state, o.reason) for o in self.agent.control.outcomes]
 
 
 @pytest.fixture

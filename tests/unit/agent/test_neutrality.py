@@ -14,6 +14,7 @@ from torch import nn
 
 import optwatch
 from tests.unit.agent.models import OPTIMIZERS, batches, classifier, fingerprint, train
+from tests.unit.agent.observed import measure_always, samples_of
 
 STEPS = 200
 
@@ -183,3 +184,32 @@ def test_a_detached_agent_is_collected(
     del watch
     gc.collect()
     assert agent() is None
+
+
+@pytest.mark.parametrize("name", ["adam", "adadelta", "adafactor"])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e160])
+def test_float64_of_any_size_is_read_and_never_written(name: str, scale: float) -> None:
+    """What is converted to float64 to be measured may be the very tensor that is trained."""
+
+    def run(watched: bool) -> list[Any]:
+        model = classifier(dtype=torch.float64)
+        optimizer = OPTIMIZERS[name](model.parameters())
+        watch = optwatch.attach(optimizer) if watched else None
+        taken = {}
+        if watch is not None:
+            measure_always(watch)
+            taken = samples_of(watch)
+        data = batches(dtype=torch.float64)
+        grads = []
+        for _ in range(10):
+            x, y = next(data)
+            optimizer.zero_grad()
+            (nn.functional.cross_entropy(model(x), y) * scale).backward()
+            optimizer.step()
+            grads += [p.grad.clone() for p in model.parameters()]
+        if watch is not None:
+            assert len(taken) >= 7
+            watch.detach()
+        return [*fingerprint(model, optimizer), [grad.numpy().tobytes() for grad in grads]]
+
+    assert run(watched=True) == run(watched=False)
