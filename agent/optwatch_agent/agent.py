@@ -24,6 +24,8 @@ from optwatch_agent.track import Track
 
 _MOST_EVENTS = 10_000
 _GONE = "the optimizer was dropped"
+_STORE_PATIENCE = 0.25
+"""Seconds that the end waits for the job's store, twice: it may be gone, and the job ends then too."""
 
 
 class Agent:
@@ -125,16 +127,16 @@ class Agent:
         atexit.unregister(self._at_exit)
         identity.leave(self.identity)
         if self.identity.pid == os.getpid():
-            self.control.give_up(reason)
-            self.membership.close()
+            self.control.give_up(reason, _STORE_PATIENCE)
+            self.membership.close(_STORE_PATIENCE)
             self.link.stop(reason)
 
     def expire(self) -> None:
         """Its optimizers are gone: close, and let the link send the rest while the process goes on."""
         self._take_off()
         if self.identity.pid == os.getpid():
-            self.control.give_up(_GONE)
-            self.membership.close()
+            self.control.give_up(_GONE, _STORE_PATIENCE)
+            self.membership.close(_STORE_PATIENCE)
             self.link.stop(_GONE, timeout=0)
 
     def _take_off(self) -> None:

@@ -6,6 +6,7 @@ several the ranks vote (`vote`): a command is pending before this rank votes for
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Literal
 from optwatch.wire.actions import Action, parse_action
 from optwatch.wire.messages import Prepare
 from optwatch_agent.actuators import Actuators
-from optwatch_agent.arbiter import Ballot
+from optwatch_agent.arbiter import SETTLE_TIMEOUT, Ballot
 from optwatch_agent.membership import Membership
 from optwatch_agent.vote import Verdict
 
@@ -106,7 +107,7 @@ class Control:
 
     def take(self, prepare: Prepare) -> None:
         """Take in a command, or report why not. One that came before is ignored."""
-        if prepare.session != self._session or prepare.vote in self._votes:
+        if prepare.session != self._session or self._had(prepare.vote):
             return
         self._votes.append(prepare.vote)
         try:
@@ -123,9 +124,19 @@ class Control:
         else:
             self._vote(Pending(prepare, action, ballot=Ballot(prepare.vote, prepare.n)))
 
+    def _had(self, vote: str) -> bool:
+        """Whether a vote came before: to take part twice would stand in for a rank that is missing.
+
+        Of those that are over, the last ones are enough: the step of an older one has passed.
+        """
+        return vote in self._votes or any(pending.prepare.vote == vote for pending in self.pending)
+
     def _put(self, pending: Pending) -> None:
+        def place(pending: Pending) -> tuple[tuple[int, ...], int, str]:
+            return pending.prepare.steps, pending.prepare.order, pending.prepare.vote
+
         with self._lock:
-            self.pending = sorted([*self.pending, pending], key=lambda p: (p.prepare.steps, p.prepare.order))
+            self.pending = sorted([*self.pending, pending], key=place)
 
     def _vote(self, pending: Pending) -> None:
         """Vote for a command if none of its steps has begun.
@@ -205,24 +216,32 @@ class Control:
                     Outcome(pending.prepare, "applied", steps=steps, numbers=pending.numbers)
                 )
 
-    def give_up(self, reason: str) -> None:
-        """Take no more commands, and let go of those that wait: the rank will not reach their steps."""
+    def give_up(self, reason: str, timeout: float = SETTLE_TIMEOUT) -> None:
+        """Take no more commands, and let go of those that wait: the rank will not reach their steps.
+
+        Waits for the job's store for `timeout` seconds at most, in all.
+        """
         self.lost = self.lost or reason
+        end = time.monotonic() + timeout
+        arbiter = self._membership.arbiter
+        for pending in tuple(self.pending):
+            if arbiter is not None and pending.ballot is not None and pending.ballot.verdict is None:
+                arbiter.oppose(pending.ballot)
         for pending in tuple(self.pending):
             if pending.ballot is None:
                 self._drop(pending)
                 self.outcomes.append(Outcome(pending.prepare, "refused", reason=reason))
-            elif self._settled(pending):
+            elif self._settled(pending, max(end - time.monotonic(), 0.0)):
                 self._drop(pending)
                 self.outcomes.append(Outcome(pending.prepare, "failed", reason=reason))
 
-    def _settled(self, pending: Pending) -> bool:
+    def _settled(self, pending: Pending, timeout: float = SETTLE_TIMEOUT) -> bool:
         """Whether a command is to be applied now: True for a rank alone, else the verdict of all."""
         if pending.ballot is None or pending.applied:
             return True
         arbiter = self._membership.arbiter
         assert arbiter is not None
-        verdict = arbiter.settle(pending.ballot)
+        verdict = arbiter.settle(pending.ballot, timeout)
         if verdict is Verdict.COMMIT:
             return True
         self._drop(pending)

@@ -74,7 +74,7 @@ _WELCOME = 10.0
 _RING_BYTES = 64 << 20
 _IN_FLIGHT = 64
 _LINGER_MS = 300
-_GRACE = 2.0
+_GRACE = 1.0
 """Seconds that the end of a run waits for the daemon to have everything."""
 _LAST_CALL = 0.5
 """Seconds that the end of a run waits for a daemon to be there at all."""
@@ -176,7 +176,7 @@ class Link:
             self._hasty_until, self._next_haste = now + _HASTE, now + _CALM
             self._wake.set()
 
-    def stop(self, reason: str, timeout: float = _GRACE + 1.0) -> None:
+    def stop(self, reason: str, timeout: float = _GRACE + 0.45) -> None:
         """Send what is left and end the thread; after `timeout` seconds at the latest it is left behind."""
         self._reason = reason
         self._stopping = True
@@ -346,6 +346,7 @@ class Link:
                 case Welcome(acked=acked):
                     self._forget(acked)
                     self._sent = max(acked, self.oldest - 1)
+                    self._known.clear()
                     self.welcomed = True
                     self._retry, self._next_beat = _RETRY[0], 0.0
                 case Ack(acked=acked):

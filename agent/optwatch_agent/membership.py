@@ -75,10 +75,10 @@ class Membership:
             self.obstacle = f"observe only: {error}"
             self.settled = True
 
-    def close(self) -> None:
-        """End the thread that talks to the store."""
+    def close(self, timeout: float) -> None:
+        """End the thread that talks to the store; after `timeout` seconds it is left behind."""
         if self.arbiter is not None:
-            self.arbiter.close(1.0)
+            self.arbiter.close(timeout)
 
     def _without_group(self, stepped: bool) -> None:
         if stepped and not self.alone:

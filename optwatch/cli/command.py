@@ -1,6 +1,7 @@
 """`optwatch command RUN ACTION`: one command by hand."""
 
 import argparse
+import sys
 import time
 from typing import Any
 
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
                 raise
             command = _refused(run_id, args.action, values, args.why, refusal.reason)
         else:
-            command = wait(client, run_id, command.id, args.wait, args.timeout)
+            tell = Progress() if sys.stderr.isatty() and not args.json else _nothing
+            command = wait(client, run_id, command.id, args.wait, args.timeout, tell)
     return report(command, args.wait, args.json, args.timeout)
 
 
@@ -62,7 +64,7 @@ def report(command: Command, until: str, as_json: bool, timeout: float) -> int:
         told, colour = show.state_cell(command)
         text = f"{command.id} {command.action} {arguments(command.args)}".strip()
         if command.step is not None:
-            text += f" at step {command.step:,} on rank {', '.join(map(str, command.ranks_applied))}"
+            text += f": {applied_text(command)}"
         if command.outcome is not None:
             text += f": {outcome_text(command)}"
         if command.state in OPEN_STATES:
@@ -73,6 +75,40 @@ def report(command: Command, until: str, as_json: bool, timeout: float) -> int:
             text += f": {command.reason}"
         print(f"{show.paint(told, colour)}  {show.plain(text)}")
     return 0 if command.state == "judged" or (command.state == "applied" and until == "applied") else 1
+
+
+class Progress:
+    """Says on the terminal how far a command is that is under way, each thing once."""
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    def __call__(self, command: Command) -> None:
+        if (text := progress_text(command)) != self._told:
+            self._told = text
+            print(show.plain(text), file=sys.stderr, flush=True)
+
+
+def progress_text(command: Command) -> str:
+    """How far a command is: what it waits for, its step and its votes, or on how many ranks it is applied."""
+    if command.step is not None:
+        return applied_text(command)
+    if command.world_size is None or command.reason:
+        return f"waiting: {command.reason}" if command.reason else "waiting for its turn"
+    if command.due is None:
+        return "waiting for the next step"
+    votes = f"{len(command.votes)} of {command.world_size} ranks have voted for it"
+    return f"to be applied before step {command.due:,}: {votes}"
+
+
+def applied_text(command: Command) -> str:
+    """On how many ranks an applied command is, and at which step."""
+    ranks = len(command.ranks_applied)
+    return f"applied on {ranks} of {command.world_size or ranks} ranks at step {command.step:,}"
+
+
+def _nothing(command: Command) -> None:
+    """Where nobody watches."""
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from optwatch.cli.errors import Wrong
@@ -63,13 +63,21 @@ def between(text: str, low: float, high: float, what: str) -> float:
     return value
 
 
-def wait(client: Client, run: str, id: str, until: str, timeout: float) -> Command:
+def wait(
+    client: Client,
+    run: str,
+    id: str,
+    until: str,
+    timeout: float,
+    tell: Callable[[Command], None] = lambda command: None,
+) -> Command:
     """Look at a command until it is applied (or judged), or can be no more, or the time is over.
 
     Args:
         run: The run's id.
         until: "applied" or "judged".
         timeout: Seconds.
+        tell: Called with the command as it is under way, at each look.
     """
     end = time.monotonic() + timeout
     unfinished = OPEN_STATES | ({"applied"} if until == "judged" else frozenset())
@@ -79,4 +87,5 @@ def wait(client: Client, run: str, id: str, until: str, timeout: float) -> Comma
             raise Wrong(f"the daemon knows no command {id} any more: was it started with another store?")
         if command.state not in unfinished or time.monotonic() >= end:
             return command
+        tell(command)
         time.sleep(POLL)

@@ -10,12 +10,13 @@ or none does, and a vote that failed is held again at a later S, at most `ATTEMP
 
 import math
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from optwatch.daemon.peers import Peer, obstacle
+from optwatch.daemon.peers import Peer, obstacle, pace
 from optwatch.wire.actions import (
     OPEN_STATES,
     Clip,
@@ -32,9 +33,15 @@ ATTEMPTS = 4
 """A first vote and three more."""
 EXPIRY = 30.0
 """Seconds that a command may stay unanswered."""
+PATIENCE = 10.0
+"""Seconds that something may stand in the way before the command is refused for it."""
 FIRST_MARGIN = 0.3
 MAX_MARGIN = 10.0
 """Seconds between a proposal and its step: learned from the votes, within these bounds."""
+_ANSWERS = 100
+"""Votes from which the margin is learned."""
+_REPEAT = 1.0
+"""Seconds, beside the margin, after which a proposal is repeated to a rank that has said nothing."""
 LR_FLOOR = 0.01
 """The least share of the schedule's learning rate that a command may leave."""
 MAX_FACTOR = 100.0
@@ -57,7 +64,12 @@ class Entry(msgspec.Struct, kw_only=True):
     vote: str = ""
     attempt: int = 0
     n: int = 0
+    order: int = 0
+    """Its place among those that fall on one step: the same on every rank, and each time it is sent."""
     sent_at: float = 0.0
+    repeated_at: float = 0.0
+    blocked_since: float | None = None
+    """Since when something has stood in its way, such as a rank that is not there."""
     sessions: dict[int, str] = {}
     """The process that each rank's proposal went to."""
     steps: tuple[int, ...] = ()
@@ -84,15 +96,26 @@ class Book:
         self.changed: dict[str, Entry] = {}
         self.lr_scale = 1.0
         self.clip: float | str | None = None
-        self.margin = FIRST_MARGIN
-        self._order = max((int(entry.command.id) for entry in entries), default=0)
+        self._answers: deque[float] = deque(maxlen=_ANSWERS)
+        """Seconds from the last proposals to the votes on them."""
+        self._order = max((entry.order for entry in entries), default=0)
         for entry in entries:
+            entry.blocked_since = None  # the ranks have yet to greet this daemon
             self._in_force(entry)
 
     @property
     def commands(self) -> tuple[Command, ...]:
         """All of them in order of id."""
         return tuple(entry.command for entry in self.entries.values())
+
+    @property
+    def margin(self) -> float:
+        """Seconds from a proposal to its step: twice what 99 % of the last votes took."""
+        if not self._answers:
+            return FIRST_MARGIN
+        ordered = sorted(self._answers)
+        slow = ordered[math.ceil(0.99 * len(ordered)) - 1]
+        return min(max(2 * slow, FIRST_MARGIN), MAX_MARGIN)
 
     def open(self) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.open]
@@ -196,29 +219,32 @@ class Book:
         if entry is not None and entry.command.state == "applied":
             self._set(entry, state="judged", outcome=outcome)
 
-    def work(self, peers: Sequence[Peer], world_size: int, step_time: float, now: float, send: Send) -> None:
-        """Send what waits to be sent, hold failed votes again, let go of what nobody answers."""
-        step_time = max(step_time, 1e-6)
+    def work(
+        self, peers: Sequence[Peer], world_size: int, step_times: Sequence[float], now: float, send: Send
+    ) -> None:
+        """Send what waits to be sent, hold failed votes again, let go of what nobody answers.
+
+        `step_times`: seconds per step of each optimizer.
+        """
         for entry in self.open():
             if entry.command.state == "proposed":
                 continue
-            if gone := _gone(entry, peers):
-                self._set(entry, state="expired", reason=gone)
-            elif entry.vote and entry.n == 1 and peers and peers[0].fresh:
-                continue  # it lies with the agent, whose next step will apply it: nothing to time out
-            elif now - entry.command.asked_at > EXPIRY and now - entry.sent_at > EXPIRY:
-                reason = "" if entry.attempt else obstacle(peers, world_size, step_time)
-                self._set(entry, state="expired", reason=reason or "no agent answered in time")
-            elif not entry.vote and not obstacle(peers, world_size, step_time):
-                self._propose(entry, peers, world_size, step_time, now, send)
+            if gone := _gone(entry, peers, world_size):
+                self._let_go(entry, gone)
+            elif entry.vote:
+                self._follow_up(entry, peers, now, send)
+            elif not (reason := obstacle(peers, world_size, step_times)):
+                self._propose(entry, peers, world_size, step_times, now, send)
+            else:
+                self._wait(entry, reason, now)
 
     def report(self, rank: int, report: Report, now: float) -> Entry | None:
         """Take a rank's report; the entry that it changed."""
         entry = self.entries.get(report.command)
         if entry is None or entry.vote != report.vote:
             return None
-        if report.state == "pending" and rank not in entry.reports:
-            self.margin = min(max(self.margin, 2 * (now - entry.sent_at)), MAX_MARGIN)
+        if report.state == "pending" and rank not in entry.reports and not entry.repeated_at:
+            self._answers.append(max(now - entry.sent_at, 0.0))
         entry.reports[rank] = report.state
         if entry.n > 1 and report.state in ("pending", "applied"):
             self._set(entry, votes=tuple(sorted({*entry.command.votes, rank})))
@@ -241,11 +267,16 @@ class Book:
         self.lr_scale, self.clip = 1.0, None
 
     def resend(self, peer: Peer, now: float, send: Send) -> None:
-        """Repeat what an agent may have missed while its link or this daemon was down."""
+        """Repeat what an agent may have missed while its link or this daemon was down.
+
+        Only to the process that it was proposed to: a new one in the same place might be counted as a
+        second voter of a vote that its predecessor had already taken part in.
+        """
         for entry in self.open():
-            if entry.vote and entry.command.state == "sent" and peer.rank not in entry.reports:
-                send(peer.session, self._prepare(entry, peer.session))
-                entry.sent_at = now
+            same = entry.sessions.get(peer.rank) == peer.session
+            if entry.vote and same and peer.rank not in entry.reports:
+                send(peer.session, _prepare(entry, peer.session))
+                entry.repeated_at = now
 
     # --- inside ---------------------------------------------------------------------------------------
 
@@ -258,28 +289,34 @@ class Book:
         entry: Entry,
         peers: Sequence[Peer],
         world_size: int,
-        step_time: float,
+        step_times: Sequence[float],
         now: float,
         send: Send,
     ) -> None:
         entry.n = world_size
         entry.vote = uuid.uuid4().hex
         entry.attempt += 1
-        entry.sent_at = now
+        entry.sent_at, entry.repeated_at, entry.blocked_since = now, 0.0, None
         entry.reports = {}
         entry.sessions = {peer.rank: peer.session for peer in peers}
         entry.steps = ()
         if world_size > 1:
-            ahead = max(2, math.ceil(self.margin * 2 ** (entry.attempt - 1) / step_time))
+            margin = self.margin * 2 ** (entry.attempt - 1)
             entry.steps = tuple(
                 max(step + math.ceil(peer.age / step_time) for step, peer in zip(steps, peers, strict=True))
-                + ahead
-                for steps in zip(*(peer.steps for peer in peers), strict=True)
+                + max(2, math.ceil(margin / step_time))
+                for steps, step_time in zip(
+                    zip(*(peer.steps for peer in peers), strict=True),
+                    (pace(step_times, i) for i in range(len(peers[0].steps))),
+                    strict=True,
+                )
             )
         self._order += 1
-        self._set(entry, due=entry.steps[0] if entry.steps else None, votes=())
+        entry.order = self._order
+        due = entry.steps[0] if entry.steps else None
+        self._set(entry, due=due, votes=(), world_size=world_size, reason="")
         for peer in peers:
-            send(peer.session, self._prepare(entry, peer.session))
+            send(peer.session, _prepare(entry, peer.session))
 
     def confirm(self, compared: Iterable[tuple[int, bool]]) -> None:
         """Note what comparisons after a step, (step, all replicas agreed), say of what was applied at it."""
@@ -289,17 +326,40 @@ class Book:
             if command.step in agreed and command.replicas_agree is None and command.ranks_applied:
                 self._set(entry, replicas_agree=agreed[command.step])
 
-    def _prepare(self, entry: Entry, session: str) -> Prepare:
-        return Prepare(
-            session=session,
-            command=entry.command.id,
-            vote=entry.vote,
-            n=entry.n,
-            steps=entry.steps,
-            order=self._order,
-            action=entry.command.action,
-            args=entry.command.args,
-        )
+    def _follow_up(self, entry: Entry, peers: Sequence[Peer], now: float, send: Send) -> None:
+        """See to a command that was proposed: it lies with the agents, at whose steps it is decided.
+
+        What they hold is not timed out: a training that pauses comes to its step when it goes on.
+        """
+        there = sum(peer.fresh for peer in peers)
+        if there < entry.n:
+            if entry.blocked_since is None:
+                entry.blocked_since = now
+            if now - entry.blocked_since > EXPIRY:
+                self._let_go(entry, f"{there} of {entry.n} ranks are connected")
+            return
+        entry.blocked_since = None
+        if entry.n > 1 and not entry.reports and now - entry.sent_at > EXPIRY:
+            self._let_go(entry, "no agent answered in time")
+        elif entry.n > 1 and now - max(entry.sent_at, entry.repeated_at) > _REPEAT + self.margin:
+            for peer in peers:
+                self.resend(peer, now, send)
+
+    def _wait(self, entry: Entry, reason: str, now: float) -> None:
+        """Something stands in the way of a command; the reason is shown, and after a while it ends."""
+        if entry.blocked_since is None:
+            entry.blocked_since = now
+        if now - entry.blocked_since > PATIENCE:
+            state = "expired" if entry.attempt else "refused"
+            self._set(entry, state=state, reason=reason)
+        elif entry.command.reason != reason:
+            self._set(entry, reason=reason)
+
+    def _let_go(self, entry: Entry, reason: str) -> None:
+        """It cannot be applied any more, or not on all ranks."""
+        if done := len(entry.command.ranks_applied):
+            reason = f"applied on {done} of {entry.n} ranks only: {reason}"
+        self._set(entry, state="failed" if done else "expired", reason=reason)
 
     def _conclude(self, entry: Entry, applied: tuple[int, ...], report: Report) -> None:
         states = list(entry.reports.values())
@@ -320,7 +380,7 @@ class Book:
                 state="refused" if refusal == "refused" else "failed",
                 reason=f"rank {_first(entry, refusal)}: {report.reason}" if report.reason else refusal,
             )
-        elif "aborted" in states and not applied:  # the verdict is the same for all: one tells
+        elif "aborted" in states and not applied and entry.open:  # the verdict is the same for all: one tells
             if entry.attempt < ATTEMPTS:
                 entry.vote, entry.reports = "", {}
                 self._set(entry, state="sent")
@@ -388,11 +448,27 @@ class Book:
         self.changed[entry.command.id] = entry
 
 
-def _gone(entry: Entry, peers: Sequence[Peer]) -> str:
-    """Why nobody can apply a command any more: a process that it went to was replaced."""
-    for peer in peers:
-        if entry.vote and entry.sessions.get(peer.rank, peer.session) != peer.session:
-            return f"the process of rank {peer.rank} ended before it applied it"
+def _prepare(entry: Entry, session: str) -> Prepare:
+    return Prepare(
+        session=session,
+        command=entry.command.id,
+        vote=entry.vote,
+        n=entry.n,
+        steps=entry.steps,
+        order=entry.order,
+        action=entry.command.action,
+        args=entry.command.args,
+    )
+
+
+def _gone(entry: Entry, peers: Sequence[Peer], world_size: int) -> str:
+    """Why nobody can apply a command any more: a process that it went to was replaced, or has no heir."""
+    if not entry.vote:
+        return ""
+    now = {peer.rank: peer.session for peer in peers}
+    for rank, session in entry.sessions.items():
+        if now.get(rank, session) != session or rank >= world_size:
+            return f"the process of rank {rank} ended before it applied it"
     return ""
 
 

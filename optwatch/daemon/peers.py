@@ -8,6 +8,8 @@ from optwatch.daemon.sessions import Rank
 
 MAX_SKEW = 1
 """Steps that ranks may be apart for a vote to make sense."""
+_LEAST = 1e-6
+"""Seconds that a step takes at least."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Peer:
     age: float
     digests: tuple[str, ...]
     control: str
+    incarnation: int = 0
 
 
 def peers_of(ranks: Iterable[Rank], now: float) -> list[Peer]:
@@ -35,14 +38,22 @@ def peers_of(ranks: Iterable[Rank], now: float) -> list[Peer]:
             age=max(now - rank.session.stepped, 0.0),
             digests=tuple(optimizer.digest for optimizer in rank.session.hello.optimizers),
             control=rank.session.control,
+            incarnation=rank.session.hello.incarnation,
         )
         for rank in sorted(ranks, key=lambda rank: rank.rank)
     ]
 
 
-def obstacle(peers: Sequence[Peer], world_size: int, step_time: float) -> str:
-    """Why nothing can be commanded right now, "" where it can."""
-    fresh = [peer for peer in peers if peer.fresh]
+def pace(step_times: Sequence[float], optimizer: int) -> float:
+    """Seconds per step of an optimizer; of one that is not known, the first one's."""
+    own = step_times[optimizer] if optimizer < len(step_times) else step_times[0]
+    return max(own, _LEAST)
+
+
+def obstacle(peers: Sequence[Peer], world_size: int, step_times: Sequence[float]) -> str:
+    """Why nothing can be commanded right now, "" where it can. `step_times`: as each optimizer steps."""
+    newest = max((peer.incarnation for peer in peers), default=0)
+    fresh = [peer for peer in peers if peer.fresh and peer.incarnation == newest]
     if len(fresh) < world_size:
         return f"{len(fresh)} of {world_size} ranks are connected"
     if unarmed := next((peer for peer in fresh if peer.control != "armed"), None):
@@ -53,8 +64,8 @@ def obstacle(peers: Sequence[Peer], world_size: int, step_time: float) -> str:
         if not all(peer.steps for peer in fresh):
             return "not all ranks have reported a step"
         # What is known of a rank is `age` seconds old, so that many steps of difference mean nothing.
-        blur = math.ceil(max(peer.age for peer in fresh) / step_time)
-        columns = list(zip(*(peer.steps for peer in fresh), strict=False))
-        if any(max(column) - min(column) > MAX_SKEW + blur for column in columns):
-            return "the ranks are more than one step apart"
+        age = max(peer.age for peer in fresh)
+        for optimizer, column in enumerate(zip(*(peer.steps for peer in fresh), strict=False)):
+            if max(column) - min(column) > MAX_SKEW + math.ceil(age / pace(step_times, optimizer)):
+                return "the ranks are more than one step apart"
     return ""

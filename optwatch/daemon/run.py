@@ -248,8 +248,11 @@ class Run:
         return "live" if self.live(now) else "stale"
 
     def rate(self) -> float | None:
-        """Steps per second lately, by the ranks' own step time."""
-        lane = self.lanes.get(0)
+        """Steps of the first optimizer per second lately, by the ranks' own step time."""
+        return self._rate(0)
+
+    def _rate(self, optimizer: int) -> float | None:
+        lane = self.lanes.get(optimizer)
         if lane is None or "step_time" not in lane.timeline.columns or not len(lane.timeline):
             return None
         first = lane.timeline.last_step - RATE_POINTS
@@ -267,7 +270,7 @@ class Run:
             return self.fault
         if self.head.ended:
             return "the run has ended"
-        return obstacle(self.peers(now), self.head.world_size, self._step_time()) or "armed"
+        return obstacle(self.peers(now), self.head.world_size, self._step_times()) or "armed"
 
     def worst(self) -> str | None:
         """The highest severity among the findings that are not over."""
@@ -340,7 +343,7 @@ class Run:
             self._checkpoint_at = 0.0
         self._compare_replicas(live, now, send)
         if self.book.open():
-            self.book.work(self.peers(now), self.head.world_size, self._step_time(), time.time(), send)
+            self.book.work(self.peers(now), self.head.world_size, self._step_times(), time.time(), send)
         self._describe(now, changes)
 
     def _compare_replicas(self, live: set[int], now: float, send: Send) -> None:
@@ -440,9 +443,9 @@ class Run:
         if self._checkpoint_at is not None and now >= self._checkpoint_at:
             self.checkpoint()
 
-    def _step_time(self) -> float:
-        """Seconds per step lately; one where nothing is known."""
-        return 1 / (self.rate() or 1.0)
+    def _step_times(self) -> list[float]:
+        """Seconds per step lately, of each optimizer; one where nothing is known."""
+        return [1 / (self._rate(i) or 1.0) for i in range(max(len(self.head.optimizers), 1))]
 
 
 def _age(hello: Hello) -> tuple[int, float]:

@@ -89,7 +89,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     ranks_applied: tuple[int, ...] = ()
     outcome: Outcome | None = None
     reason: str = ""
-    """Why it was refused, dismissed, failed or expired."""
+    """Why it was refused, dismissed, failed or expired, or what it waits for."""
     undo_of: str | None = None
     due: int | None = None
     """The global_step S that the ranks vote on applying it before, None where there is no vote."""
@@ -98,6 +98,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     replicas_agree: bool | None = None
     """Whether the replicas were bit for bit the same after the step at which it was applied; None where
     that was not compared, as with one rank."""
+    world_size: int | None = None
+    """How many ranks have to apply it, None before it was proposed to them."""
 
 
 def parse_action(name: str, args: dict[str, Any]) -> Action:

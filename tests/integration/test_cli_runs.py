@@ -124,7 +124,10 @@ def test_a_command_by_hand_is_waited_for(peer: AgentPeer) -> None:
         assert (command["state"], command["step"], command["ranks_applied"]) == ("applied", 301, [0])
         assert (command["action"], command["args"]) == ("scale_lr", {"factor": 0.5, "ramp": 10})
         assert command["why"] == "a try"
-        assert "✓ applied  2 restart at step 301 on rank 0" in optwatch("command", "digits", "restart").stdout
+        assert (
+            "✓ applied  2 restart: applied on 1 of 1 ranks at step 301"
+            in optwatch("command", "digits", "restart").stdout
+        )
         undone = ask("undo", "digits", "1")
         assert (undone["undo_of"], undone["state"]) == ("1", "applied")
     listed = ask("commands", "digits")

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from optwatch.daemon.commands import (
     ATTEMPTS,
     EXPIRY,
+    FIRST_MARGIN,
     LR_FLOOR,
     MAX_FACTOR,
+    PATIENCE,
     Book,
     CommandError,
     Entry,
@@ -65,7 +67,7 @@ def report(book: Book, prepare: Prepare, state: str, rank: int = 0, **more: obje
 
 def go(book: Book, ranks: int, now: float = 0.0, step_time: float = 0.1) -> list[Prepare]:
     sent = Sent()
-    book.work([peer(rank) for rank in range(ranks)], ranks, step_time, now, sent)
+    book.work([peer(rank) for rank in range(ranks)], ranks, (step_time,), now, sent)
     return sent.prepares
 
 
@@ -146,7 +148,7 @@ def test_what_lies_with_a_lone_agent_does_not_expire_but_ends_with_its_process()
     (prepare,) = go(book, 1)
     go(book, 1, now=EXPIRY * 10)
     assert entry.command.state == "sent"
-    book.work([peer(session="another")], 1, 0.1, EXPIRY * 11, Sent())
+    book.work([peer(session="another")], 1, (0.1,), EXPIRY * 11, Sent())
     assert entry.command.state == "expired"
     assert "ended before" in entry.command.reason
     report(book, prepare, "applied")  # it had applied it after all, and that is what counts
@@ -165,15 +167,15 @@ def test_what_lies_with_a_lone_agent_does_not_expire_but_ends_with_its_process()
     ],
 )
 def test_what_stands_in_the_way_is_named_and_nothing_is_sent(peers: list[Peer], words: str) -> None:
-    assert words in obstacle(peers, 2, 0.1)
+    assert words in obstacle(peers, 2, (0.1,))
     book, sent = Book("r"), Sent()
     ask(book, "restart")
-    book.work(peers, 2, 0.1, 0.0, sent)
+    book.work(peers, 2, (0.1,), 0.0, sent)
     assert sent.prepares == []
 
 
 def test_what_is_known_of_a_rank_may_be_old() -> None:
-    assert obstacle([peer(0), peer(1, steps=(92,), age=1.0)], 2, 0.1) == ""
+    assert obstacle([peer(0), peer(1, steps=(92,), age=1.0)], 2, (0.1,)) == ""
 
 
 factors = st.floats(0.2, 4.0)
@@ -247,3 +249,129 @@ def test_a_book_goes_on_from_what_the_store_kept() -> None:
     assert [p.vote for p in sent.prepares] == [open_vote.vote]
     report(again, open_vote, "applied")
     assert [c.state for c in again.commands] == ["applied"] * 3
+
+
+def test_what_stands_in_the_way_is_shown_and_after_a_while_the_command_is_refused() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    apart = [peer(0), peer(1, steps=(102,))]
+    book.work(apart, 2, (0.1,), 0.0, Sent())
+    assert (entry.command.state, entry.command.reason) == ("sent", "the ranks are more than one step apart")
+    book.work(apart, 2, (0.1,), PATIENCE + 0.1, Sent())
+    assert (entry.command.state, entry.command.reason) == (
+        "refused",
+        "the ranks are more than one step apart",
+    )
+
+
+def test_what_stood_in_the_way_is_forgotten_once_it_is_proposed() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    book.work([peer(0)], 2, (0.1,), 0.0, Sent())
+    assert entry.command.reason == "1 of 2 ranks are connected"
+    go(book, 2, now=PATIENCE - 1)
+    assert (entry.command.due, entry.command.world_size, entry.command.reason) == (103, 2, "")
+
+
+def test_ranks_of_two_incarnations_are_not_asked_together() -> None:
+    assert obstacle([peer(0, incarnation=1), peer(1)], 2, (0.1,)) == "1 of 2 ranks are connected"
+
+
+def test_a_new_process_is_not_sent_the_vote_of_its_predecessor() -> None:
+    book = Book("r")
+    ask(book, "restart")
+    (first, _) = go(book, 2)
+    sent = Sent()
+    book.resend(peer(0, session="new"), 1.0, sent)
+    assert sent.prepares == []
+    book.resend(peer(0), 1.0, sent)
+    assert sent.prepares == [first]
+
+
+def test_what_is_sent_again_keeps_its_place_among_the_others() -> None:
+    book, sent = Book("r"), Sent()
+    for _ in range(3):
+        ask(book, factor=0.9)
+    prepares = go(book, 2)
+    book.resend(peer(1), 1.0, sent)
+    assert [p.order for p in sent.prepares] == [p.order for p in prepares if p.session == "s1"] == [1, 2, 3]
+
+
+def test_the_order_goes_on_after_a_restart_of_the_daemon() -> None:
+    book = Book("r")
+    ask(book, factor=0.5)
+    for _ in range(3):
+        for rank, prepare in enumerate(go(book, 2)):
+            report(book, prepare, "aborted", rank)
+    (last, _) = go(book, 2)
+    again = Book("r", list(book.entries.values()))
+    ask(again, factor=0.5)
+    assert go(again, 2)[0].order > last.order
+
+
+def test_a_rank_that_says_nothing_is_asked_again() -> None:
+    book = Book("r")
+    ask(book, "restart")
+    prepares = go(book, 2)
+    report(book, prepares[0], "pending", 0)
+    assert go(book, 2, now=0.5) == []
+    assert [p.session for p in go(book, 2, now=60.0)] == ["s1"]
+
+
+def test_a_command_that_lies_with_the_agents_waits_for_its_step_however_long_a_pause_is() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    for rank, prepare in enumerate(go(book, 2)):
+        report(book, prepare, "pending", rank)
+    go(book, 2, now=100 * EXPIRY)
+    assert entry.command.state == "scheduled"
+
+
+def test_a_command_ends_with_the_rank_that_it_waits_for() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    for rank, prepare in enumerate(go(book, 2)):
+        report(book, prepare, "pending", rank)
+    for now in (20.0, 20.0 + EXPIRY / 2, 21.0 + EXPIRY):
+        book.work([peer(0), peer(1, fresh=False)], 2, (0.1,), now, Sent())
+    assert (entry.command.state, entry.command.reason) == ("expired", "1 of 2 ranks are connected")
+    report(book, msgspec.structs.replace(prepare, vote=entry.vote), "aborted", 0)
+    assert entry.command.state == "expired", "a failed vote does not wake what is over"
+
+
+def test_a_command_ends_when_the_job_goes_on_with_fewer_ranks() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    go(book, 2)
+    book.work([peer(0)], 1, (0.1,), 1.0, Sent())
+    assert entry.command.state == "expired"
+    assert entry.command.reason == "the process of rank 1 ended before it applied it"
+
+
+def test_each_optimizer_gets_its_margin_in_its_own_steps() -> None:
+    book, sent = Book("r"), Sent()
+    ask(book, factor=0.5)
+    peers = [peer(rank, steps=(100, 20), digests=("d", "g")) for rank in range(2)]
+    book.work(peers, 2, (0.01, 0.05), 0.0, sent)
+    assert {p.steps for p in sent.prepares} == {(130, 26)}
+
+
+def test_the_margin_follows_what_votes_take_both_ways() -> None:
+    book = Book("r")
+    assert book.margin == FIRST_MARGIN
+    for seconds in (1.0, *[0.1] * 99):
+        entry = ask(book, "restart", now=0.0)
+        prepare = go(book, 2)[0]
+        book.report(
+            0,
+            Report(session="s", seq=1, command=entry.command.id, vote=prepare.vote, state="pending"),
+            seconds,
+        )
+    assert book.margin == FIRST_MARGIN, "one in a hundred may be slower"
+    for _ in range(2):
+        entry = ask(book, "restart", now=0.0)
+        prepare = go(book, 2)[0]
+        book.report(
+            0, Report(session="s", seq=1, command=entry.command.id, vote=prepare.vote, state="pending"), 1.0
+        )
+    assert book.margin == 2.0
