@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from optwatch.daemon.attempts import incarnation_of
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.sessions import Session
@@ -162,6 +163,7 @@ class Ingest:
         if session.user != user or session.hello.run != hello.run or session.hello.rank != hello.rank:
             self.counts["a session of somebody else"] += 1
             return
+        hello = msgspec.structs.replace(hello, incarnation=session.hello.incarnation)
         session.hello, session.identity, session.heard = hello, identity, now
         session.control = hello.control
         session.left = False
@@ -175,10 +177,27 @@ class Ingest:
 
     def _restore(self, hello: Hello, user: str) -> Session:
         row = self._store.reader.execute(
-            "SELECT acked, run FROM session WHERE session = ?", (hello.session,)
+            "SELECT acked, hello FROM session WHERE session = ? AND run = ?", (hello.session, hello.run)
         ).fetchone()
-        acked = row[0] if row and row[1] == hello.run else 0
+        if row is not None:
+            acked, incarnation = row[0], msgspec.msgpack.decode(row[1], type=Hello).incarnation
+        else:
+            acked, incarnation = 0, self._incarnation(hello)
+        hello = msgspec.structs.replace(hello, incarnation=incarnation)
         return Session(hello=hello, user=user, received=acked, acked=acked)
+
+    def _incarnation(self, hello: Hello) -> int:
+        """The incarnation of a process that is heard of for the first time."""
+        run = self._runs.by_id.get(hello.run)
+        if run is None:
+            return hello.incarnation
+        if (rank := run.ranks.get(hello.rank)) is not None:
+            return incarnation_of(hello, run.head, rank.session.hello)
+        rows = self._store.reader.execute(
+            "SELECT hello FROM session WHERE run = ? AND rank = ?", (hello.run, hello.rank)
+        )
+        known = [msgspec.msgpack.decode(data, type=Hello) for (data,) in rows]
+        return incarnation_of(hello, run.head, max(known, key=lambda each: each.started, default=None))
 
     def _schema(self, session: Session, schema: Schema) -> None:
         check_schema(schema)

@@ -160,7 +160,7 @@ class Run:
         hello = session.hello
         lane = self.lane(schema.optimizer)
         if hello.incarnation > lane.incarnation:
-            if len(blocks.step) and blocks.step[0] <= lane.merger.step:
+            if len(blocks.step) and blocks.step[0] <= lane.merger.furthest:
                 lane.rewind(int(blocks.step[0]))
                 if schema.optimizer == 0:
                     self.diagnosis.repeat(int(blocks.step[0]))

@@ -55,10 +55,18 @@ class Merger:
         """Take per-tensor statistics of whole tensors, in order of step, before their steps are taken."""
         self._samples.append(samples)
 
+    @property
+    def furthest(self) -> int:
+        """The last step that any rank has sent."""
+        return max(self.step, *self._reached.values(), 0)
+
     def rewind(self, step: int) -> None:
-        """Begin again behind `step`: a new incarnation repeats what follows. What is pending goes."""
-        self.step = step
-        self._pending.clear()
+        """Begin again behind `step`: a new incarnation repeats what follows. What is pending of that goes."""
+        self.step = min(step, self.step) if self._pending else step
+        for rank, arrivals in list(self._pending.items()):
+            kept = [_Arrival(a.at, select(a.points, a.points.step <= step)) for a in arrivals]
+            self._pending[rank] = [arrival for arrival in kept if len(arrival.points)]
+        self._pending = {rank: arrivals for rank, arrivals in self._pending.items() if arrivals}
         self._samples.clear()
         self._reached.clear()
 
