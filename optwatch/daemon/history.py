@@ -125,12 +125,12 @@ class History:
                     there[chunk.rank] = Record(number, schema, stats[row], counts[row])
         return assemble([found[step] for step in sorted(found)[-limit:]]) if limit else []
 
-    def coverage(self, run: str, optimizer: int) -> dict[int, Coverage]:
-        """For each rank the steps whose scalars are in the store."""
-        out: dict[int, Coverage] = {}
+    def coverage(self, run: str, optimizer: int) -> dict[tuple[int, int], Coverage]:
+        """For each (incarnation, rank) the steps whose scalars are in the store."""
+        out: dict[tuple[int, int], Coverage] = {}
         with self._one_state():
             for chunk in self._chunks(run, optimizer, "s", None, None, None):
-                covered = out.setdefault(chunk.rank, Coverage())
+                covered = out.setdefault((chunk.incarnation, chunk.rank), Coverage())
                 if chunk.rows == chunk.last - chunk.first + 1:
                     covered.add_range(chunk.first, chunk.last)
                 else:

@@ -29,8 +29,8 @@ class Lane:
         self.merger = Merger()
         self.assembly = Assembly()
         self.timeline = Timeline()
-        self.coverage: dict[int, Coverage] = {}
-        """For each rank the steps whose scalars were taken."""
+        self.coverage: dict[tuple[int, int], Coverage] = {}
+        """For each (incarnation, rank) the steps whose scalars were taken."""
         self.records: deque[Record] = deque()
         self.incarnation = 0
         """The newest incarnation that sent to it."""
@@ -39,9 +39,11 @@ class Lane:
     def load(self, history: History, run: str, optimizer: int) -> None:
         """Read the series from the store: merged as far as all ranks have sent, the rest as pending."""
         self.coverage = history.coverage(run, optimizer)
-        last = max((coverage.last for coverage in self.coverage.values()), default=0)
-        current = [rank for rank, coverage in self.coverage.items() if coverage.last > last - NEAR]
-        complete = min((self.coverage[rank].last for rank in current), default=0)
+        newest = max((incarnation for incarnation, _ in self.coverage), default=0)
+        reached = {rank: coverage.last for (i, rank), coverage in self.coverage.items() if i == newest}
+        last = max(reached.values(), default=0)
+        current = [rank for rank, step in reached.items() if step > last - NEAR]
+        complete = min((reached[rank] for rank in current), default=0)
         for points in history.points(run, optimizer, last=complete):
             self.timeline.append(points)
         self.merger.rewind(complete)
@@ -55,25 +57,28 @@ class Lane:
         """The last step of the merged series."""
         return self.timeline.last_step
 
-    def cover(self, rank: int, points: Points) -> None:
-        self.coverage.setdefault(rank, Coverage()).add(points.step)
+    def cover(self, incarnation: int, rank: int, points: Points) -> None:
+        self.coverage.setdefault((incarnation, rank), Coverage()).add(points.step)
 
     def recorded(self) -> int:
         """Steps that at least one rank's scalars are recorded for."""
         if len(self.coverage) == 1:
             return next(iter(self.coverage.values())).count
+        return self._union().count
+
+    def gaps(self) -> tuple[tuple[int, int], ...]:
+        """Step ranges that some rank has lost while it took part, or that nobody has from one to the next."""
+        missing = Coverage()
+        for coverage in (*self.coverage.values(), self._union()):
+            for first, last in coverage.gaps():
+                missing.add_range(first, last)
+        return tuple(missing.ranges())
+
+    def _union(self) -> Coverage:
         union = Coverage()
         for coverage in self.coverage.values():
             union.merge(coverage)
-        return union.count
-
-    def gaps(self) -> tuple[tuple[int, int], ...]:
-        """Step ranges that some rank has lost."""
-        union = Coverage()
-        for coverage in self.coverage.values():
-            for first, last in coverage.gaps():
-                union.add_range(first, last)
-        return tuple(union.ranges())
+        return union
 
     def take(self, live: Collection[int], now: float) -> list[Points]:
         """The points that are complete now, already in the timeline."""

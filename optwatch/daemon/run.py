@@ -169,7 +169,7 @@ class Run:
         needed = hello.incarnation == lane.incarnation and lane.assembly.needs(hello.rank, schema)
         self._store.add_batch(hello, schema, blocks, tensors=needed)
         points = scalar_points(blocks.step, blocks.wall, blocks.scalars, blocks.logged, schema)
-        lane.cover(hello.rank, points)
+        lane.cover(hello.incarnation, hello.rank, points)
         if needed:
             records = lane.sample(
                 hello.rank,
