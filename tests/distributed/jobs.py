@@ -23,7 +23,14 @@ START = 3 * GUARD
 class Job:
     """`tests/distributed/train.py` on several ranks of this machine."""
 
-    def __init__(self, directory: Path, ranks: int, *options: str, launcher: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        ranks: int,
+        *options: str,
+        launcher: tuple[str, ...] = (),
+        daemon: str | None = None,
+    ) -> None:
         self.directory = directory
         self.ranks = ranks
         directory.mkdir(exist_ok=True)
@@ -35,7 +42,7 @@ class Job:
                     *(f"--nproc-per-node={ranks}", "--monitor-interval=0.1", *launcher),
                     *("-m", "tests.distributed.train", str(directory), *options),
                 ],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **({"OPTWATCH_DAEMON": daemon} if daemon else {})},
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

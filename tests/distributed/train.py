@@ -1,7 +1,8 @@
 """A training that the tests run under torchrun: small, real, and ended by a file, at one step on all ranks.
 
 It writes what every rank ends with, its step and a digest of the bits of parameters and optimizer state,
-to `DIRECTORY/rank-R.json`.
+to `DIRECTORY/rank-R.json`; with `--journal` also what was commanded of it and, now and then, that digest,
+to `DIRECTORY/journal-R`, a line each as it happens.
 """
 
 import argparse
@@ -9,16 +10,19 @@ import ctypes
 import hashlib
 import json
 import os
+import random
 import signal
 import time
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 
 import optwatch
 from optwatch_agent.attach import innermost
+from optwatch_agent.control import Outcome
 from optwatch_agent.shards import is_sharded, shard_key
 from optwatch_agent.tensors import local
 from tests.distributed.layouts import LAYOUTS, WIDTH, batch
@@ -43,6 +47,12 @@ def main() -> None:
     options.add_argument(
         "--flip", type=int, help="the rank of which a bit is flipped once DIRECTORY/flip is there"
     )
+    options.add_argument("--budget", type=float, default=1.0)
+    options.add_argument("--period", type=int, default=2, help="the second optimizer steps this seldom")
+    options.add_argument("--groups", type=int, default=1, help="param_groups of each optimizer")
+    options.add_argument("--jitter", type=int, metavar="SEED", help="steps of random length, random data")
+    options.add_argument("--protocol", default="vote", help="which way to act together (see mutants)")
+    options.add_argument("--journal", type=int, metavar="STEPS", help="write the bits this often")
     given = options.parse_args()
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a launcher that was killed
@@ -61,26 +71,35 @@ def main() -> None:
         parameters = list(model.parameters())
     halves = [parameters] if given.optimizers == 1 else [parameters[::2], parameters[1::2]]
     optimizers = {
-        f"o{i}": optimizer_of(given.layout, torch.optim.AdamW, half, lr=LR) for i, half in enumerate(halves)
+        f"o{i}": optimizer_of(given.layout, torch.optim.AdamW, grouped(half, given.groups), lr=LR)
+        for i, half in enumerate(halves)
     }
+    use_protocol(given.protocol)
     watch = None
     if given.attach in ("after", "before") or (given.attach == "rank0" and rank == 0):
-        watch = optwatch.attach(optimizers, model=model, name="ranks", budget=1.0)
+        watch = optwatch.attach(optimizers, model=model, name="ranks", budget=given.budget)
     if given.attach == "before":
         dist.init_process_group("gloo")
         model = torch.nn.parallel.DistributedDataParallel(plain)
     assert model is not None
+    journal = None
+    if given.journal is not None:
+        assert watch is not None
+        journal = (given.directory / f"journal-{rank}").open("w", buffering=1)
+        watch._agent.control.outcomes = Journal(journal)
+    dice = None if given.jitter is None else random.Random(given.jitter * 1_000 + rank)
 
     stop = torch.zeros(1)
     truth: dict[int, Any] = {}
     step = 0
     while step < given.steps and not stop.item():
         step += 1
-        loss = model(batch(step, given.width)).square().mean()
+        # With jitter each rank has data of its own.
+        loss = model(batch(step if dice is None else step * ranks + rank, given.width)).square().mean()
         loss.backward()
-        time.sleep(given.step_time)
+        time.sleep(given.step_time if dice is None else dice.expovariate(1 / given.step_time))
         for i, optimizer in enumerate(optimizers.values()):
-            if step % (i + 1) == 0:  # the second one steps half as often
+            if step % (i * given.period or 1) == 0:
                 optimizer.step()
                 if given.truth:
                     truth[step] = of_whole_tensors(model)
@@ -93,6 +112,8 @@ def main() -> None:
             watch = None
         stop.fill_(float((given.directory / "stop").exists()))
         dist.all_reduce(stop)
+        if journal is not None and step % given.journal == 0:
+            journal.write(f"bits {step} {bits(optimizers)}\n")
     if watch is not None and given.detach:
         began = time.monotonic()
         watch.detach()
@@ -116,6 +137,35 @@ def flip(optimizer: torch.optim.Optimizer) -> None:
     """Flip one bit of the second moment of the first parameter, as a memory that fails would."""
     state = optimizer.state[optimizer.param_groups[0]["params"][0]]
     state["exp_avg_sq"].view(-1).view(torch.int32)[3] ^= 1 << 20
+
+
+def grouped(parameters: list[torch.nn.Parameter], groups: int) -> list[Any]:
+    """Parameters in so many param_groups, each with an lr of its own."""
+    if groups == 1:
+        return parameters
+    return [{"params": parameters[i::groups], "lr": LR / (i + 1)} for i in range(groups)]
+
+
+def use_protocol(name: str) -> None:
+    """Put another protocol in the place of the agent's."""
+    from optwatch_agent import agent
+    from tests.distributed.mutants import CONTROLS
+
+    setattr(agent, "Control", CONTROLS[name])  # noqa: B010 - it is not exported
+
+
+class Journal(deque[Outcome]):
+    """What became of commands on this rank, on its way to the daemon and written down."""
+
+    def __init__(self, lines: TextIO) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def append(self, outcome: Outcome) -> None:
+        if outcome.state == "applied":
+            steps = ",".join(map(str, outcome.steps))
+            self._lines.write(f"applied {outcome.prepare.command} {steps}\n")
+        super().append(outcome)
 
 
 def of_whole_tensors(model: torch.nn.Module) -> dict[str, Any]:
