@@ -15,9 +15,11 @@ GUARD = 30
 class DaemonProcess:
     """`optwatch daemon` on a free port, with its log in a file."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, prefix: tuple[str, ...] = ()) -> None:
         self.directory = directory
         self.options = options
+        self.prefix = prefix
+        """What runs it elsewhere, such as in another network namespace."""
         self.log = directory / "daemon-test.log"
         self.address = "tcp://127.0.0.1:0"
         self.process: subprocess.Popen[bytes] | None = None
@@ -29,7 +31,10 @@ class DaemonProcess:
         before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "optwatch", "daemon", "--listen", self.address, *self.options],
+                [
+                    *(*self.prefix, sys.executable, "-m", "optwatch", "daemon"),
+                    *("--listen", self.address, *self.options),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

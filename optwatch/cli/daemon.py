@@ -8,6 +8,7 @@ from typing import get_args
 
 from optwatch.cli.connect import connected, seconds
 from optwatch.cli.errors import Wrong
+from optwatch.wire.keys import daemon_key
 from optwatch.wire.places import DEFAULT_ADDRESS
 from optwatch.wire.requests import Mode
 
@@ -94,6 +95,7 @@ def _status(as_json: bool) -> int:
                 {
                     "address": address,
                     "publish": greeting.publish,
+                    "key": daemon_key(address) or "",
                     "pid": greeting.pid,
                     "version": greeting.version,
                     "store": greeting.store,
@@ -107,6 +109,7 @@ def _status(as_json: bool) -> int:
         )
         return 0
     print(f"daemon    {address}, process {greeting.pid}, optwatch {greeting.version}")
+    print(f"key       {daemon_key(address) or 'none: it runs with --insecure'}")
     print(f"store     {greeting.store}")
     print(f"mode      {greeting.mode} for new runs; you are its {greeting.role}")
     print(f"runs      {len(runs)}, {live} of them live")

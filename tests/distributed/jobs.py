@@ -21,7 +21,7 @@ START = 3 * GUARD
 
 
 class Job:
-    """`tests/distributed/train.py` on several ranks of this machine."""
+    """A script of ours, `tests/distributed/train.py` if not told otherwise, on ranks of this machine."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Job:
         *options: str,
         launcher: tuple[str, ...] = (),
         daemon: str | None = None,
+        script: str = "train",
     ) -> None:
         self.directory = directory
         self.ranks = ranks
@@ -40,7 +41,7 @@ class Job:
                 [
                     *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
                     *(f"--nproc-per-node={ranks}", "--monitor-interval=0.1", *launcher),
-                    *("-m", "tests.distributed.train", str(directory), *options),
+                    *("-m", f"tests.distributed.{script}", str(directory), *options),
                 ],
                 env={**os.environ, "OMP_NUM_THREADS": "1", **({"OPTWATCH_DAEMON": daemon} if daemon else {})},
                 stdout=out,
@@ -64,7 +65,12 @@ class Job:
         """Let the training end by itself; what the ranks end with."""
         (self.directory / "stop").touch()
         assert self.process.wait(2 * GUARD) == 0, self.text()
-        return [json.loads((self.directory / f"rank-{r}.json").read_text()) for r in range(self.ranks)]
+        return [result for rank in range(self.ranks) if (result := self.result(rank)) is not None]
+
+    def result(self, rank: int) -> dict[str, Any] | None:
+        """What one rank ended with, None where it did not come to its end."""
+        path = self.directory / f"rank-{rank}.json"
+        return json.loads(path.read_text()) if path.exists() else None
 
 
 def until(client: Client, ask: Callable[[Client], Result | None], what: str, guard: float = GUARD) -> Result:

@@ -1,0 +1,168 @@
+"""What happens to jobs: ranks die, refuse, differ or have no store. Nothing of ours hangs or differs."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optwatch.client import Client
+from tests.daemons import GUARD, DaemonProcess
+from tests.distributed.jobs import START_GUARD, Job, armed_run, command, until
+
+HANG = 20.0
+"""Seconds after which the end of an attachment hangs: ten times what it may take."""
+
+
+def hardship(directory: Path, ranks: int, *options: str, launcher: tuple[str, ...] = ()) -> Job:
+    return Job(directory, ranks, *options, launcher=launcher, script="hardship")
+
+
+def the_run(client: Client) -> str:
+    """The id of the one run, armed or not."""
+    return until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START_GUARD)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "victim", "when"),
+    [
+        (2, 1, "before"),
+        (2, 0, "after"),
+        pytest.param(2, 0, "before", marks=pytest.mark.slow),
+        pytest.param(4, 3, "after", marks=pytest.mark.slow),
+    ],
+)
+def test_survivors_let_go_when_a_rank_is_killed_at_its_vote(
+    ranks: int, victim: int, when: str, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    options = ("--die", when, "--victim", str(victim))
+    with hardship(tmp_path / "job", ranks, *options) as job, daemon.client() as client:
+        run = armed_run(client)
+        number = client.act(run, "restart", {}, "test").id
+        assert job.process.wait(2 * GUARD) != 0
+        survivors = [job.result(rank) for rank in range(ranks) if rank != victim]
+        for result in survivors:
+            assert result is not None, job.text()
+            assert result["detach"] < HANG
+            print(f"detached in {result['detach']:.2f} s")
+        assert job.result(victim) is None
+        (ended,) = [c for c in client.commands(run) if c.id == number]
+        assert ended.state not in ("applied", "judged"), ended
+
+
+def test_a_rank_that_refuses_stops_all(daemon: DaemonProcess, tmp_path: Path) -> None:
+    with hardship(tmp_path / "job", 2, "--refuse", "1") as job, daemon.client() as client:
+        run = armed_run(client)
+        done = command(client, run, "clip", {"max_norm": 1e-3})
+        assert done.state == "refused"
+        assert done.reason == "rank 1: attach allows restart, scale_lr here, not clip"
+        assert done.ranks_applied == ()
+        done = command(client, run, "scale_lr", {"factor": 0.5})
+        assert (done.state, done.ranks_applied) == ("applied", (0, 1)), done
+        results = job.end()
+        assert len({result["bits"] for result in results}) == 1
+
+
+def test_optimizers_that_differ_are_not_commanded(daemon: DaemonProcess, tmp_path: Path) -> None:
+    with hardship(tmp_path / "job", 2, "--plain") as job, daemon.client() as client:
+        run = the_run(client)
+        reason = "the optimizers of the ranks differ"
+        until(client, lambda c: c.status(run).control == reason or None, "the reason", START_GUARD)
+        done = command(client, run, "restart", {})
+        assert (done.state, done.reason, done.votes) == ("refused", reason, ())
+        job.end()
+
+
+def test_without_a_store_it_observes(daemon: DaemonProcess, tmp_path: Path) -> None:
+    with hardship(tmp_path / "job", 2, "--store", "none") as job, daemon.client() as client:
+        words = "observe only: 2 ranks have no process group to agree through"
+
+        def ask(client: Client) -> bool | None:
+            return any(words in client.status(run.run).control for run in client.runs()) or None
+
+        until(client, ask, "the reason", START_GUARD)
+        job.end()
+
+
+def test_a_file_store_decides_as_well(daemon: DaemonProcess, tmp_path: Path) -> None:
+    with hardship(tmp_path / "job", 2, "--store", "file") as job, daemon.client() as client:
+        run = armed_run(client)
+        done = command(client, run, "scale_lr", {"factor": 0.5})
+        assert (done.state, done.ranks_applied) == ("applied", (0, 1)), done
+        results = job.end()
+        assert len({result["bits"] for result in results}) == 1
+
+
+@contextmanager
+def store_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A store in a process of its own, and where it listens."""
+    script = (
+        "import sys, torch.distributed as dist;"
+        "store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False);"
+        "print(store.port, flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield process, f"127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_store_that_falls_silent_costs_control_and_two_seconds_at_most(
+    strict: bool, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    with store_process() as (store, address):
+        options = ("--store", address, *(("--strict",) if strict else ()))
+        with hardship(tmp_path / "job", 2, *options) as job, daemon.client() as client:
+            run = armed_run(client)
+            done = command(client, run, "scale_lr", {"factor": 0.5})
+            assert (done.state, done.ranks_applied) == ("applied", (0, 1)), done
+            os.kill(store.pid, signal.SIGSTOP)
+            done = command(client, run, "restart", {})
+            assert done.state == "failed"
+            assert "the job's store did not answer" in done.reason
+            if strict:
+                assert job.process.wait(2 * GUARD) != 0
+                results: list[Any] = [job.result(rank) for rank in range(2)]
+                assert any(result and "control lost" in result["lost"] for result in results), job.text()
+                return
+            assert "control lost" in client.status(run).control
+            results = job.end()
+            assert len({result["bits"] for result in results}) == 1
+            for result in results:
+                print(f"slowest step {result['slowest']:.2f} s, detached in {result['detach']:.2f} s")
+                assert result["slowest"] < HANG
+                assert result["detach"] < HANG
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+def test_the_exit_status_is_0_without_destroy_process_group(
+    times: int, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    for number in range(times):
+        with hardship(tmp_path / f"job-{number}", 2) as job, daemon.client() as client:
+            until(
+                client,
+                lambda c, n=number: (
+                    (len(c.runs()) > n and c.status(c.runs()[0].run).control == "armed") or None
+                ),
+                "an armed run",
+                START_GUARD,
+            )
+            done = command(client, client.runs()[0].run, "scale_lr", {"factor": 0.5})
+            assert done.state == "applied"
+            job.end()
+            assert "Traceback" not in job.text()

@@ -1,0 +1,211 @@
+"""One training over two hosts and a daemon on a third; links that are cut; a script that knows nothing."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optwatch.client import Client
+from optwatch.wire.places import read_connection
+from tests.daemons import GUARD, DaemonProcess
+from tests.distributed.hosts import Hosts, permitted
+from tests.distributed.jobs import START_GUARD, until
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("unchanged.py")
+EXAMPLE = ROOT / "examples" / "torchrun_two_hosts.sh"
+BIN = str(Path(sys.executable).parent)
+CUT = 12.0
+CLONE_NEWNET = 0x40000000
+HANG = 20.0
+"""Seconds after which the end of a rank hangs: ten times what it may take."""
+
+needs_hosts = pytest.mark.skipif(bool(permitted()), reason=f"no network namespaces here: {permitted()}")
+
+
+@contextmanager
+def started(*commands: list[str], log: Path, **environment: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Commands in sessions of their own, killed at the end with all that they began."""
+    path = f"{BIN}:{os.environ['PATH']}"
+    processes = []
+    try:
+        with log.open("ab") as out:
+            for each in commands:
+                processes.append(
+                    subprocess.Popen(
+                        each,
+                        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+        yield processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        print(log.read_text(errors="replace"))  # pytest shows it with a failure only
+
+
+def plain(directory: Path, ranks: int, *options: str) -> list[dict[str, Any]]:
+    """What the script ends with on its own, without optwatch."""
+    directory.mkdir()
+    torchrun = [
+        "torchrun",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        str(SCRIPT),
+        str(directory),
+        *options,
+    ]
+    with started(torchrun, log=directory / "log") as (process,):
+        assert process.wait(START_GUARD) == 0
+    return results(directory, ranks)
+
+
+def results(directory: Path, ranks: int) -> list[dict[str, Any]]:
+    return [json.loads((directory / f"plain-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def losses(client: Client, run: str, rank: int) -> list[float]:
+    """All that the daemon has of one rank's loss, in order of step."""
+    _, blocks = client.series(run, rank=rank, columns=("loss",))
+    assert (blocks.step[1:] > blocks.step[:-1]).all()
+    return [float(value) for value in blocks.values[:, 0]]
+
+
+def test_an_unchanged_script_is_watched_under_torchrun(daemon: DaemonProcess, tmp_path: Path) -> None:
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    torchrun = [
+        *("torchrun", "--standalone", "--nproc-per-node=2", "--no-python"),
+        *("optwatch", "run", "--name", "unchanged", "--", str(SCRIPT), str(watched), "--steps", "60"),
+    ]
+    with started(torchrun, log=watched / "log") as (process,), daemon.client() as client:
+        assert process.wait(START_GUARD) == 0
+        (run,) = client.runs()
+        assert (run.name, run.world_size) == ("unchanged", 2)
+        until(client, lambda c: c.status(run.run).steps_recorded == 60 or None, "60 steps")
+        for rank, result in enumerate(results(watched, 2)):
+            assert losses(client, run.run, rank) == result["losses"]
+
+
+@contextmanager
+def within(hosts: Hosts, host: int) -> Iterator[None]:
+    """This thread on a host: what it connects to from now on it reaches through that host's link."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as here, open(f"/var/run/netns/{hosts.name(host)}") as there:
+        assert libc.setns(there.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        try:
+            yield
+        finally:
+            libc.setns(here.fileno(), CLONE_NEWNET)
+
+
+@contextmanager
+def training(
+    hosts: Hosts, directory: Path, *options: str
+) -> Iterator[tuple[Client, list[subprocess.Popen[bytes]]]]:
+    """The example on two hosts, and a daemon on a third one, where its client is too."""
+    directory.mkdir()
+    daemon = DaemonProcess(directory / "daemon", prefix=tuple(hosts.on(2, [])))
+    daemon.address = f"tcp://{hosts.address(2)}:47017"
+    daemon.start()
+    connection = read_connection()
+    assert connection is not None
+    script = [str(SCRIPT), str(directory), *options]
+    nodes = [hosts.on(node, ["env", f"NODE_RANK={node}", "sh", str(EXAMPLE), *script]) for node in (0, 1)]
+    environment = {
+        "MASTER_ADDR": hosts.address(0),
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "OPTWATCH_DAEMON": daemon.address,
+        "OPTWATCH_DAEMON_KEY": connection.key,
+    }
+    try:
+        with (
+            started(*nodes, log=directory / "log", **environment) as processes,
+            within(hosts, 2),
+            daemon.client() as client,
+        ):
+            yield client, processes
+    finally:
+        print(daemon.text())
+        daemon.kill()
+
+
+@needs_hosts
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_link_to_the_daemon_that_is_cut_loses_nothing_and_changes_nothing(
+    home: Path, tmp_path: Path
+) -> None:
+    steps = 3_000
+    options = ("--steps", str(steps), "--step-time", "0.01")
+    alone = plain(tmp_path / "alone", 2, "--steps", str(steps))
+    directory = tmp_path / "job"
+    with Hosts(3) as hosts, training(hosts, directory, *options) as (client, nodes):
+        run = until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START_GUARD)
+        until(client, lambda c: c.status(run).control == "armed" or None, "an armed run", START_GUARD)
+        before = client.status(run).step
+        hosts.cut(2)
+        time.sleep(CUT)
+        stood = client.status(run).step
+        hosts.heal(2)
+        assert stood < steps, "the training ended before the link was back"
+        for node in nodes:
+            assert node.wait(200) == 0
+        until(client, lambda c: c.status(run).steps_recorded == steps or None, "all steps", 2 * GUARD)
+        assert client.status(run).gaps == ()
+        for rank, result in enumerate(results(directory, 2)):
+            assert losses(client, run, rank) == result["losses"]
+            print(f"rank {rank}: slowest step {1_000 * result['slowest']:.1f} ms, cut at step {before}")
+            assert result["slowest"] < CUT / 2, "a step waited for the link"
+    watched = results(directory, 2)
+    assert [result["bits"] for result in watched] == [result["bits"] for result in alone]
+    assert [result["losses"] for result in watched] == [result["losses"] for result in alone]
+
+
+@needs_hosts
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_when_the_hosts_lose_each_other_optwatch_lets_the_job_end(home: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "job"
+    options = ("--steps", "1000000", "--step-time", "0.01", "--patience", "5")
+    with Hosts(3) as hosts, training(hosts, directory, *options) as (client, nodes):
+        run = until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START_GUARD)
+        until(client, lambda c: c.status(run).control == "armed" or None, "an armed run", START_GUARD)
+        client.act(run, "restart", {}, "under way at the cut")
+        hosts.cut(1)
+        lost = [directory / f"lost-{rank}.json" for rank in (0, 1)]
+        ended: dict[int, float] = {}
+        guard = time.monotonic() + 2 * GUARD
+        while len(ended) < 2 and time.monotonic() < guard:
+            for rank, path in enumerate(lost):
+                if rank not in ended and path.exists() and (text := path.read_text()):
+                    when = json.loads(text)
+                    if not alive(when["pid"]):
+                        ended[rank] = time.time() - when["time"]
+            time.sleep(0.01)
+        print(f"gone after {ended} s")
+        assert set(ended) == {0, 1}
+        assert max(ended.values()) < HANG
+        assert all(node.wait(2 * GUARD) != 0 for node in nodes)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
