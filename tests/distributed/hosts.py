@@ -19,7 +19,7 @@ def permitted() -> str:
     try:
         made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
         if made.returncode == 0:
-            linked = ip(probe, "link", "add", "a", "type", "veth", "peer", "name", "b", check=False)
+            linked = ip(probe, "link", "add", "one", "type", "veth", "peer", "name", "two", check=False)
             subprocess.run(["ip", "netns", "del", probe], capture_output=True)
             return linked
     except FileNotFoundError:

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +72,32 @@ class Job:
         """What one rank ended with, None where it did not come to its end."""
         path = self.directory / f"rank-{rank}.json"
         return json.loads(path.read_text()) if path.exists() else None
+
+
+@contextmanager
+def started(*commands: list[str], log: Path, **environment: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Commands in sessions of their own, killed at the end with all that they began."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    processes = []
+    try:
+        with log.open("ab") as out:
+            for each in commands:
+                processes.append(
+                    subprocess.Popen(
+                        each,
+                        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+        yield processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        print(log.read_text(errors="replace"))  # pytest shows it with a failure only
 
 
 def until(client: Client, ask: Callable[[Client], Result | None], what: str, guard: float = GUARD) -> Result:

@@ -139,7 +139,7 @@ def test_a_store_that_falls_silent_costs_control_and_two_seconds_at_most(
                 results: list[Any] = [job.result(rank) for rank in range(2)]
                 assert any(result and "control lost" in result["lost"] for result in results), job.text()
                 return
-            assert "control lost" in client.status(run).control
+            until(client, lambda c: "control lost" in c.status(run).control or None, "the loss of control")
             results = job.end()
             assert len({result["bits"] for result in results}) == 1
             for result in results:

@@ -3,9 +3,7 @@
 import ctypes
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,44 +16,17 @@ from optwatch.client import Client
 from optwatch.wire.places import read_connection
 from tests.daemons import GUARD, DaemonProcess
 from tests.distributed.hosts import Hosts, permitted
-from tests.distributed.jobs import START_GUARD, until
+from tests.distributed.jobs import START_GUARD, started, until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("unchanged.py")
 EXAMPLE = ROOT / "examples" / "torchrun_two_hosts.sh"
-BIN = str(Path(sys.executable).parent)
 CUT = 12.0
 CLONE_NEWNET = 0x40000000
 HANG = 20.0
 """Seconds after which the end of a rank hangs: ten times what it may take."""
 
 needs_hosts = pytest.mark.skipif(bool(permitted()), reason=f"no network namespaces here: {permitted()}")
-
-
-@contextmanager
-def started(*commands: list[str], log: Path, **environment: str) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Commands in sessions of their own, killed at the end with all that they began."""
-    path = f"{BIN}:{os.environ['PATH']}"
-    processes = []
-    try:
-        with log.open("ab") as out:
-            for each in commands:
-                processes.append(
-                    subprocess.Popen(
-                        each,
-                        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
-                        stdout=out,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
-        yield processes
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        print(log.read_text(errors="replace"))  # pytest shows it with a failure only
 
 
 def plain(directory: Path, ranks: int, *options: str) -> list[dict[str, Any]]:

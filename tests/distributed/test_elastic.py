@@ -1,0 +1,121 @@
+"""Jobs that torchrun starts again: one run, its steps once each, and commands as before."""
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from optwatch.client import Client
+from tests.daemons import GUARD, DaemonProcess
+from tests.distributed.jobs import START_GUARD, Job, armed_run, command, started, until
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def steps_of(client: Client, run: str, rank: int | None) -> list[int]:
+    """The steps of one rank, or of the merged series, as they are recorded."""
+    _, blocks = client.series(run, rank=rank, columns=("loss",))
+    return [int(step) for step in blocks.step]
+
+
+def armed_with(client: Client, run: str, ranks: int, pids: set[int]) -> set[int]:
+    """Wait until `ranks` processes, none of them one of `pids`, can be commanded; their pids."""
+
+    def ask(client: Client) -> set[int] | None:
+        status = client.status(run)
+        now = {rank.pid for rank in status.ranks}
+        ready = status.control == "armed" and status.world_size == len(now) == ranks
+        return now if ready and not now & pids else None
+
+    return until(client, ask, f"{ranks} new ranks", 2 * START_GUARD)
+
+
+@pytest.mark.timeout(400)
+def test_a_job_that_is_started_again_goes_on_as_the_same_run(daemon: DaemonProcess, tmp_path: Path) -> None:
+    launcher, options = ("--max-restarts=1",), ("--checkpoint", "50")
+    job = Job(tmp_path / "job", 2, *options, launcher=launcher, script="hardship")
+    with job, daemon.client() as client:
+        run = armed_run(client)
+        pids = {rank.rank: rank.pid for rank in client.status(run).ranks}
+        done = command(client, run, "scale_lr", {"factor": 0.5})
+        assert (done.state, done.ranks_applied) == ("applied", (0, 1)), done
+        number = client.act(run, "restart", {}, "under way").id
+        os.kill(pids[1], signal.SIGKILL)
+        armed_with(client, run, 2, set(pids.values()))
+        (ended,) = [c for c in client.commands(run) if c.id == number]
+        assert ended.state in ("expired", "refused"), ended
+        assert ended.reason
+        assert client.status(run).lr_scale == 1.0, "the new processes know of no scale"
+        done = command(client, run, "scale_lr", {"factor": 0.5})
+        assert (done.state, done.ranks_applied) == ("applied", (0, 1)), done
+        results = job.end()
+        (last,) = {result["step"] for result in results}
+        assert len({result["bits"] for result in results}) == 1
+        until(client, lambda c: c.status(run).steps_recorded == last or None, "all steps")
+        assert client.status(run).gaps == ()
+        for rank in (0, 1, None):
+            assert steps_of(client, run, rank) == list(range(1, last + 1))
+        assert len(client.runs()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_goes_on_as_the_same_run_with_more_and_with_fewer_ranks(
+    daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    directory = tmp_path / "job"
+    directory.mkdir()
+    node = [
+        *("torchrun", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--monitor-interval=0.1"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=elastic"),
+        "--rdzv-conf=last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=3",
+        *("-m", "tests.distributed.hardship", str(directory), "--checkpoint", "50"),
+    ]
+    with started(node, log=directory / "log") as (first,), daemon.client() as client:
+        run = armed_run(client)
+        alone = armed_with(client, run, 1, set())
+        assert command(client, run, "restart", {}).ranks_applied == (0,)
+        with started(node, log=directory / "log-2") as (second,):
+            # torchrun does not count this as a restart.
+            both = armed_with(client, run, 2, alone)
+            done = command(client, run, "restart", {})
+            assert (done.state, done.ranks_applied) == ("applied", (0, 1)), done
+            grown = client.status(run).step
+            until(client, lambda c: c.status(run).step > grown + 60 or None, "60 steps more")
+            os.killpg(second.pid, signal.SIGKILL)
+            second.wait()
+        armed_with(client, run, 1, both)
+        assert command(client, run, "restart", {}).ranks_applied == (0,)
+        (directory / "stop").touch()
+        assert first.wait(2 * GUARD) == 0
+        last = json.loads((directory / "rank-0.json").read_text())["step"]
+        until(client, lambda c: c.status(run).steps_recorded == last or None, "all steps")
+        assert client.status(run).gaps == ()
+        for rank in (0, None):
+            assert steps_of(client, run, rank) == list(range(1, last + 1))
+        assert len(client.runs()) == 1
+
+
+def test_a_rank_that_dies_shows_as_down(daemon: DaemonProcess, tmp_path: Path) -> None:
+    options = ("--die", "before", "--victim", "1")
+    with Job(tmp_path / "job", 2, *options, script="hardship") as job, daemon.client() as client:
+        run = armed_run(client)
+        client.act(run, "restart", {}, "test")
+        assert job.process.wait(2 * GUARD) != 0
+
+        def ask(client: Client) -> bool | None:
+            links = {rank.rank: rank.link for rank in client.status(run).ranks}
+            return links == {0: "left", 1: "down"} or None
+
+        began = time.monotonic()
+        until(client, ask, "the rank that is down")
+        print(f"shown as down {time.monotonic() - began:.1f} s after the job")
+        assert client.status(run).control == "0 of 2 ranks are connected"
