@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 MAX_BACKLOG = 256 << 20
 """Bytes waiting for the disk beyond which durable messages are left with the agents."""
 NUDGE = 0.5
-"""Seconds between two requests to send again."""
+"""Seconds between two requests to send the same again."""
 FORGET = 3_600.0
 """Seconds of silence after which a session is no longer kept in memory."""
 MAX_STEP = 1 << 53
@@ -173,7 +173,7 @@ class Ingest:
         run.resend(session, now, self._prepare)
         self._store.save_session(hello, session.received, session.left)
         self._send(identity, Welcome(daemon=self._daemon, session=hello.session, acked=session.acked))
-        session.nudged = now
+        session.nudged, session.nudged_at = now, session.received
 
     def _restore(self, hello: Hello, user: str) -> Session:
         row = self._store.reader.execute(
@@ -277,9 +277,10 @@ class Ingest:
         self._taken.append((session, seq))
 
     def _nudge(self, session: Session, now: float) -> None:
-        """Ask for everything beyond what the store has, but not at every single message."""
-        if now - session.nudged >= NUDGE and self._store.backlog <= MAX_BACKLOG:
-            session.nudged = now
+        """Ask for everything beyond what the store has: once for each loss, and then now and then."""
+        again = session.nudged_at == session.received and now - session.nudged < NUDGE
+        if not again and self._store.backlog <= MAX_BACKLOG:
+            session.nudged, session.nudged_at = now, session.received
             self._send(
                 session.identity,
                 Welcome(daemon=self._daemon, session=session.hello.session, acked=session.acked),

@@ -44,6 +44,8 @@ class Session:
     """Durable messages that never came."""
     nudged: float = float("-inf")
     """When it was last asked to send again."""
+    nudged_at: int = -1
+    """What `received` was then."""
     unsettled: deque[tuple[int, int]] = field(default_factory=deque)
     """(store ticket, seq): acknowledged once the ticket is committed."""
 

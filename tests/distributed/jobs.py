@@ -54,9 +54,7 @@ class Job:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        end(self.process)
         print(self.text())  # pytest shows it with a failure only
 
     def text(self) -> str:
@@ -72,6 +70,17 @@ class Job:
         """What one rank ended with, None where it did not come to its end."""
         path = self.directory / f"rank-{rank}.json"
         return json.loads(path.read_text()) if path.exists() else None
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a launcher, by SIGTERM first, so that it ends its ranks: they are in sessions of their own."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(GUARD)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @contextmanager
@@ -94,9 +103,7 @@ def started(*commands: list[str], log: Path, **environment: str) -> Iterator[lis
         yield processes
     finally:
         for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end(process)
         print(log.read_text(errors="replace"))  # pytest shows it with a failure only
 
 

@@ -23,9 +23,11 @@ from typing import Any
 from optwatch.client import Client, Refusal
 from optwatch.wire.actions import OPEN_STATES, Command
 from tests.daemons import DaemonProcess
-from tests.distributed.jobs import Job, armed_run
+from tests.distributed.jobs import Job, armed_run, until
 from tests.distributed.link import BadLink, Weather
 
+SETTLED = 120.0
+"""Seconds after which the daemon should know all that the ranks had to say."""
 CHECK_EVERY = 100
 """Steps between two digests of all bits."""
 
@@ -132,7 +134,9 @@ def run(storm: Storm, directory: Path, tell: Callable[[str], None] = lambda text
                     tell(f"{given}/{storm.commands} commands {states}, {kills} kills, {told - began:.0f} s")
             client.close()
             results = job.end()
-        with daemon.client() as client:
+        steps = results[0]["step"]
+        with daemon.client() as client:  # what is behind comes with the queues that the ranks left
+            until(client, lambda c: c.status(run_id).steps_recorded == steps or None, "all steps", SETTLED)
             commands = client.commands(run_id)
     finally:
         link.close()

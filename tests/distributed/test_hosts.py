@@ -41,7 +41,7 @@ def plain(directory: Path, ranks: int, *options: str) -> list[dict[str, Any]]:
         *options,
     ]
     with started(torchrun, log=directory / "log") as (process,):
-        assert process.wait(START_GUARD) == 0
+        assert process.wait(3 * START_GUARD) == 0
     return results(directory, ranks)
 
 
@@ -117,12 +117,12 @@ def training(
 
 @needs_hosts
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_a_link_to_the_daemon_that_is_cut_loses_nothing_and_changes_nothing(
     home: Path, tmp_path: Path
 ) -> None:
-    steps = 3_000
-    options = ("--steps", str(steps), "--step-time", "0.01")
+    steps = 1_200
+    options = ("--steps", str(steps), "--step-time", "0.02")
     alone = plain(tmp_path / "alone", 2, "--steps", str(steps))
     directory = tmp_path / "job"
     with Hosts(3) as hosts, training(hosts, directory, *options) as (client, nodes):
@@ -149,7 +149,7 @@ def test_a_link_to_the_daemon_that_is_cut_loses_nothing_and_changes_nothing(
 
 @needs_hosts
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 def test_when_the_hosts_lose_each_other_optwatch_lets_the_job_end(home: Path, tmp_path: Path) -> None:
     directory = tmp_path / "job"
     options = ("--steps", "1000000", "--step-time", "0.01", "--patience", "5")
