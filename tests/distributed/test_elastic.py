@@ -11,7 +11,7 @@ import pytest
 
 from optwatch.client import Client
 from tests.daemons import GUARD, DaemonProcess
-from tests.distributed.jobs import START_GUARD, Job, armed_run, command, started, until
+from tests.distributed.jobs import START, Job, armed_run, command, started, until
 
 
 def free_port() -> int:
@@ -35,7 +35,7 @@ def armed_with(client: Client, run: str, ranks: int, pids: set[int]) -> set[int]
         ready = status.control == "armed" and status.world_size == len(now) == ranks
         return now if ready and not now & pids else None
 
-    return until(client, ask, f"{ranks} new ranks", 2 * START_GUARD)
+    return until(client, ask, f"{ranks} new ranks", 2 * START)
 
 
 @pytest.mark.timeout(400)

@@ -13,7 +13,7 @@ import pytest
 
 from optwatch.client import Client
 from tests.daemons import GUARD, DaemonProcess
-from tests.distributed.jobs import START_GUARD, Job, armed_run, command, until
+from tests.distributed.jobs import START, Job, armed_run, command, until
 
 HANG = 20.0
 """Seconds after which the end of an attachment hangs: ten times what it may take."""
@@ -25,7 +25,7 @@ def hardship(directory: Path, ranks: int, *options: str, launcher: tuple[str, ..
 
 def the_run(client: Client) -> str:
     """The id of the one run, armed or not."""
-    return until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START_GUARD)
+    return until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_optimizers_that_differ_are_not_commanded(daemon: DaemonProcess, tmp_pat
     with hardship(tmp_path / "job", 2, "--plain") as job, daemon.client() as client:
         run = the_run(client)
         reason = "the optimizers of the ranks differ"
-        until(client, lambda c: c.status(run).control == reason or None, "the reason", START_GUARD)
+        until(client, lambda c: c.status(run).control == reason or None, "the reason", START)
         done = command(client, run, "restart", {})
         assert (done.state, done.reason, done.votes) == ("refused", reason, ())
         job.end()
@@ -85,7 +85,7 @@ def test_without_a_store_it_observes(daemon: DaemonProcess, tmp_path: Path) -> N
         def ask(client: Client) -> bool | None:
             return any(words in client.status(run.run).control for run in client.runs()) or None
 
-        until(client, ask, "the reason", START_GUARD)
+        until(client, ask, "the reason", START)
         job.end()
 
 
@@ -160,7 +160,7 @@ def test_the_exit_status_is_0_without_destroy_process_group(
                     (len(c.runs()) > n and c.status(c.runs()[0].run).control == "armed") or None
                 ),
                 "an armed run",
-                START_GUARD,
+                START,
             )
             done = command(client, client.runs()[0].run, "scale_lr", {"factor": 0.5})
             assert done.state == "applied"

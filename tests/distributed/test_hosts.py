@@ -16,7 +16,7 @@ from optwatch.client import Client
 from optwatch.wire.places import read_connection
 from tests.daemons import GUARD, DaemonProcess
 from tests.distributed.hosts import Hosts, permitted
-from tests.distributed.jobs import START_GUARD, started, until
+from tests.distributed.jobs import START, started, until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("unchanged.py")
@@ -41,7 +41,7 @@ def plain(directory: Path, ranks: int, *options: str) -> list[dict[str, Any]]:
         *options,
     ]
     with started(torchrun, log=directory / "log") as (process,):
-        assert process.wait(3 * START_GUARD) == 0
+        assert process.wait(3 * START) == 0
     return results(directory, ranks)
 
 
@@ -64,7 +64,7 @@ def test_an_unchanged_script_is_watched_under_torchrun(daemon: DaemonProcess, tm
         *("optwatch", "run", "--name", "unchanged", "--", str(SCRIPT), str(watched), "--steps", "60"),
     ]
     with started(torchrun, log=watched / "log") as (process,), daemon.client() as client:
-        assert process.wait(START_GUARD) == 0
+        assert process.wait(START) == 0
         (run,) = client.runs()
         assert (run.name, run.world_size) == ("unchanged", 2)
         until(client, lambda c: c.status(run.run).steps_recorded == 60 or None, "60 steps")
@@ -126,8 +126,8 @@ def test_a_link_to_the_daemon_that_is_cut_loses_nothing_and_changes_nothing(
     alone = plain(tmp_path / "alone", 2, "--steps", str(steps))
     directory = tmp_path / "job"
     with Hosts(3) as hosts, training(hosts, directory, *options) as (client, nodes):
-        run = until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START_GUARD)
-        until(client, lambda c: c.status(run).control == "armed" or None, "an armed run", START_GUARD)
+        run = until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START)
+        until(client, lambda c: c.status(run).control == "armed" or None, "an armed run", START)
         before = client.status(run).step
         hosts.cut(2)
         time.sleep(CUT)
@@ -154,8 +154,8 @@ def test_when_the_hosts_lose_each_other_optwatch_lets_the_job_end(home: Path, tm
     directory = tmp_path / "job"
     options = ("--steps", "1000000", "--step-time", "0.01", "--patience", "5")
     with Hosts(3) as hosts, training(hosts, directory, *options) as (client, nodes):
-        run = until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START_GUARD)
-        until(client, lambda c: c.status(run).control == "armed" or None, "an armed run", START_GUARD)
+        run = until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START)
+        until(client, lambda c: c.status(run).control == "armed" or None, "an armed run", START)
         client.act(run, "restart", {}, "under way at the cut")
         hosts.cut(1)
         lost = [directory / f"lost-{rank}.json" for rank in (0, 1)]
