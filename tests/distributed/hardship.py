@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 import optwatch
 from optwatch_agent.arbiter import Arbiter, Ballot
 from optwatch_agent.control import ControlLost
-from tests.distributed.layouts import WIDTH, batch, whole
+from tests.distributed.layouts import batch, whole
 from tests.distributed.train import bits
 
 CAST = 0.5
@@ -74,7 +74,7 @@ def main() -> None:
             step += 1
             if step == given.crash and rank == given.victim and first_attempt:
                 os.kill(os.getpid(), signal.SIGKILL)
-            model(batch(rank, "ddp", WIDTH)).square().mean().backward()
+            model(batch(step)).square().mean().backward()
             time.sleep(given.step_time)
             began = time.monotonic()
             optimizer.step()
