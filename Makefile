@@ -24,8 +24,8 @@ test: $(VENV)/developed ## the fast test suite
 	@echo "==> the fast test suite (make test-slow: the long one; make check: with lint and types)"
 	@$(bin)/python -m pytest
 
-test-slow: $(VENV)/developed ## the long suites as well
-	@$(pip) install --group optimizers
+test-slow: $(VENV)/developed ## the long suites as well, with other optimizers and the frameworks
+	@$(pip) install --group optimizers --group integrations
 	@$(bin)/python -m pytest -m 'slow or not slow'
 
 check: $(VENV)/developed ## what CI runs: format, lint, types, import contracts, tests

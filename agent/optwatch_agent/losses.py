@@ -24,8 +24,9 @@ class LossTap:
             Patch(torch.amp.grad_scaler.GradScaler, "scale", self._wrap_scale),
         )
         self._values: list[Tensor | float] = []
-        self._divisors: list[float] = []
+        self._divisors: list[tuple[float, ...]] = []
         self._closed = True
+        self._parts = False
         self._scaled: tuple[weakref.ref[Tensor], Tensor] | None = None
 
     def install(self) -> None:
@@ -37,6 +38,13 @@ class LossTap:
             patch.remove()
         if self.patches[0].users == 0:
             self._values, self._divisors, self._scaled, self._closed = [], [], None, True
+
+    def expect_parts(self, parts: bool) -> None:
+        """Whether the losses of a step's passes are known to be parts of one, whose sum is the step's.
+
+        A framework that divides them by what they have in common, such as the tokens of all, knows.
+        """
+        self._parts = parts
 
     @property
     def is_open(self) -> bool:
@@ -55,7 +63,8 @@ class LossTap:
         if n == 1:
             return self._values[0], 1
         loss: Tensor | float = sum(self._values[1:], start=self._values[0])
-        if not all(abs(divisor / n - 1) < 1e-6 for divisor in self._divisors):
+        divided = all(any(abs(by / n - 1) < 1e-6 for by in divisors) for divisors in self._divisors)
+        if not self._parts and not divided:
             loss = loss / n
         return loss, n
 
@@ -77,7 +86,7 @@ class LossTap:
                 self._values, self._divisors, self._closed = [], [], False
             if self._scaled is not None and self._scaled[0]() is tensors:
                 tensors = self._scaled[1]
-            self._divisors.append(_divisor(tensors))
+            self._divisors.append(_divisors(tensors))
             tensors = tensors.detach()
             self._values.append(tensors.item() if tensors.device.type == "cpu" else tensors.clone())
         except Exception:  # noqa: BLE001 - never in the way of a backward pass
@@ -103,21 +112,20 @@ class LossTap:
         return watched
 
 
-def _divisor(loss: Tensor) -> float:
-    """The number that a loss was divided by in the script's last operation, else 1."""
+def _divisors(loss: Tensor) -> tuple[float, ...]:
+    """What a loss was divided by in the last operation on it, the last two, and so on."""
+    divisors: list[float] = []
     node: Any = loss.grad_fn
-    if node is None:
-        return 1.0
-    name = node.name()
-    if name not in ("DivBackward0", "MulBackward0"):
-        return 1.0
-    other = node._saved_other
-    if not isinstance(other, Tensor) or other.numel() != 1 or other.device.type != "cpu":
-        return 1.0
-    value = float(other.item())
-    if name == "MulBackward0":
-        return 1.0 / value if value else 1.0
-    return value
+    while node is not None and (name := node.name()) in ("DivBackward0", "MulBackward0"):
+        other = node._saved_other
+        if not isinstance(other, Tensor) or other.numel() != 1 or other.device.type != "cpu":
+            break
+        value = float(other.item())
+        if value == 0:
+            break
+        divisors.append((divisors or [1.0])[-1] * (value if name == "DivBackward0" else 1.0 / value))
+        node = node.next_functions[0][0]
+    return tuple(divisors)
 
 
 TAP = LossTap()

@@ -96,6 +96,7 @@ class Track:
         self._early: tuple[dict[str, Value], float] | None = None
         """Norms of gradients that the step overwrites, and the CPU seconds that they took before it."""
         self._closure_loss: float | Tensor | None = None
+        self._passes = 1
         self._clipped: tuple[float, float] | None = None
         self._acting = 0.0
         """Seconds in the pre-hook that are no cost of every step: a clip, a copy for a sample."""
@@ -206,6 +207,7 @@ class Track:
         actuators = self.actuators
         self._factor = actuators.lr_scale.enter()
         self._clipped = self._closure_loss = self._early = None
+        self._passes = 1
         self._before.cost = 0.0
         self._sampling = not self.degraded and self._wants_sample()
         if self._sampling:
@@ -247,11 +249,14 @@ class Track:
             closure = args[1]
         if closure is None:
             return None
+        accumulated = losses.TAP.is_open
 
         @functools.wraps(closure)
         def watched() -> Any:
             loss = closure()
-            if self._closure_loss is None and isinstance(loss, (Tensor, float)):
+            if self._closure_loss is None and accumulated:  # the closure ran the last of several passes
+                self._closure_loss, self._passes = losses.TAP.read()
+            elif self._closure_loss is None and isinstance(loss, (Tensor, float)):
                 self._closure_loss = loss.detach().clone() if isinstance(loss, Tensor) else loss
             self._take_gradients()
             return loss
@@ -327,7 +332,7 @@ class Track:
             return
         loss: float | Tensor | None
         if self._closure_loss is not None:
-            loss, passes = self._closure_loss, 1
+            loss, passes = self._closure_loss, self._passes
         else:
             loss, passes = losses.TAP.read()
         if loss is None:

@@ -66,9 +66,14 @@ def test_loss_lr_and_norm_of_every_step() -> None:
     assert all(time > 0 for time in rows.column("step_time")[1:])
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-def test_accumulated_losses(scaled: bool) -> None:
-    """Divided by the number of passes they are summed, else averaged: the mean loss both ways."""
+@pytest.mark.parametrize(
+    "scale", [None, lambda loss: loss / 4, lambda loss: loss / 4 / 1, lambda loss: 0.25 * loss]
+)
+def test_accumulated_losses(scale: Any) -> None:
+    """Divided by the number of passes they are summed, else averaged: the mean loss both ways.
+
+    Frameworks may divide once more, by 1.
+    """
     model = classifier().eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch, rows = watched(optimizer)
@@ -81,7 +86,7 @@ def test_accumulated_losses(scaled: bool) -> None:
             x, y = next(data)
             loss = nn.functional.cross_entropy(model(x), y)
             parts.append(loss.item())
-            (loss / 4 if scaled else loss).backward()
+            (scale(loss) if scale else loss).backward()
         means.append(sum(parts) / 4)
         optimizer.step()
     watch.detach()
