@@ -43,7 +43,7 @@ _compiled: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"re
 def _pointer_to(element: Any) -> Any:
     """A function that takes an address as a pointer."""
 
-    @intrinsic  # type: ignore[misc, unused-ignore]
+    @intrinsic  # type: ignore[misc, untyped-decorator, unused-ignore]
     def pointer(typing: Any, address: Any) -> Any:
         kind = types.CPointer(element)  # type: ignore[no-untyped-call, unused-ignore]
 
