@@ -10,16 +10,16 @@ from typing import Any
 
 import msgspec
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.limits import MAX_TEXT, PROTOCOL
-from optwatch.wire.messages import Ask, Beat, ConfigValue, Event, Hello, Prepare, Report, Schema
-from optwatch_agent import clips, identity, losses, naming
+from optwatch.wire.messages import Ask, Beat, ConfigValue, Event, Hello, Prepare, Report, Schema, Stack
+from optwatch_agent import clips, identity, losses, naming, stacks
 from optwatch_agent.compiled import COMPILER
 from optwatch_agent.control import Control
 from optwatch_agent.link import Answer, Durable, Link
 from optwatch_agent.membership import Membership
+from optwatch_agent.phases import PHASES
 from optwatch_agent.track import Track
 
 _MOST_EVENTS = 10_000
@@ -45,14 +45,16 @@ class Agent:
         budget: float,
         store: Any,
         strict: bool,
+        comm_hook: bool,
     ) -> None:
         self.closed = False
         self.membership = Membership(identity.identify(name), store)
         self.tracks: list[Track] = []
         names = naming.names_of(model)
-        declared = model is not None and any(isinstance(m, DistributedDataParallel) for m in model.modules())
+        declared = naming.is_replicated(model)
         losses.TAP.install()
         clips.TAP.patch.install()
+        PHASES.patch.install()
         try:
             for index, (label, optimizer) in enumerate(optimizers.items()):
                 self.tracks.append(
@@ -67,6 +69,7 @@ class Agent:
                         self._hurry,
                         self.membership,
                         declared,
+                        comm_hook,
                     )
                 )
         except BaseException:
@@ -74,6 +77,7 @@ class Agent:
                 track.close()
             losses.TAP.remove()
             clips.TAP.remove()
+            PHASES.patch.remove()
             raise
         if any(track.is_on_cpu for track in self.tracks):
             COMPILER.prepare()
@@ -145,6 +149,7 @@ class Agent:
             track.close()
         losses.TAP.remove()
         clips.TAP.remove()
+        PHASES.patch.remove()
 
     def abandon(self) -> None:
         """In a forked child: the socket and the thread are the parent's. Be still."""
@@ -224,11 +229,12 @@ class Agent:
 
     def beat(self) -> Beat:
         first = self.tracks[0]
+        phase, since = PHASES.now
         return Beat(
             session=self.identity.session,
             steps=tuple(track.under_way for track in self.tracks),
-            phase=first.phase,
-            phase_time=time.monotonic() - first.phase_since,
+            phase=phase,
+            phase_time=time.monotonic() - since,
             overhead=max(track.governor.overhead for track in self.tracks),
             sample_every=first.governor.sample_every,
             queued=self.link.queued,
@@ -249,6 +255,16 @@ class Agent:
         if ask.what == "sums" and 0 <= ask.optimizer < len(self.tracks):
             found = self.tracks[ask.optimizer].checks.detail(self.identity.session, ask.step)
             return None if found is None else (found[0], (found[1],))
+        if ask.what == "stack":
+            phase, since = PHASES.now
+            stack = Stack(
+                session=self.identity.session,
+                steps=tuple(track.under_way for track in self.tracks),
+                phase=phase,
+                phase_time=time.monotonic() - since,
+                frames=stacks.frames_of(PHASES.thread),
+            )
+            return stack, ()
         return None
 
 

@@ -30,6 +30,7 @@ def attach(
     budget: float = 0.01,
     store: Any = None,
     strict: bool = False,
+    comm_hook: bool = False,
 ) -> Watch:
     """Watch an optimizer, or several, from now on. Attaching anew ends the attachment before.
 
@@ -47,6 +48,9 @@ def attach(
             of the process group. The process group may also be made after this call.
         strict: raise `ControlLost` out of `optimizer.step()` where the store does not answer at the step
             of a command, so that this rank may have skipped what others applied; else it is an alarm only.
+        comm_hook: with a DistributedDataParallel model, also measure each rank's own gradients before they
+            are averaged (`local_norm`), which gives the gradient noise scale. It hooks into autograd at the
+            steps that are measured; a communication hook of yours stays as it is, and so do all results.
 
     Raises:
         TypeError, ValueError: the call is wrong; the sentence says how. Nothing else ever raises.
@@ -62,6 +66,8 @@ def attach(
         raise ValueError(f"budget is a share of the step time such as 0.01, not {budget!r}")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name has to be a string, not {type(name).__name__}")
+    if comm_hook and not naming.is_replicated(model):
+        raise ValueError("comm_hook=True needs model=, wrapped in DistributedDataParallel")
     find_daemon(daemon)  # raises a ValueError for an address that cannot be parsed
     make_way(optimizers.values())
     agent = Agent(
@@ -76,6 +82,7 @@ def attach(
         budget=float(budget),
         store=_store(store),
         strict=bool(strict),
+        comm_hook=bool(comm_hook),
     )
     return Watch(agent)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optwatch_agent.patches import Patch
+from optwatch_agent.phases import PHASES
 
 
 class LossTap:
@@ -95,7 +96,11 @@ class LossTap:
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             self._saw(tensors, grad_tensors)
-            return backward(tensors, grad_tensors, *args, **kwargs)
+            PHASES.begin_backward()
+            try:
+                return backward(tensors, grad_tensors, *args, **kwargs)
+            finally:
+                PHASES.end_backward()
 
         # Not recursive: the code under it is the user's and may be compiled.
         disable: Any = torch._dynamo.disable

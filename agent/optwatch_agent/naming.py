@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from optwatch.wire.limits import MAX_NAME, MAX_TEXT
 from optwatch.wire.messages import ConfigValue, GroupInfo, OptimizerInfo, TensorInfo
@@ -27,6 +28,11 @@ def names_of(model: nn.Module | None) -> dict[int, str]:
                 name = name.replace(part, "")
             names.setdefault(id(param), name)
     return names
+
+
+def is_replicated(model: nn.Module | None) -> bool:
+    """Whether every rank holds a replica of the model, since DistributedDataParallel wraps it."""
+    return model is not None and any(isinstance(m, DistributedDataParallel) for m in model.modules())
 
 
 def tensors_of(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> tuple[TensorInfo, ...]:

@@ -19,9 +19,11 @@ from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.governor import Governor
 from optwatch_agent.gradients import Gradients, before_clipping
 from optwatch_agent.haste import Range
+from optwatch_agent.local_norms import LocalNorms
 from optwatch_agent.loose import Loose
 from optwatch_agent.membership import Membership
 from optwatch_agent.parts import in_step, parts_of
+from optwatch_agent.phases import FORWARD, PHASES, STEP
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import roles_of
 from optwatch_agent.tensors import on_cpu, scalar
@@ -53,14 +55,13 @@ class Track:
         hurry: Callable[[], None],
         membership: Membership,
         declared: bool,
+        local_norms: bool,
     ) -> None:
         self._held = Loose(optimizer)
         self.name = name
         self.completed = _steps_so_far(optimizer) if step is None else step
         """global_step of the last completed step."""
         self.under_way = self._start = self.completed
-        self.phase = "start"
-        self.phase_since = time.monotonic()
         self.active = True
         self.degraded = ""
         """Why nothing is measured any more, "" while it is."""
@@ -83,7 +84,10 @@ class Track:
         self.governor = Governor(budget, numel, len(tensors))
         self.checks = Checks(index, optimizer, budget, declared)
         self._membership = membership
+        self._local = LocalNorms() if local_norms else None
         self._ranks = 1
+        self._own = 0.0
+        """`PHASES.own` at the end of the last step."""
         self._may_check = self._must_check = False
         self._logged: dict[str, Value] = {}
         self._skipped = 0
@@ -156,6 +160,8 @@ class Track:
         if self._depth == 0:
             for handle in self._handles:
                 handle.remove()
+        if self._local is not None:
+            self._local.disarm()
         scalers.TAP.remove(self)
         self.actuators.release()
         self.recorder.release()
@@ -197,7 +203,7 @@ class Track:
 
     def _begin(self) -> None:
         self.under_way = step = self.completed + 1
-        self._enter("step")
+        PHASES.enter(STEP)
         self._acting = 0.0
         self._must_check = False
         if self.control is not None and self.control.pending:
@@ -277,6 +283,9 @@ class Track:
         step_time = now - self._ended if self._ended is not None else None
         if step_time is not None:
             values["step_time"] = step_time
+        own, self._own = PHASES.own - self._own, PHASES.own
+        if step_time is not None and self._ranks > 1 and own > 0:
+            values["arrival"] = own
         if self._factor is not None:
             values["lr_scale"] = self._factor
         if self.actuators.max_norm is not None:
@@ -290,7 +299,7 @@ class Track:
         if wants_norm and not self.degraded:
             try:
                 with torch.no_grad():
-                    norm_cost = self._add_norm(values)
+                    norm_cost = self._add_norm(values) + self._add_local_norm(values)
                     if self._sampling:
                         sample_cost = self._add_sample(step, values)
             except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
@@ -300,9 +309,11 @@ class Track:
         if check_cost:
             ended = time.perf_counter()
         self.recorder.add(step, values)
-        self._enter("between steps")
+        PHASES.enter(FORWARD)
         fixed = self._spent + (began - now) + (time.perf_counter() - ended)
         self.governor.spent(step_time, fixed, norm_cost, sample_cost, check_cost)
+        if self._local is not None and self._ranks > 1 and not self.degraded and self._wants_norm(ahead=1):
+            self._local.arm(self._params())
         self._ended = time.perf_counter()
 
     # --- measuring ------------------------------------------------------------------------------------
@@ -384,19 +395,25 @@ class Track:
             values["update_norm"] = sample.update_norm
         return time.thread_time() - began
 
+    def _add_local_norm(self, values: dict[str, Value]) -> float:
+        """The norm of this rank's own gradients where it was measured; the CPU seconds that took."""
+        if self._local is None or (norm := self._local.take()) is None:
+            return 0.0
+        if not self.actuators.scaled:  # under a GradScaler they are multiplied by a scale that may change
+            values["local_norm"] = norm
+        return self._local.cost
+
     def _wants_sample(self) -> bool:
         meets = self._parts is None or in_step(self.governor.sample_every, self.under_way)
         return meets and not self.reduced and self.governor.wants_sample()
 
-    def _wants_norm(self) -> bool:
-        meets = self._parts is None or in_step(self.governor.norm_every, self.under_way)
+    def _wants_norm(self, ahead: int = 0) -> bool:
+        together = self._parts is not None or self._local is not None
+        meets = not together or in_step(self.governor.norm_every, self.under_way + ahead)
         return meets and self.governor.wants_norm()
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def _enter(self, phase: str) -> None:
-        self.phase, self.phase_since = phase, time.monotonic()
 
     def _failed(self, error: Exception) -> None:
         """Log once and go on with less: nothing measured, then nothing at all."""

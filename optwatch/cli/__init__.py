@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     "runs": "optwatch.cli.runs",
     "status": "optwatch.cli.status",
     "findings": "optwatch.cli.findings",
+    "stacks": "optwatch.cli.stacks",
     "commands": "optwatch.cli.commands",
     "command": "optwatch.cli.command",
     "approve": "optwatch.cli.approve",

@@ -44,6 +44,8 @@ def _print(status: RunStatus) -> None:
         "overhead": show.share(status.overhead) + " of the step time",
         "worst finding": show.severity_cell(status.worst),
     }
+    if status.noise_scale is not None:
+        facts["noise scale"] = show.number(status.noise_scale)
     for optimizer in status.optimizers:
         tensors = sum(group.tensors for group in optimizer.groups)
         numel = sum(group.numel for group in optimizer.groups)

@@ -37,6 +37,7 @@ from optwatch.wire.requests import (
     GetCommands,
     GetFindings,
     GetSeries,
+    GetStacks,
     GetStatus,
     GetTensors,
     GetView,
@@ -44,6 +45,7 @@ from optwatch.wire.requests import (
     Greeting,
     ListRuns,
     Mode,
+    RankStack,
     Refused,
     Reply,
     Request,
@@ -52,6 +54,7 @@ from optwatch.wire.requests import (
     RunStatus,
     Series,
     SetMode,
+    Stacks,
     Status,
     StopDaemon,
     Tensors,
@@ -139,6 +142,10 @@ class Client:
 
     def commands(self, run: str) -> tuple[Command, ...]:
         return self._get(GetCommands(run), Commands).commands
+
+    def stacks(self, run: str, rank: int | None = None, ask: bool = True) -> tuple[RankStack, ...]:
+        """Where training threads were, as the ranks last said; `ask` them anew, and look again soon."""
+        return self._get(GetStacks(run, rank, ask), Stacks).stacks
 
     def view(self, run: str, points: int = 2_000) -> tuple[View, SeriesBlocks, TensorBlocks]:
         """Everything a screen needs to begin."""

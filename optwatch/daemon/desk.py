@@ -16,7 +16,7 @@ from optwatch.daemon.lane import tensor_reply
 from optwatch.daemon.publish import Publisher
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
-from optwatch.daemon.status import run_info, run_status
+from optwatch.daemon.status import rank_stack, run_info, run_status
 from optwatch.daemon.store import Store
 from optwatch.series.points import Points
 from optwatch.series.timeline import Timeline, rows
@@ -34,6 +34,7 @@ from optwatch.wire.requests import (
     GetCommands,
     GetFindings,
     GetSeries,
+    GetStacks,
     GetStatus,
     GetTensors,
     GetView,
@@ -45,6 +46,7 @@ from optwatch.wire.requests import (
     Request,
     Series,
     SetMode,
+    Stacks,
     Status,
     StopDaemon,
     Undo,
@@ -91,6 +93,7 @@ class Desk:
             GetStatus: self._status,
             GetFindings: self._findings,
             GetCommands: self._commands,
+            GetStacks: self._stacks,
             GetView: self._view,
             GetSeries: self._series,
             GetTensors: self._tensors,
@@ -167,6 +170,15 @@ class Desk:
 
     def _commands(self, request: GetCommands, now: float) -> Answer:
         return Commands(self._runs.find(request.run).book.commands), ()
+
+    def _stacks(self, request: GetStacks, now: float) -> Answer:
+        run = self._runs.find(request.run)
+        ranks = sorted(run.ranks) if request.rank is None else [request.rank]
+        if unknown := [rank for rank in ranks if rank not in run.ranks]:
+            return Refused("bad_request", f"there is no rank {unknown[0]} in this run"), ()
+        if request.ask:
+            run.ask_stacks(ranks)
+        return Stacks(tuple(rank_stack(run.ranks[rank], now) for rank in ranks)), ()
 
     def _view(self, request: GetView, now: float) -> Answer:
         run = self._runs.find(request.run)

@@ -1,7 +1,8 @@
 """Hangs: which rank the others wait for.
 
 Nobody can step past the all-reduce of a step, so a rank that stands still stops them all. What tells them
-apart is that the culprit is silent, its process stopped or gone, or that it is behind all others.
+apart is that the culprit is silent, its process stopped or gone, or that it is behind all others: at a
+lower step, or in an earlier phase of the same one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 from optwatch.daemon.sessions import Rank
 from optwatch.detect.base import Signal
 
+PHASES = ("step", "data loading", "before backward", "backward", "after backward")
+"""The phases between the begin of a step and that of the next one, in their order."""
 SILENT = 5.0
 """Seconds without a message after which a rank on which others wait is named."""
 BEHIND = 30.0
-"""Seconds without a step after which a rank that is behind all others is named; it may be busy."""
+"""Seconds without progress after which a rank that is behind all others is named; it may be busy."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Hangs:
 
     def __init__(self) -> None:
         self._reached: dict[int, tuple[int, float]] = {}
+        """The step that each rank has reached, and when."""
         self._named: Signal | None = None
         self._named_at = 0.0
 
@@ -113,5 +117,11 @@ def _culprit(standings: Sequence[Standing], still: float) -> Standing | None:
     if silent:
         first = min(silent, key=lambda s: (s.step, -s.silence))
         return first if first.step <= min(s.step for s in heard) else None
-    behind, *others = sorted(standings, key=lambda s: s.step)
-    return behind if still >= BEHIND and behind.step < others[0].step else None
+    behind, *others = sorted(standings, key=_progress)
+    return behind if still >= BEHIND and _progress(behind) < _progress(others[0]) else None
+
+
+def _progress(standing: Standing) -> tuple[int, int]:
+    """How far a rank is: its step, and the phase within it. A phase that is not known comes last."""
+    known = standing.phase in PHASES
+    return standing.step, PHASES.index(standing.phase) if known else len(PHASES)

@@ -88,6 +88,11 @@ class Replicas:
         self._open: dict[str, int | None] = {}
         """Findings that are open: their key, and the rank that is off."""
 
+    @property
+    def compared(self) -> set[int]:
+        """The ranks that turned out to hold replicas."""
+        return {rank for rank, (_, agrees) in self.checked.items() if agrees is not None}
+
     def restore(self, opened: Mapping[str, Finding]) -> None:
         """Take up the findings that were open when a daemon before this one ended, by their key."""
         self._open.update({key: finding.rank for key, finding in opened.items()})

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -22,6 +22,7 @@ from optwatch.daemon.peers import Peer, obstacle, peers_of
 from optwatch.daemon.replicas import Replicas
 from optwatch.daemon.sessions import Link, Rank, Session
 from optwatch.daemon.store import Store
+from optwatch.detect.straggler import Stragglers
 from optwatch.policy.budget import ASKED_BY
 from optwatch.policy.load import DEFAULT
 from optwatch.policy.rules import Rules
@@ -56,6 +57,7 @@ class Run:
         self.hangs = Hangs()
         self.duties = Duties()
         self.replicas = Replicas()
+        self.stragglers = Stragglers()
         self.loaded = loaded
         self.fault = ""
         """Why this run is no longer followed: a fault of ours that must not end the service of others."""
@@ -69,6 +71,8 @@ class Run:
         self._checkpoint_at: float | None = None
         """Monotonic time by which a checkpoint is due."""
         self._links: dict[int, Link] = {}
+        self._asked: set[int] = set()
+        """Ranks to be asked for their stack."""
         self._store = store
 
     # --- from the store -------------------------------------------------------------------------------
@@ -98,6 +102,7 @@ class Run:
             lane.incarnation = self.head.incarnation
         self._load_diagnosis(history)
         self.replicas.restore(self.diagnosis.opened("replicas"))
+        self.stragglers.restore([finding.rank for finding in self.diagnosis.opened("stragglers").values()])
 
     def _load_diagnosis(self, history: History) -> None:
         run = self.head.run
@@ -181,6 +186,11 @@ class Run:
             if schema.optimizer == 0:
                 self.new_records.extend(records[-MAX_RECORDS:])
         lane.merger.add(hello.rank, points, now)
+        if schema.optimizer == 0 and hello.world_size > 1:
+            self.stragglers.take(hello.rank, points)
+            local, rank = points.column("local_norm"), self.ranks.get(hello.rank)
+            if rank is not None and local.logged.any():
+                rank.local_norm = float(local.values[local.logged][-1])
 
     def take_event(self, event: Event) -> None:
         """Take a mark of the user's, or something the agent noticed."""
@@ -291,6 +301,10 @@ class Run:
         self.save_head()
         self.touched = True
 
+    def ask_stacks(self, ranks: Iterable[int]) -> None:
+        """Let these ranks be asked where their training threads are."""
+        self._asked.update(ranks)
+
     def mark_by_hand(self, text: str, at: float) -> None:
         """A planned change, said by a client."""
         self._remark("mark", text, at)
@@ -341,7 +355,15 @@ class Run:
         if (stalled := self.hangs.look(self._standings(now), now)) is not None:
             self._found(self.diagnosis.observe(stalled, "hangs"))
             self._checkpoint_at = 0.0
+        for number in self._asked & self.ranks.keys():
+            session = self.ranks[number].session.hello.session
+            send(session, Ask(session=session, what="stack"))
+        self._asked.clear()
         self._compare_replicas(live, now, send)
+        # Those that hold replicas do the same work on other data, and wait for each other in each step.
+        for signal in self.stragglers.look(live & self.replicas.compared):
+            self._found(self.diagnosis.observe(signal, "stragglers"))
+            self._checkpoint_at = 0.0
         if self.book.open():
             self.book.work(self.peers(now), self.head.world_size, self._step_times(), time.time(), send)
         self._describe(now, changes)

@@ -94,3 +94,5 @@ class Rank:
 
     rank: int
     session: Session
+    local_norm: float | None = None
+    """The last norm of its own gradients."""

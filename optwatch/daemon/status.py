@@ -2,7 +2,9 @@
 
 from optwatch.daemon.run import Run
 from optwatch.daemon.sessions import Rank
-from optwatch.wire.requests import RankInfo, RunInfo, RunStatus
+from optwatch.series import noise
+from optwatch.series.timeline import Timeline
+from optwatch.wire.requests import RankInfo, RankStack, RunInfo, RunStatus
 
 
 def run_info(run: Run, now: float) -> RunInfo:
@@ -49,6 +51,34 @@ def run_status(run: Run, now: float) -> RunStatus:
         config=run.head.config,
         allow=run.head.allow,
         worst=run.worst(),
+        noise_scale=_noise_scale(timeline),
+    )
+
+
+def _noise_scale(timeline: Timeline) -> float | None:
+    if noise.TRACE not in timeline.columns:
+        return None
+    _, values, logged = timeline.window(None, None, (noise.TRACE, noise.SIGNAL), None)
+    there = logged.all(axis=1)
+    scale = noise.noise_scale(values[there, 0], values[there, 1])
+    batch = timeline.last("batch_size")
+    return None if scale is None else scale * (batch or 1.0)
+
+
+def rank_stack(rank: Rank, now: float) -> RankStack:
+    """Where a rank's training thread was, as it last said. `now`: monotonic."""
+    session, stack = rank.session, rank.session.stack
+    silence = max(now - session.heard, 0.0)
+    if stack is None:
+        return RankStack(rank=rank.rank, age=None, silence=silence)
+    return RankStack(
+        rank=rank.rank,
+        age=max(now - session.stacked, 0.0),
+        silence=silence,
+        step=stack.steps[0] if stack.steps else 0,
+        phase=stack.phase,
+        phase_time=stack.phase_time,
+        frames=stack.frames,
     )
 
 
@@ -68,6 +98,8 @@ def _rank_info(run: Run, rank: Rank, now: float) -> RankInfo:
         control=session.control,
         phase_time=beat.phase_time if beat else 0.0,
         reduced=beat.reduced if beat else False,
+        local_norm=rank.local_norm,
+        lateness=run.stragglers.lateness.get(rank.rank),
         checked_step=checked_step,
         agrees=agrees,
     )

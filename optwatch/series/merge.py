@@ -1,8 +1,9 @@
 """Merging: the numbers of several ranks become one series.
 
-Scalars: `step_time` is the slowest rank's; hyper-parameters and global norms, which replicas share, are
-the lowest rank's that has them, or added up from parts (see `norms`); everything else (losses, what the
-user logs) is the mean over the ranks that logged it. Per-tensor records come merged already (`shards`).
+Scalars: `step_time` and `arrival` are the slowest rank's; hyper-parameters and global norms, which
+replicas share, are the lowest rank's that has them, or added up from parts (see `norms`); of `local_norm`
+it is the root of the mean square (see `noise`); everything else (losses, what the user logs) is the mean
+over the ranks that logged it. Per-tensor records come merged already (`shards`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from optwatch.series import noise
 from optwatch.series.norms import Norms, parse_part
 from optwatch.series.points import Column, Points, Samples
 
@@ -17,7 +19,7 @@ WAIT = 2.0
 """Seconds that a step waits for the ranks that are alive but have not sent it."""
 
 SHARED = ("lr", "grad_norm", "grad_norm_raw", "update_norm", "param_norm", "clip", "loss_scale", "batch_size")
-SLOWEST = ("step_time",)
+SLOWEST = ("step_time", "arrival")
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,9 @@ def merge(parts: Mapping[int, Sequence[Points]], norms: Norms | None) -> Points 
         name for _, points in pieces for name in points.columns if not (split and parse_part(name))
     )
     columns = {name: _merge_column(name, pieces, rows, len(step)) for name in names}
+    if noise.LOCAL in columns:
+        told = [at[points.column(noise.LOCAL).logged] for (_, points), at in zip(pieces, rows, strict=True)]
+        columns |= noise.fold(columns, np.bincount(np.concatenate(told), minlength=len(step)), len(parts))
     if norms is not None and split:
         folded = norms.fold(
             len(step), [(points.columns, at) for (_, points), at in zip(pieces, rows, strict=True)]
@@ -156,6 +161,10 @@ def _merge_column(
             np.maximum.at(merged, at, values)
         elif name in SHARED or name.startswith(("lr/", "lr_scale")):
             merged[at[::-1]] = values[::-1]  # the last to be written is the lowest rank's
+        elif name == noise.LOCAL:
+            total = np.zeros(n)
+            np.add.at(total, at, np.square(values))
+            merged = np.sqrt(total / np.maximum(count, 1))
         else:
             total = np.zeros(n)
             np.add.at(total, at, values)

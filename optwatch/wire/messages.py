@@ -53,7 +53,9 @@ CORE_SCALARS = (
 
 `lr` is the first param_group's as scheduled. Others: `lr/1` … for further groups, `lr_scale` while one
 is in force, `grad_norm_raw` before the user's clipping, `val_loss` and whatever `watch.log` was given.
-`step_time` in seconds.
+`step_time` in seconds. With several ranks `arrival`: the seconds of a step that a rank spent outside of
+backward passes, in which ranks wait for each other: its own time; with `attach(comm_hook=True)`
+`local_norm`, of its own gradients before they are averaged.
 """
 
 

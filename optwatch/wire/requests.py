@@ -52,8 +52,8 @@ class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
     reduced: bool = False
     """Whether it leaves the statistics of tensors to a replica of the same tensors."""
     lateness: float | None = None
-    """Seconds by which it comes to its first gradient bucket after the earliest rank, the median of the
-    last steps; None where no comm hook tells."""
+    """Seconds by which it comes to the backward pass, in which ranks wait for each other, after the earliest
+    rank, the median of the last steps; None where the ranks hold no replicas."""
     local_norm: float | None = None
     """Norm of its own gradients before they are reduced, at the last step that told it."""
     checked_step: int | None = None
@@ -90,6 +90,9 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, ConfigValue]
     allow: tuple[str, ...]
     worst: str | None = None
+    noise_scale: float | None = None
+    """The gradient noise scale over the last 200 measurements, in samples where `batch_size` is logged, else
+    in batches of one rank; None where the ranks do not measure their own gradients."""
 
 
 class Marker(msgspec.Struct, frozen=True):
@@ -125,6 +128,18 @@ class GetFindings(msgspec.Struct, tag="findings", frozen=True):
 
 class GetCommands(msgspec.Struct, tag="commands", frozen=True):
     run: str
+
+
+class GetStacks(msgspec.Struct, tag="stacks", frozen=True):
+    """Where the training threads are. With `ask` the ranks are asked anew; the answers come a moment later.
+
+    A viewer may ask: what comes are files, lines and names of functions, no source text and no values.
+    """
+
+    run: str
+    rank: int | None = None
+    """None: all."""
+    ask: bool = True
 
 
 class GetView(msgspec.Struct, tag="view", frozen=True):
@@ -211,6 +226,7 @@ Request = (
     | GetStatus
     | GetFindings
     | GetCommands
+    | GetStacks
     | GetView
     | GetSeries
     | GetTensors
@@ -258,6 +274,25 @@ class Commands(msgspec.Struct, tag="commands", frozen=True):
     commands: tuple[Command, ...]
 
 
+class RankStack(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one rank's training thread was, as it last said."""
+
+    rank: int
+    age: float | None
+    """Seconds since it answered, None where it never did."""
+    silence: float
+    """Seconds since anything was heard of it."""
+    step: int = 0
+    phase: str = ""
+    phase_time: float = 0.0
+    frames: tuple[str, ...] = ()
+    """ "file:line function" each, the innermost call last."""
+
+
+class Stacks(msgspec.Struct, tag="stacks_of", frozen=True):
+    stacks: tuple[RankStack, ...]
+
+
 class Series(msgspec.Struct, tag="series", frozen=True, kw_only=True):
     """Blocks: `step <i8[n]`, `values <f8[n, columns]`, `logged |u1[n, columns]` (`frames.SeriesBlocks`).
 
@@ -301,7 +336,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     reason: str
 
 
-Reply = Greeting | Runs | Status | Findings | Commands | Series | Tensors | View | Accepted | Refused
+Reply = Greeting | Runs | Status | Findings | Commands | Stacks | Series | Tensors | View | Accepted | Refused
 
 
 class Delta(msgspec.Struct, tag="delta", frozen=True, kw_only=True):

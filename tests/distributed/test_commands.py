@@ -79,27 +79,3 @@ def test_detach_returns_when_a_rank_was_killed(daemon: DaemonProcess, tmp_path: 
         os.kill(pids[1], signal.SIGKILL)
         assert job.process.wait(GUARD) != 0
         assert not re.search("core dumped|terminate called", job.text())
-
-
-def test_a_rank_that_was_stopped_is_named_and_the_finding_ends_when_it_goes_on(
-    daemon: DaemonProcess, tmp_path: Path
-) -> None:
-    with Job(tmp_path / "job", 2) as job, daemon.client() as client:
-        run = armed_run(client)
-        (pid,) = (rank.pid for rank in client.status(run).ranks if rank.rank == 1)
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            found = until(
-                client,
-                lambda c: next((f for f in c.findings(run) if f.kind == "stalled_rank"), None),
-                "the stalled rank",
-            )
-            assert (found.rank, found.severity) == (1, "critical")
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        until(
-            client,
-            lambda c: next((f for f in c.findings(run) if f.resolved_step is not None), None),
-            "the end of the stall",
-        )
-        job.end()

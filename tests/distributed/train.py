@@ -14,11 +14,13 @@ import random
 import signal
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader, IterableDataset
 
 import optwatch
 from optwatch_agent.attach import innermost
@@ -53,6 +55,12 @@ def main() -> None:
     options.add_argument("--jitter", type=int, metavar="SEED", help="steps of random length, random data")
     options.add_argument("--protocol", default="vote", help="which way to act together (see mutants)")
     options.add_argument("--journal", type=int, metavar="STEPS", help="write the bits this often")
+    options.add_argument(
+        "--slow", type=int, help="the rank that loads data 20 ms longer once DIRECTORY/slow is there"
+    )
+    options.add_argument(
+        "--stuck", type=int, help="the rank whose data does not come while DIRECTORY/stuck is there"
+    )
     given = options.parse_args()
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a launcher that was killed
@@ -89,13 +97,13 @@ def main() -> None:
         watch._agent.control.outcomes = Journal(journal)
     dice = None if given.jitter is None else random.Random(given.jitter * 1_000 + rank)
 
+    data = iter(DataLoader(Batches(rank, ranks, given), batch_size=None))
     stop = torch.zeros(1)
     truth: dict[int, Any] = {}
     step = 0
     while step < given.steps and not stop.item():
         step += 1
-        # With jitter each rank has data of its own.
-        loss = model(batch(step if dice is None else step * ranks + rank, given.width)).square().mean()
+        loss = model(next(data)).square().mean()
         loss.backward()
         time.sleep(given.step_time if dice is None else dice.expovariate(1 / given.step_time))
         for i, optimizer in enumerate(optimizers.values()):
@@ -131,6 +139,30 @@ def main() -> None:
     time.sleep(0.2)
     if not given.leave:
         dist.destroy_process_group()
+
+
+class Batches(IterableDataset[torch.Tensor]):
+    """The batches of a rank, from a source that may be slow or stuck."""
+
+    def __init__(self, rank: int, ranks: int, given: argparse.Namespace) -> None:
+        self.rank = rank
+        self.ranks = ranks
+        self.given = given
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        directory, step, slow = self.given.directory, 0, False
+        while True:
+            step += 1
+            if self.given.slow == self.rank and not slow and (directory / "slow").exists():
+                slow = True
+                (directory / "slowed").write_text(str(step))
+            if slow:
+                time.sleep(0.02)
+            while self.given.stuck == self.rank and (directory / "stuck").exists():
+                time.sleep(0.1)
+            # With jitter each rank has data of its own.
+            number = step if self.given.jitter is None else step * self.ranks + self.rank
+            yield batch(number, self.given.width)
 
 
 def flip(optimizer: torch.optim.Optimizer) -> None:

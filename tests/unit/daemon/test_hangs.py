@@ -5,7 +5,7 @@ from optwatch.daemon.hangs import BEHIND, SILENT, Hangs, Standing
 
 def standings(*ranks: tuple[int, float]) -> list[Standing]:
     """(step, silence) of each rank."""
-    return [Standing(i, step, "between steps", silence) for i, (step, silence) in enumerate(ranks)]
+    return [Standing(i, step, "before backward", silence) for i, (step, silence) in enumerate(ranks)]
 
 
 def test_the_silent_rank_that_others_wait_for_is_named_once_and_resolved() -> None:
@@ -47,3 +47,16 @@ def test_the_silent_rank_that_is_ahead_is_not_the_one() -> None:
     hangs = Hangs()
     for second in range(20):
         assert hangs.look(standings((7, 0.1), (8, float(second))), float(second)) is None
+
+
+def test_a_rank_in_an_earlier_phase_of_the_same_step_is_named() -> None:
+    phases = ("backward", "data loading", "backward")
+    hangs = Hangs()
+    hangs.look([Standing(i, 7, phase, 0.1) for i, phase in enumerate(phases)], 0.0)
+    signal = hangs.look([Standing(i, 7, phase, 0.1) for i, phase in enumerate(phases)], BEHIND)
+    assert signal is not None
+    assert (signal.rank, signal.evidence["phase"]) == (1, "data loading")
+    hangs = Hangs()
+    for phases in (("data loading", "data loading", "backward"), ("start", "start", "start")):
+        assert hangs.look([Standing(i, 7, phase, 0.1) for i, phase in enumerate(phases)], 0.0) is None
+        assert hangs.look([Standing(i, 7, phase, 0.1) for i, phase in enumerate(phases)], 2 * BEHIND) is None

@@ -1,0 +1,78 @@
+"""Where the training thread is within a step, and how long it works without waiting for other ranks.
+
+Told by what is wrapped or hooked anyway: backward passes, `DataLoader`s, the optimizer's step. One for
+the process, since all its attachments share the training.
+
+Data-parallel ranks wait for each other inside the backward pass. So the time outside of it is a rank's
+own: the rank that needs most of it holds up the others, although a whole step takes all of them as long.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import dataloader
+
+from optwatch_agent.patches import Patch
+
+START = "start"
+DATA = "data loading"
+FORWARD = "before backward"
+BACKWARD = "backward"
+AFTER = "after backward"
+STEP = "step"
+
+
+class Phases:
+    """The phase now, and what the ranks' own time adds up to. Written by the training thread alone."""
+
+    def __init__(self) -> None:
+        self.now: tuple[str, float] = (START, time.monotonic())
+        """The phase, and since when (monotonic)."""
+        self.thread = threading.main_thread().ident
+        """The thread that trains."""
+        self.own = 0.0
+        """Seconds outside of backward passes so far."""
+        self.passes = 0
+        """Backward passes so far."""
+        self.patch = Patch(dataloader._BaseDataLoaderIter, "__next__", self._wrap_next)
+        self._left = 0.0
+        """When the last backward pass ended, on the clock of `perf_counter`; 0 before."""
+        self._depth = 0
+
+    def enter(self, phase: str) -> None:
+        self.now = phase, time.monotonic()
+
+    def begin_backward(self) -> None:
+        """A backward pass begins: what came since the last one was this rank's own time."""
+        self._depth += 1
+        if self._depth > 1:  # a checkpointed part runs its own
+            return
+        if self._left:
+            self.own += time.perf_counter() - self._left
+        self.passes += 1
+        self.thread = threading.get_ident()
+        self.enter(BACKWARD)
+
+    def end_backward(self) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._left = time.perf_counter()
+            self.enter(AFTER)
+
+    def _wrap_next(self, following: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(loader: Any) -> Any:
+            if self.patch.users == 0 or threading.get_ident() != self.thread:
+                return following(loader)
+            before = self.now[0]
+            self.enter(DATA)
+            try:
+                return following(loader)
+            finally:
+                self.enter(before)
+
+        return watched
+
+
+PHASES = Phases()
