@@ -14,7 +14,7 @@ import torch
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.limits import MAX_TEXT, PROTOCOL
 from optwatch.wire.messages import Ask, Beat, ConfigValue, Event, Hello, Prepare, Report, Schema, Stack
-from optwatch_agent import clips, identity, losses, naming, stacks
+from optwatch_agent import clips, identity, losses, naming, scalers, stacks
 from optwatch_agent.compiled import COMPILER
 from optwatch_agent.control import Control
 from optwatch_agent.link import Answer, Durable, Link
@@ -43,6 +43,7 @@ class Agent:
         step: int | None,
         allow: Sequence[str],
         budget: float,
+        scaler: torch.amp.grad_scaler.GradScaler | None,
         store: Any,
         strict: bool,
         comm_hook: bool,
@@ -55,6 +56,9 @@ class Agent:
         losses.TAP.install()
         clips.TAP.patch.install()
         PHASES.patch.install()
+        self._scaler_patches = scalers.TAP.patches_of(type(scaler)) if scaler is not None else []
+        for patch in self._scaler_patches:
+            patch.install()
         try:
             for index, (label, optimizer) in enumerate(optimizers.items()):
                 self.tracks.append(
@@ -75,9 +79,8 @@ class Agent:
         except BaseException:
             for track in self.tracks:
                 track.close()
-            losses.TAP.remove()
-            clips.TAP.remove()
-            PHASES.patch.remove()
+            self._unpatch()
+            identity.leave(self.identity)
             raise
         if any(track.is_on_cpu for track in self.tracks):
             COMPILER.prepare()
@@ -147,9 +150,14 @@ class Agent:
         self.closed = True
         for track in self.tracks:
             track.close()
+        self._unpatch()
+
+    def _unpatch(self) -> None:
         losses.TAP.remove()
         clips.TAP.remove()
         PHASES.patch.remove()
+        for patch in self._scaler_patches:
+            patch.remove()
 
     def abandon(self) -> None:
         """In a forked child: the socket and the thread are the parent's. Be still."""

@@ -1,5 +1,6 @@
 """`attach`: the one line that a training script needs."""
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -13,8 +14,12 @@ from optwatch_agent import naming, zero
 from optwatch_agent.agent import Agent, make_way
 from optwatch_agent.watch import Watch
 
+log = logging.getLogger("optwatch")
+
 _INNER = ("optimizer", "base_optimizer", "_optimizer", "_base_optimizer", "optim", "base")
 """Attributes under which wrappers keep the optimizer that does the work."""
+_DEEPEST = 16
+"""Wrappers around wrappers that are looked into."""
 
 
 def attach(
@@ -24,6 +29,7 @@ def attach(
     name: str | None = None,
     daemon: str | None = None,
     loss: Literal["auto"] | None = "auto",
+    scaler: torch.amp.grad_scaler.GradScaler | None = None,
     config: Mapping[str, Any] | None = None,
     step: int | None = None,
     allow: Iterable[str] | Literal["all"] = ("restart", "scale_lr", "clip"),
@@ -40,6 +46,8 @@ def attach(
         name: the run's name, by default the script's.
         daemon: its address, by default $OPTWATCH_DAEMON, the connection file or tcp://127.0.0.1:47017.
         loss: "auto" sees the loss at backward(); None leaves it to `Watch.log(loss=…)`.
+        scaler: needed only for a subclass of torch.amp.GradScaler whose `update` or `scale` does not call
+            that of its base, such as FSDP's; others are seen by themselves.
         config: shown with the run and exported as hyper-parameters.
         step: global_step of the last completed step, when resuming; by default the optimizer's own count.
         allow: the actions that the daemon may command; () only observes.
@@ -69,21 +77,29 @@ def attach(
     if comm_hook and not naming.is_replicated(model):
         raise ValueError("comm_hook=True needs model=, wrapped in DistributedDataParallel")
     find_daemon(daemon)  # raises a ValueError for an address that cannot be parsed
-    make_way(optimizers.values())
-    agent = Agent(
-        optimizers,
-        model=model,
-        name=name,
-        address=daemon,
-        see_loss=loss == "auto",
-        config=_config(config),
-        step=step,
-        allow=_allowed(allow),
-        budget=float(budget),
-        store=_store(store),
-        strict=bool(strict),
-        comm_hook=bool(comm_hook),
-    )
+    options: dict[str, Any] = {
+        "scaler": _scaler(scaler),
+        "config": _config(config),
+        "allow": _allowed(allow),
+        "store": _store(store),
+    }
+    try:
+        make_way(optimizers.values())
+        agent = Agent(
+            optimizers,
+            model=model,
+            name=name,
+            address=daemon,
+            see_loss=loss == "auto",
+            step=step,
+            budget=float(budget),
+            strict=bool(strict),
+            comm_hook=bool(comm_hook),
+            **options,
+        )
+    except Exception as error:
+        log.warning("optwatch: attaching failed, nothing is watched: %r", error, exc_info=error)
+        return Watch(None)
     return Watch(agent)
 
 
@@ -101,9 +117,9 @@ def _optimizers(given: Any) -> dict[str, torch.optim.Optimizer]:
 def innermost(given: Any) -> torch.optim.Optimizer:
     """The optimizer that does the work, inside wrappers such as Accelerate's."""
     found, seen = given, {id(given)}
-    while True:
+    for _ in range(_DEEPEST):
         for attribute in _INNER:
-            inner = getattr(found, attribute, None)
+            inner = _look(found, attribute)
             if isinstance(inner, torch.optim.Optimizer) or (
                 inner is not None and not isinstance(found, torch.optim.Optimizer) and _wraps(inner)
             ):
@@ -124,7 +140,21 @@ def innermost(given: Any) -> torch.optim.Optimizer:
 
 
 def _wraps(thing: Any) -> bool:
-    return any(hasattr(thing, attribute) for attribute in _INNER)
+    return any(_look(thing, attribute) is not None for attribute in _INNER)
+
+
+def _look(thing: Any, attribute: str) -> Any:
+    """An attribute, None where there is none; what it raises to be asked is its own affair."""
+    try:
+        return getattr(thing, attribute, None)
+    except Exception:  # noqa: BLE001 - it is not ours
+        return None
+
+
+def _scaler(scaler: Any) -> Any:
+    if scaler is not None and not isinstance(scaler, torch.amp.grad_scaler.GradScaler):
+        raise TypeError(f"scaler has to be a torch.amp.GradScaler, not {type(scaler).__name__}")
+    return scaler
 
 
 def _store(store: Any) -> Any:

@@ -22,7 +22,7 @@ class LossTap:
     def __init__(self) -> None:
         self.patches = (
             Patch(torch.autograd, "backward", self._wrap_backward),
-            Patch(torch.amp.grad_scaler.GradScaler, "scale", self._wrap_scale),
+            Patch(torch.amp.grad_scaler.GradScaler, "scale", self.wrap_scale),
         )
         self._values: list[Tensor | float] = []
         self._divisors: list[tuple[float, ...]] = []
@@ -107,7 +107,7 @@ class LossTap:
         wrapper: Callable[..., Any] = disable(watched, recursive=False)
         return wrapper
 
-    def _wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         def watched(scaler: Any, outputs: Any) -> Any:
             result = scale(scaler, outputs)
             if self.patches[1].users and isinstance(outputs, Tensor) and isinstance(result, Tensor):

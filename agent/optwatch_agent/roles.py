@@ -13,6 +13,7 @@ group), bound up with their step count: there a restart begins the average anew 
 
 import copy
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -79,9 +80,15 @@ class Roles:
 def steps_of(state: State, group: Group) -> float:
     """How many steps a parameter has behind it, by its own count or its group's; 0 where nobody counts."""
     for counts, key in ((state, "step"), (group, "step"), (group, "k")):
-        if isinstance(count := counts.get(key), (int, float, Tensor)):
-            return scalar(count)
+        if _is_number(count := counts.get(key)) and math.isfinite(number := scalar(count)):
+            return number
     return 0.0
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_meta and not value.is_complex()
+    return isinstance(value, (int, float))
 
 
 _STEP: Mapping[str, Reset] = {"step": 0}

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from optwatch_agent import losses
 from optwatch_agent.patches import Patch
 from optwatch_agent.recorder import Value
 
@@ -35,6 +36,8 @@ class ScalerTap:
     def __init__(self) -> None:
         self.patch = Patch(torch.amp.grad_scaler.GradScaler, "update", self._wrap)
         self._followers: dict[int, tuple[Follower, int]] = {}
+        self._inside = False
+        self._own: dict[tuple[type, str], Patch] = {}
 
     def install(self, follower: Follower) -> None:
         self._followers[id(follower.optimizer)] = (follower, follower.completed)
@@ -49,11 +52,29 @@ class ScalerTap:
 
     def _wrap(self, update: Callable[..., Any]) -> Callable[..., Any]:
         def watched(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._inside:  # a subclass that calls super().update()
+                return update(scaler, *args, **kwargs)
             if self.patch.users:
                 self._saw(scaler)
-            return update(scaler, *args, **kwargs)
+            self._inside = True
+            try:
+                return update(scaler, *args, **kwargs)
+            finally:
+                self._inside = False
 
         return watched
+
+    def patches_of(self, kind: type) -> list[Patch]:
+        """What has to be patched of a subclass of GradScaler whose methods hide those of its base."""
+        base = torch.amp.grad_scaler.GradScaler
+        makers = {"update": self._wrap, "scale": losses.TAP.wrap_scale}
+        return [
+            self._own.setdefault((owner, name), Patch(owner, name, make))
+            for owner in kind.__mro__
+            if owner is not base and issubclass(owner, base)
+            for name, make in makers.items()
+            if name in vars(owner)
+        ]
 
     def _saw(self, scaler: Any) -> None:
         try:

@@ -25,8 +25,8 @@ from optwatch_agent.membership import Membership
 from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.phases import FORWARD, PHASES, STEP
 from optwatch_agent.recorder import Recorder, Value
-from optwatch_agent.roles import roles_of
-from optwatch_agent.tensors import on_cpu, scalar
+from optwatch_agent.roles import roles_of, steps_of
+from optwatch_agent.tensors import on_cpu
 
 log = logging.getLogger("optwatch")
 
@@ -433,14 +433,9 @@ class Track:
 
 def _steps_so_far(optimizer: torch.optim.Optimizer) -> int:
     """Where the optimizer's own count stands, 0 where it has none."""
-    counts = [0.0]
-    for state in optimizer.state.values():
-        if isinstance(state, Mapping) and "step" in state:
-            counts.append(scalar(state["step"]))
-    for group in optimizer.param_groups:
-        if isinstance(group.get("step"), (int, float, Tensor)):
-            counts.append(scalar(group["step"]))
-    return int(max(counts))
+    counts = [steps_of(state, {}) for state in optimizer.state.values() if isinstance(state, Mapping)]
+    counts += [steps_of({}, group) for group in optimizer.param_groups]
+    return int(max(counts, default=0.0))
 
 
 def _layout(optimizer: torch.optim.Optimizer) -> tuple[int, ...]:

@@ -12,18 +12,26 @@ from optwatch_agent.recorder import Value, column_name
 
 log = logging.getLogger("optwatch")
 
+_MOST_COMPLAINTS = 100
+
 
 class Watch:
     """An attachment to the optimizers of a training. No method of it ever raises into the loop."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-        self._complained = False
+    def __init__(self, agent: Agent | None) -> None:
+        self._held = agent
+        """None where the agent failed to attach: then nothing is watched."""
+        self._told: set[str] = set()
+
+    @property
+    def _agent(self) -> Agent:
+        assert self._held is not None
+        return self._held
 
     @property
     def run(self) -> str:
-        """The id of the run."""
-        return self._agent.identity.run
+        """The id of the run, "" where the agent failed to attach."""
+        return "" if self._held is None else self._agent.identity.run
 
     def log(self, **values: float | Tensor) -> None:
         """Record scalars for the step: numbers or tensors of one element (on a device: without a sync).
@@ -35,10 +43,11 @@ class Watch:
             checked: dict[str, Value] = {}
             for name, value in values.items():
                 if (number := _value(value)) is None:
-                    self._complain(f"log({name}=…) takes a number, not {type(value).__name__}: ignored")
+                    text = f"log({name}=…) takes a number or a tensor of one element"
+                    self._complain(f"{text}, not {_kind(value)}: ignored", about=name)
                 else:
                     checked[column_name(name)] = number
-            if not self._agent.closed:
+            if self._held is not None and not self._agent.closed:
                 self._agent.tracks[0].log(checked)
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._complain(f"log failed: {error!r}")
@@ -46,7 +55,7 @@ class Watch:
     def mark(self, text: str) -> None:
         """Say that something planned changes here, such as a curriculum stage."""
         try:
-            if not self._agent.closed:
+            if self._held is not None and not self._agent.closed:
                 self._agent.event("mark", str(text))
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._complain(f"mark failed: {error!r}")
@@ -54,7 +63,8 @@ class Watch:
     def detach(self) -> None:
         """Take every hook, wrapper, thread and socket off again, after sending what is left."""
         try:
-            self._agent.close("detached")
+            if self._held is not None:
+                self._agent.close("detached")
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._complain(f"detach failed: {error!r}")
 
@@ -69,20 +79,27 @@ class Watch:
     ) -> None:
         self.detach()
 
-    def _complain(self, text: str) -> None:
-        if not self._complained:
-            self._complained = True
+    def _complain(self, text: str, about: str = "") -> None:
+        """Say it once, of each name that was logged."""
+        if about not in self._told and len(self._told) < _MOST_COMPLAINTS:
+            self._told.add(about)
             log.warning("optwatch: %s", text)
 
 
 def _value(value: Any) -> Value | None:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            return None
-        with torch.no_grad():
-            value = value.detach().reshape(())
-            return float(value.item()) if value.device.type == "cpu" else value.clone()
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        if isinstance(value, Tensor):
+            if value.numel() != 1 or value.is_complex() or value.is_meta:
+                return None
+            with torch.no_grad():
+                value = value.detach().reshape(())
+                return float(value.item()) if value.device.type == "cpu" else value.clone()
+        return None if isinstance(value, (str, bytes)) else float(value)
+    except Exception:  # noqa: BLE001 - whatever is handed in may raise what it likes
         return None
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"one of shape {tuple(value.shape)} and {value.dtype} on {value.device}"
+    return f"an {type(value).__name__} that large" if isinstance(value, int) else type(value).__name__
