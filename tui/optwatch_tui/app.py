@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
@@ -27,8 +27,11 @@ from optwatch_tui.help import help_rows
 from optwatch_tui.look import Smoothing
 from optwatch_tui.model import Glance, Link, Snapshot
 from optwatch_tui.screens.acting import ActingScreen
+from optwatch_tui.screens.actions import ActionsScreen
 from optwatch_tui.screens.base import LookingScreen, WatchScreen
 from optwatch_tui.screens.compare import CompareScreen
+from optwatch_tui.screens.findings import FindingsScreen
+from optwatch_tui.screens.ledger import LedgerScreen
 from optwatch_tui.screens.ranks import RanksScreen
 from optwatch_tui.screens.run import RunScreen
 from optwatch_tui.screens.runs import RunsScreen
@@ -50,6 +53,10 @@ class OptwatchApp(App[None]):
     #upper, #lower, #lists { height: auto; }
     Chart, Listing { width: 1fr; height: 1fr; }
     #findings { width: 3fr; }
+    #timeline { height: 2; }
+    #ledger-side { width: 3fr; }
+    #ledger-body { height: 1fr; }
+    Page { height: 1fr; }
     #actions { width: 2fr; }
     #heat { height: auto; }
     #tensors, Horizontal { height: 1fr; }
@@ -165,6 +172,19 @@ class OptwatchApp(App[None]):
     def show_ranks(self) -> None:
         self.push_screen(RanksScreen())
 
+    def show_findings(self) -> None:
+        self._show_beside(FindingsScreen())
+
+    def show_actions(self) -> None:
+        self._show_beside(ActionsScreen())
+
+    def _show_beside(self, screen: LedgerScreen[Any]) -> None:
+        """Findings and actions lead to one another: one takes the other's place."""
+        if isinstance(self.screen, LedgerScreen):
+            self.switch_screen(screen)
+        else:
+            self.push_screen(screen)
+
     def action_go_back(self) -> None:
         screen = self.screen
         if isinstance(screen, LookingScreen) and screen.back():
@@ -197,6 +217,8 @@ class OptwatchApp(App[None]):
                 (TensorsScreen, "tensors"),
                 (TensorScreen, "tensor"),
                 (RanksScreen, "ranks"),
+                (FindingsScreen, "findings"),
+                (ActionsScreen, "actions"),
             )
             if isinstance(screen, kind)
         }

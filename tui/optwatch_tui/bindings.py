@@ -6,7 +6,7 @@ from typing import Literal
 
 from textual.binding import Binding
 
-Scope = Literal["app", "runs", "run", "tensors", "tensor", "ranks", "compare"]
+Scope = Literal["app", "runs", "run", "findings", "actions", "tensors", "tensor", "ranks", "compare"]
 
 
 @dataclass(frozen=True)
@@ -24,31 +24,51 @@ class Key:
 
 
 _OVER_STEPS: tuple[Scope, ...] = ("run", "tensors", "tensor", "compare")
-_SCREENS: tuple[Scope, ...] = ("runs", *_OVER_STEPS, "ranks")
+_SCREENS: tuple[Scope, ...] = ("runs", *_OVER_STEPS, "findings", "actions", "ranks")
+_LISTS: tuple[Scope, ...] = ("runs", "findings", "actions", "tensors", "ranks")
+_ACTING: tuple[Scope, ...] = ("run", "findings", "actions")
 
 KEYS: tuple[Key, ...] = (
-    Key(
-        "r", "r", "act('restart')", "restart", "zero the optimizer's moments and its step", ("run",), 5, True
-    ),
-    Key("l", "l", "act('scale_lr')", "lower LR", "multiply the learning rate", ("run",), 3, True),
-    Key("c", "c", "act('clip')", "clip", "clip the gradient norm from now on", ("run",), 4, True),
-    Key("a", "a", "approve", "approve", "let the proposed action go ahead", ("run",), 1, True),
-    Key("d", "d", "turn_down", "dismiss", "turn the proposed action down", ("run",), 2, True),
-    Key("u", "u", "undo", "undo", "take the last applied action back", ("run",), 6, True),
-    Key("m", "m", "mode", "mode", "who may act: observe, advise or auto", ("run",), 13, True),
-    Key(
-        "x", "x", "any_action", "any action", "every action there is, with its arguments", ("run",), 17, True
-    ),
-    Key("M", "M", "mark", "mark", "mark this step as a planned change", ("run",), 21, True),
+    Key("r", "r", "act('restart')", "restart", "zero the optimizer's moments and its step", _ACTING, 5, True),
+    Key("l", "l", "act('scale_lr')", "lower LR", "multiply the learning rate", _ACTING, 3, True),
+    Key("c", "c", "act('clip')", "clip", "clip the gradient norm from now on", _ACTING, 4, True),
+    Key("a", "a", "approve", "approve", "let the proposed action go ahead", _ACTING, 1, True),
+    Key("d", "d", "turn_down", "dismiss", "turn the proposed action down", _ACTING, 2, True),
+    Key("u", "u", "undo", "undo", "take the last applied action back", _ACTING, 6, True),
+    Key("m", "m", "mode", "mode", "who may act: observe, advise or auto", _ACTING, 13, True),
+    Key("x", "x", "any_action", "any action", "every action there is, with its arguments", _ACTING, 17, True),
+    Key("M", "M", "mark", "mark", "mark this step as a planned change", _ACTING, 21, True),
     Key("n", "n", "jump(1)", "next finding", "to the next finding, cursor on its onset", _OVER_STEPS, 14),
     Key("N", "N", "jump(-1)", "last finding", "to the finding before", _OVER_STEPS),
     Key("g", "g", "go_to_finding", "go to it", "zoom the charts to the selected finding's onset", ("run",)),
+    Key(
+        "f", "f", "findings", "findings", "every finding over time, with its evidence", ("run", "actions"), 8
+    ),
+    Key(
+        "j",
+        "j",
+        "actions",
+        "actions",
+        "all that was done or proposed, with votes and outcome",
+        ("run", "findings"),
+        9,
+    ),
     Key("t", "t", "tensors", "tensors", "every tensor, over depth and time", ("run",), 10),
     Key("k", "k", "ranks", "ranks", "every rank: step, phase, link", ("run",), 15),
     Key("s", "s", "statistic", "statistic", "another statistic in the heat map", ("run", "tensors"), 16),
     Key("s", "s", "statistic", "statistic", "what the grid shows of a rank", ("ranks",), 1),
     Key("o", "o", "sort", "order", "order tensors by depth or by how loud they are", ("tensors",), 8),
     Key("o", "o", "sort", "order", "the worst ranks first, or by number", ("ranks",), 3),
+    Key(
+        "o",
+        "o",
+        "which",
+        "open/over",
+        "all of them, those still open, those over",
+        ("findings", "actions"),
+        7,
+    ),
+    Key("s", "s", "severity", "severity", "all severities, alarms, critical ones, hints", ("findings",), 10),
     Key("space", "space", "pause", "pause", "hold the picture; data goes on", _OVER_STEPS, 7),
     Key("plus,equals_sign", "+", "zoom(0.5)", "zoom in", "half the steps", _OVER_STEPS, 11),
     Key("minus", "-", "zoom(2.0)", "zoom out", "twice the steps", _OVER_STEPS, 12),
@@ -77,7 +97,8 @@ KEYS: tuple[Key, ...] = (
     Key("c", "c", "compare", "compare", "the picked runs over one another, two to eight", ("runs",), 4),
     Key("o", "o", "order", "order", "newest, worst, name or loss first", ("runs",), 5),
     Key("b", "b", "align", "by time", "align the runs by step or by time of training", ("compare",), 1),
-    Key("slash", "/", "filter", "filter", "keep only what contains a text", ("runs", "tensors", "ranks"), 2),
+    Key("slash", "/", "filter", "filter", "keep only what contains a text", _LISTS, 2),
+    Key("enter", "enter", "open", "in full", "the selected entry in full", ("findings", "actions"), 11),
     Key("v", "v", "save", "save", "save or copy: SVG, PNG, CSV", _SCREENS, 21),
     Key("tab", "tab", "app.focus_next", "focus", "to the next panel", ("app",)),
     Key("question_mark", "?", "app.help", "help", "every key, and what the signs mean", ("app",), 20),

@@ -124,6 +124,62 @@ def votes(command: Command, world_size: int) -> str:
     return f" at {formats.count(command.due)}, votes {len(command.votes)} of {world_size}"
 
 
+def command_details(command: Command, snapshot: Snapshot, now: float, width: int) -> list[Row]:
+    """Everything that is known about a command: its way from the asking to the outcome."""
+    world = snapshot.status.world_size
+    rows: list[Row] = [
+        (
+            (f"{COMMAND_GLYPHS[command.state]} {command.state}", _COMMAND_ROLES[command.state]),
+            (f"   asked {formats.span(now - command.asked_at)} ago by ", "muted"),
+            (command.asked_by, "text"),
+        )
+    ]
+
+    def fact(label: str, text: str, role: str = "text") -> None:
+        for at, line in enumerate(wrap(text, width - 11, 4)):
+            rows.append(((f"{label if at == 0 else '':<10} ", "muted"), (line, role)))
+
+    if command.why:
+        fact("why", command.why)
+    finding = next((f for f in snapshot.findings if f.id == command.finding), None)
+    if finding is not None:
+        fact("finding", f"{finding.kind} since {formats.count(finding.onset_step)}: {finding.summary}")
+    for name, value in command.args.items():
+        fact(name, value if isinstance(value, str) else formats.setting(float(value)))
+    if command.due is not None and world > 1:
+        voted = f": {_ranks(command.votes)}" if command.votes else ""
+        fact("votes", f"{len(command.votes)} of {world} for step {formats.count(command.due)}{voted}")
+    if command.step is not None:
+        on = f"{len(command.ranks_applied)} of {world}: {_ranks(command.ranks_applied)}"
+        fact("applied", f"at step {formats.count(command.step)}" + (f", on {on}" if world > 1 else ""))
+    if command.outcome is not None:
+        verdict = command.outcome.verdict
+        fact("outcome", verdict, _VERDICT_ROLES[verdict])
+        for name, number in command.outcome.numbers.items():
+            fact("", f"{name} {formats.number(number)}", "value")
+    if command.reason:
+        fact("reason", command.reason)
+    if command.undo_of is not None:
+        fact("takes back", f"action {command.undo_of}")
+    taken_back = [other.id for other in snapshot.commands if other.undo_of == command.id]
+    if taken_back:
+        fact("undone by", f"action {', '.join(taken_back)}")
+    if snapshot.undoable is command:
+        fact("to undo", "u")
+    return rows
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    """Ranks in few characters: ranks 0-3, 7."""
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    return "ranks " + ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
 def run_item(run: RunInfo, now: float, width: int, glance: Glance | None, picked: bool) -> Item:
     """A run in the list of runs. `picked`: to be compared."""
     role = {"live": "ok", "stale": "warning", "ended": "muted"}[run.state]

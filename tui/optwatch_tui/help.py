@@ -6,6 +6,8 @@ from optwatch_tui.theme import SEVERITY_GLYPHS
 
 _SCOPES: tuple[tuple[Scope, str], ...] = (
     ("run", "on a run"),
+    ("findings", "on the findings"),
+    ("actions", "on the actions"),
     ("runs", "in the list of runs"),
     ("compare", "on compared runs"),
     ("tensors", "on the tensors"),
@@ -28,14 +30,15 @@ _SIGNS: tuple[tuple[str, str, str], ...] = (
 def help_rows(width: int, *, readonly: bool) -> list[Row]:
     """All keys by where they work, then the signs."""
     rows: list[Row] = []
-    for scope, title in _SCOPES:
+    acting = [key for key in KEYS if key.acts]  # the same ones on several screens: told once
+    sections = [(title, [k for k in KEYS if scope in k.scopes and not k.acts]) for scope, title in _SCOPES]
+    for title, keys in (("acting: on a run, its findings and its actions", acting), *sections):
         rows += [((title, "title"),)]
-        for key in KEYS:
-            if scope in key.scopes:
-                off = readonly and key.acts
-                about = f"{key.help} (off: read-only)" if off else key.help
-                role = "muted" if off else "key"
-                rows.append(((f"  {key.shown:<7}", role), (f"{key.label:<16}", "text"), (about, "muted")))
+        for key in keys:
+            off = readonly and key.acts
+            about = f"{key.help} (off: read-only)" if off else key.help
+            role = "muted" if off else "key"
+            rows.append(((f"  {key.shown:<7}", role), (f"{key.label:<16}", "text"), (about, "muted")))
         rows.append(())
     rows.append((("signs", "title"),))
     for glyph, role, meaning in _SIGNS:

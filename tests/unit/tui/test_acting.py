@@ -162,7 +162,7 @@ async def test_read_only_has_none_of_it(key: str) -> None:
 
 
 async def test_read_only_shows_the_keys_as_off_and_says_why() -> None:
-    async with shown(readonly=True, size=(120, 90)) as pilot:
+    async with shown(readonly=True, size=(120, 130)) as pilot:
         assert "off: read-only" in text(pilot).splitlines()[-1]
         await pilot.press("question_mark")
         assert text(pilot).count("(off: read-only)") == 9

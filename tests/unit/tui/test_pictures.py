@@ -58,13 +58,27 @@ def test_questions(snap_compare: Compare, key: str) -> None:
         (["t", "down", "down", "enter"], {}),
         (["k"], {"world_size": 64, "ranks": recorded.ranks(64)}),
         (["k", *"ssss"], {"world_size": 1024, "ranks": recorded.ranks(1024)}),
+        (["f"], {}),
+        (["j"], {}),
         (["n", "enter"], {}),
         (["question_mark"], {}),
         (["space", "plus", "plus"], {}),
         (["escape"], {}),
         (["enter"], {}),
     ],
-    ids=["tensors", "tensor", "ranks", "thousand_ranks", "finding", "help", "paused", "runs", "enlarged"],
+    ids=[
+        "tensors",
+        "tensor",
+        "ranks",
+        "thousand_ranks",
+        "findings",
+        "actions",
+        "finding",
+        "help",
+        "paused",
+        "runs",
+        "enlarged",
+    ],
 )
 def test_other_screens(
     snap_compare: Compare, keys: list[str], feed: dict[str, object], size: tuple[int, int]

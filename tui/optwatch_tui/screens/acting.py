@@ -59,6 +59,12 @@ class ActingScreen(LookingScreen):
         if (snapshot := self._armed()) is not None:
             self._ask(acting.preview_mark(snapshot))
 
+    def action_findings(self) -> None:
+        self.watch_app.show_findings()
+
+    def action_actions(self) -> None:
+        self.watch_app.show_actions()
+
     def _armed(self) -> Snapshot | None:
         """The newest snapshot, where one may act at all; says why where not."""
         app = self.watch_app

@@ -13,11 +13,19 @@ from optwatch_tui.widgets.frame import Framed
 
 
 class Page(Framed, can_focus=True):
-    """Rows that scroll."""
+    """Rows that scroll. `note`: what the keys do here."""
 
-    def __init__(self, title: str, rows_for: Callable[[int], list[Row]]) -> None:
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down", "scroll(1)", show=False),
+        Binding("up", "scroll(-1)", show=False),
+        Binding("pagedown", "scroll(10)", show=False),
+        Binding("pageup", "scroll(-10)", show=False),
+    ]
+
+    def __init__(self, title: str, rows_for: Callable[[int], list[Row]], note: str) -> None:
         super().__init__(id="page")
         self._title = title
+        self._note = note
         self._rows_for = rows_for
         self._top = 0
 
@@ -25,15 +33,19 @@ class Page(Framed, can_focus=True):
         return ((self._title, "title"),)
 
     def note(self) -> Row:
-        return (("↑↓ scroll  esc close", "muted"),)
+        return ((self._note, "muted"),)
 
     def body(self, width: int, height: int) -> list[Row]:
         rows = [((" ", "text"), *row) for row in self._rows_for(width - 2)]
         self._top = max(0, min(self._top, len(rows) - height))
         return rows[self._top : self._top + height]
 
-    def scroll(self, by: int) -> None:
+    def action_scroll(self, by: int) -> None:
         self._top = max(0, self._top + by)
+        self.renew()
+
+    def to_top(self) -> None:
+        self._top = 0
         self.renew()
 
 
@@ -42,10 +54,7 @@ class TextScreen(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,q,question_mark", "close", show=False),
-        Binding("down", "scroll(1)", show=False),
-        Binding("up", "scroll(-1)", show=False),
-        Binding("pagedown,space", "scroll(10)", show=False),
-        Binding("pageup", "scroll(-10)", show=False),
+        Binding("space", "page", show=False),
     ]
 
     def __init__(self, title: str, rows_for: Callable[[int], list[Row]]) -> None:
@@ -54,7 +63,7 @@ class TextScreen(ModalScreen[None]):
         self._rows_for = rows_for
 
     def compose(self) -> ComposeResult:
-        yield Page(self._title, self._rows_for)
+        yield Page(self._title, self._rows_for, "↑↓ scroll  esc close")
 
     def on_mount(self) -> None:
         self._fit()
@@ -72,5 +81,5 @@ class TextScreen(ModalScreen[None]):
     def action_close(self) -> None:
         self.dismiss()
 
-    def action_scroll(self, by: int) -> None:
-        self.query_one(Page).scroll(by)
+    def action_page(self) -> None:
+        self.query_one(Page).action_scroll(10)

@@ -146,7 +146,7 @@ class Chart(Framed, can_focus=True):
 
     def title(self) -> Row:
         picture = self._picture
-        spans: list[Span] = [(self._title, "title")]
+        spans: list[Span] = [(self._picture.title if self._picture else self._title, "title")]
         if picture is None or not picture.lines:
             return tuple(spans)
         if picture.cursor is not None:
