@@ -1,21 +1,40 @@
-"""`optwatch status RUN`: how a run stands."""
+"""`optwatch status RUN`: how a run stands, once or as it changes."""
 
 import argparse
 
 from optwatch.cli import show
-from optwatch.cli.connect import add_run, connected
+from optwatch.cli.connect import add_run, connected, seconds
+from optwatch.cli.errors import Wrong
+from optwatch.cli.watch import watch
 from optwatch.wire.requests import RankInfo, RunStatus
 
 HELP = "Show how a run stands: its step, loss, ranks, mode, and whether it can be acted on."
-EXAMPLE = "optwatch status digits"
+EXAMPLE = """optwatch status digits
+  optwatch status digits --watch --interval 30        (plain lines, for screen readers and pipes)"""
+INTERVAL = 10.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument(
+        "--watch", action="store_true", help="go on: a line now and then, and one for whatever happens"
+    )
+    parser.add_argument(
+        "--interval",
+        type=seconds,
+        metavar="S",
+        help=f"with --watch: seconds between two lines where nothing happens ({INTERVAL:g})",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object; with --watch, one in each line"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.watch:
+        return watch(args.run_, args.interval or INTERVAL, args.json)
+    if args.interval is not None:
+        raise Wrong("--interval goes with --watch")
     with connected() as client:
         status = client.status(args.run_)
     if args.json:
