@@ -16,6 +16,7 @@ from optwatch.cli.show import plain
 SUBCOMMANDS = {
     "demo": "optwatch.cli.demo",
     "tui": "optwatch.cli.tui",
+    "serve": "optwatch.cli.serve",
     "daemon": "optwatch.cli.daemon",
     "runs": "optwatch.cli.runs",
     "status": "optwatch.cli.status",

@@ -1,7 +1,9 @@
 """The terminal UI."""
 
 
-def run(address: str | None = None, *, watch: str | None = None, readonly: bool = False) -> None:
+def run(
+    address: str | None = None, *, watch: str | None = None, readonly: bool = False, served: bool = False
+) -> None:
     """Show the runs of a daemon until the user quits.
 
     Args:
@@ -9,8 +11,10 @@ def run(address: str | None = None, *, watch: str | None = None, readonly: bool 
             where none answers, and goes on when the user has quit.
         watch: the run to open, by id or name; else the first one that is live.
         readonly: nothing can be changed.
+        served: shown to a browser by `optwatch_tui.serve`: no file is written, no daemon started.
     """
     from optwatch_tui.app import OptwatchApp
     from optwatch_tui.daemon_feed import DaemonFeed
 
-    OptwatchApp(DaemonFeed(address), run=watch, readonly=readonly).run()
+    feed = DaemonFeed(address, readonly=readonly, start=not served)
+    OptwatchApp(feed, run=watch, readonly=readonly, served=served).run()

@@ -72,12 +72,14 @@ class OptwatchApp(App[None]):
         *,
         run: str | None = None,
         readonly: bool = False,
+        served: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`run`: opened at once; else the first one that is live."""
+        """`run`: opened at once; else the first one that is live. `served`: in a browser, no file written."""
         super().__init__()
         self.feed = feed
         self.readonly = readonly
+        self.served = served
         self.now = clock
         self.link = Link("connecting", "", clock())
         self.runs: tuple[RunInfo, ...] = ()

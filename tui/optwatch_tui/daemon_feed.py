@@ -39,10 +39,14 @@ class _Watch:
 class DaemonFeed:
     """The feed from a real daemon. It reconnects by itself, also to a daemon that came back elsewhere."""
 
-    def __init__(self, address: str | None = None) -> None:
-        """`address`: None looks it up anew at each connection, and starts a daemon if there is none."""
+    def __init__(self, address: str | None = None, *, readonly: bool = False, start: bool = True) -> None:
+        """`address`: None looks it up anew at each connection, and where `start`, starts a daemon if none is.
+
+        `readonly`: whatever is ordered, nothing is asked of the daemon that could change anything.
+        """
         self._address = address
-        self._may_start = address is None and not os.environ.get("OPTWATCH_DAEMON")
+        self._readonly = readonly
+        self._may_start = start and address is None and not os.environ.get("OPTWATCH_DAEMON")
         self._orders: queue.SimpleQueue[Request | _Watch | None] = queue.SimpleQueue()
         self._not_started = ""
         """Why no local daemon could be started."""
@@ -175,6 +179,9 @@ class DaemonFeed:
                 self._carry_out(order, client)
 
     def _carry_out(self, request: Request, client: Client | None) -> None:
+        if self._readonly:  # screens order nothing but changes, and reading is not ordered
+            self._post(Answered(request, None, "read-only: it was not sent"))
+            return
         if client is None:
             self._post(Answered(request, None, "no link to the daemon: it was not sent"))
             return

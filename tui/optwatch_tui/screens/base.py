@@ -69,6 +69,11 @@ class WatchScreen(Screen[None]):
 
     def action_save(self) -> None:
         """Ask what to save, and save it beside where the program was started."""
+        if self.watch_app.served:
+            self.notice(
+                ((" – ", "warning"), ("in a browser nothing is saved: it would be on the server", "text"))
+            )
+            return
         chart, name = self.savable()
 
         def chosen(key: str | None) -> None:
