@@ -64,7 +64,7 @@ def _print(status: RunStatus) -> None:
         "worst finding": show.severity_cell(status.worst),
     }
     if status.noise_scale is not None:
-        facts["noise scale"] = show.number(status.noise_scale)
+        facts["noise scale"] = f"{show.number(status.noise_scale)} × the batch of all ranks"
     for optimizer in status.optimizers:
         tensors = sum(group.tensors for group in optimizer.groups)
         numel = sum(group.numel for group in optimizer.groups)

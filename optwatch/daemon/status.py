@@ -60,9 +60,7 @@ def _noise_scale(timeline: Timeline) -> float | None:
         return None
     _, values, logged = timeline.window(None, None, (noise.TRACE, noise.SIGNAL), None)
     there = logged.all(axis=1)
-    scale = noise.noise_scale(values[there, 0], values[there, 1])
-    batch = timeline.last("batch_size")
-    return None if scale is None else scale * (batch or 1.0)
+    return noise.noise_scale(values[there, 0], values[there, 1])
 
 
 def rank_stack(rank: Rank, now: float) -> RankStack:

@@ -22,6 +22,8 @@ AT_ONCE = 3
 """Steps within which a loss that leaves its range so far has been thrown out of it."""
 SLOW_UPDATES = 3e-4
 """Update/param ratio of the median layer below which an LR is too low (healthy: 8e-4 to 1.4e-2)."""
+NOISY = 3.0
+"""Gradient noise scale, in batches, above which the noise of the batch rules the step."""
 TRANSIENT = 1.2
 """A loss that first rose by this factor and then went nowhere was thrown there by its LR."""
 
@@ -120,6 +122,8 @@ def _oscillation(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> 
         "betas": (1.0, f"{swings}: momentum overshoots"),
         "batch_too_small": (0.5, swings),
     }
+    if (scale := evidence.noise_scale(signal.step)) > NOISY:
+        beliefs["batch_too_small"] = 4.0, f"the gradient noise scale is {scale:.3g} × the batch; {swings}"
     _moments(beliefs, evidence)
     return beliefs
 

@@ -11,6 +11,7 @@ import numpy as np
 from optwatch.detect.lint import betas
 from optwatch.detect.memory import from_state, median, to_state
 from optwatch.detect.vanishing import weights
+from optwatch.series import noise
 from optwatch.series.points import Points
 from optwatch.wire.messages import OptimizerInfo
 
@@ -45,6 +46,8 @@ class History(msgspec.Struct):
     clipped_since: int | None = None
     sampled: list[tuple[int, float, float]] = []
     """Step, the median update/param ratio of the layers, the first third's gradient over the last's."""
+    noise: list[tuple[int, float, float]] = []
+    """Step, trΣ and |G|² of the gradient (`series.noise`)."""
     kind: str = ""
     beta2: float = math.nan
     epsilon: float = math.nan
@@ -68,6 +71,12 @@ class Evidence:
                 if isinstance(epsilon, float):
                     h.epsilon = epsilon
 
+    def noise_scale(self, step: int) -> float:
+        """The gradient noise scale in batches as of a step, NaN where it is not known."""
+        before = [row for row in self._history.noise if row[0] <= step]
+        scale = noise.noise_scale(np.array([t for _, t, _ in before]), np.array([s for *_, s in before]))
+        return math.nan if scale is None else scale
+
     def update(self, points: Points) -> None:
         """Remember at most 256 points at a time."""
         h = self._history
@@ -78,6 +87,10 @@ class Evidence:
         h.points += len(points)
         rate, norm = points.column("lr"), points.column("grad_norm")
         h.steps += points.step.tolist()
+        trace, signal = points.column(noise.TRACE), points.column(noise.SIGNAL)
+        for at in np.flatnonzero(trace.logged & signal.logged).tolist():
+            h.noise.append((int(points.step[at]), float(trace.values[at]), float(signal.values[at])))
+        del h.noise[: -2 * noise.WINDOW]
         h.rates += rate.values.tolist()
         h.norms += norm.values.tolist()
         if h.scaled_since is None:

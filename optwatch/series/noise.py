@@ -7,7 +7,8 @@ of b samples each, s the mean over ranks of |g_local|² and B = |g_mean|²,
 
 are unbiased for the true gradient's square and for the trace of the covariance of one sample's gradient.
 Their ratio is the batch size at which noise and signal are alike. Both are noisy at one step, and only
-the ratio of means over many steps is of use. Here b = 1, so one sample stands for a rank's batch.
+the ratio of means over many steps is of use. Here b = 1/K: the unit is the batch of all ranks together, so
+that a ratio above 1 says that a larger batch would still pay.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ FEWEST = 20
 
 
 def estimates(local: F8, mean: F8, ranks: F8) -> tuple[F8, F8]:
-    """(trΣ, |G|²) at each step, float64.
+    """(trΣ, |G|²) at each step, float64; trΣ of the gradient of one batch of all ranks.
 
     Args:
         local: root of the mean over ranks of the squared norms of their own gradients.
@@ -36,11 +37,11 @@ def estimates(local: F8, mean: F8, ranks: F8) -> tuple[F8, F8]:
         ranks: how many ranks there are, at least 2.
     """
     s, b = np.square(local), np.square(mean)
-    return ranks * (s - b) / (ranks - 1), (ranks * b - s) / (ranks - 1)
+    return (s - b) / (ranks - 1), (ranks * b - s) / (ranks - 1)
 
 
 def noise_scale(trace: F8, signal: F8) -> float | None:
-    """The noise scale from the last measurements, in batches of one rank; None where there are too few.
+    """The noise scale from the last measurements, in batches of all ranks; None where there are too few.
 
     Infinite where the mean gradient is not to be told from noise.
     """

@@ -91,8 +91,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     allow: tuple[str, ...]
     worst: str | None = None
     noise_scale: float | None = None
-    """The gradient noise scale over the last 200 measurements, in samples where `batch_size` is logged, else
-    in batches of one rank; None where the ranks do not measure their own gradients."""
+    """The gradient noise scale over the last 200 measurements, in batches of all ranks; None where the ranks
+    do not measure their own gradients."""
 
 
 class Marker(msgspec.Struct, frozen=True):

@@ -61,6 +61,7 @@ def main() -> None:
     options.add_argument(
         "--stuck", type=int, help="the rank whose data does not come while DIRECTORY/stuck is there"
     )
+    options.add_argument("--comm-hook", action="store_true", help="attach with comm_hook=True")
     given = options.parse_args()
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a launcher that was killed
@@ -85,7 +86,9 @@ def main() -> None:
     use_protocol(given.protocol)
     watch = None
     if given.attach in ("after", "before") or (given.attach == "rank0" and rank == 0):
-        watch = optwatch.attach(optimizers, model=model, name="ranks", budget=given.budget)
+        watch = optwatch.attach(
+            optimizers, model=model, name="ranks", budget=given.budget, comm_hook=given.comm_hook
+        )
     if given.attach == "before":
         dist.init_process_group("gloo")
         model = torch.nn.parallel.DistributedDataParallel(plain)

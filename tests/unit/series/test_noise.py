@@ -31,11 +31,11 @@ def test_means_over_200_steps_are_within_10_percent(seed: int) -> None:
     local, mean, trace, signal = norms(WINDOW, seed)
     root = np.sqrt(np.square(local).mean(axis=1))
     traces, signals = estimates(root, mean, np.full(WINDOW, float(RANKS)))
-    assert traces.mean() * BATCH == pytest.approx(trace, rel=0.1)
+    assert traces.mean() * RANKS * BATCH == pytest.approx(trace, rel=0.1)
     assert signals.mean() == pytest.approx(signal, rel=0.1)
     scale = noise_scale(traces, signals)
     assert scale is not None
-    assert scale * BATCH == pytest.approx(trace / signal, rel=0.1)
+    assert scale * RANKS * BATCH == pytest.approx(trace / signal, rel=0.1)
 
 
 def test_ranks_are_merged_into_the_same_estimates_where_all_have_told() -> None:

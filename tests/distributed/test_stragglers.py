@@ -1,0 +1,47 @@
+"""A real rank that is slower than the others is named, from its own time, and nobody before."""
+
+from pathlib import Path
+
+import pytest
+
+from optwatch.client import Client
+from optwatch.wire.findings import Finding
+from optwatch.wire.requests import RunStatus
+from tests.daemons import GUARD, DaemonProcess
+from tests.distributed.jobs import Job, armed_run, until
+
+pytestmark = pytest.mark.timeout(300)
+
+CLEAN = 150
+"""Steps before the rank becomes slow."""
+
+
+def straggler(client: Client, run: str) -> Finding | None:
+    return next((f for f in client.findings(run) if f.kind == "straggler"), None)
+
+
+def measured(client: Client, run: str) -> RunStatus | None:
+    """The status once all ranks have been compared and have told of their gradients often enough."""
+    status = client.status(run)
+    told = status.noise_scale is not None and all(
+        rank.lateness is not None and rank.local_norm is not None for rank in status.ranks
+    )
+    return status if told and status.steps_recorded >= CLEAN else None
+
+
+@pytest.mark.parametrize("ranks", [3, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_rank_slowed_by_20_ms_is_named_within_50_steps(
+    ranks: int, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    directory = tmp_path / "job"
+    options = ("--slow", "1", "--comm-hook", "--step-time", "0.01")
+    with Job(directory, ranks, *options) as job, daemon.client() as client:
+        run = armed_run(client)
+        until(client, lambda c: measured(c, run), "the times of all ranks", guard=3 * GUARD)
+        assert straggler(client, run) is None
+        (directory / "slow").touch()
+        found = until(client, lambda c: straggler(c, run), "the straggler", guard=2 * GUARD)
+        slowed = int((directory / "slowed").read_text())
+        assert (found.rank, found.severity) == (1, "warning"), found
+        assert slowed < found.step <= slowed + 50
+        job.end()
