@@ -53,9 +53,12 @@ class Checks:
     """
 
     def __init__(self, index: int, optimizer: torch.optim.Optimizer, budget: float, declared: bool) -> None:
+        self.ranks = 1
+        """How many ranks there are, as last told."""
         self.taken: deque[Checked] = deque(maxlen=_KEPT)
         self.every = 0
         """Steps between two checks as this rank can afford them, 0 before that is known."""
+        self._possible = False
         self._index = index
         self._budget = SHARE * budget
         self._declared = declared
@@ -68,21 +71,35 @@ class Checks:
         self._tensors: tuple[TensorInfo, ...] = ()
         self._groups: tuple[str, ...] = ()
 
-    def due(self, step: int) -> bool:
-        """Whether all ranks check after this step."""
-        return self.every > 0 and in_step(self.every, step)
+    @property
+    def share(self) -> float:
+        """Of the budget, what checks may spend."""
+        return SHARE if self._possible else 0.0
 
-    def possible(self, optimizer: torch.optim.Optimizer, world_size: int) -> bool:
-        """Whether any other rank may hold the same numbers, and ours can be read without a wait."""
-        params = _params(optimizer)
-        return (
-            world_size > 1
-            and not all(is_only_copy(p, world_size) for p in params)
-            and all(map(on_cpu, params))
-        )
+    def after(
+        self,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        step_time: float | None,
+        ranks: int,
+        tensors: tuple[TensorInfo, ...],
+        forced: bool,
+    ) -> float:
+        """Check after a step if all ranks do, or if `forced`; the CPU seconds it took.
 
-    def stepped(self, step_time: float | None) -> None:
-        """Take account of a step's time in seconds, and plan."""
+        `step_time` in seconds, None where no step came before; `tensors` names the parameters in order.
+        """
+        if ranks != self.ranks:
+            self.ranks = ranks
+            self._possible = _has_replicas(optimizer, ranks)
+        if not self._possible:
+            return 0.0
+        self._plan(step_time)
+        if forced or (self.every > 0 and in_step(self.every, step)):
+            return self.take(optimizer, step, tensors)
+        return 0.0
+
+    def _plan(self, step_time: float | None) -> None:
         if step_time is None:
             return
         if self._step_time is None:
@@ -126,6 +143,12 @@ class Checks:
             parts=check.parts,
         )
         return header, check.sums
+
+
+def _has_replicas(optimizer: torch.optim.Optimizer, ranks: int) -> bool:
+    """Whether any other rank may hold the same numbers, and ours can be read without a wait."""
+    params = _params(optimizer)
+    return ranks > 1 and all(map(on_cpu, params)) and not all(is_only_copy(p, ranks) for p in params)
 
 
 def _whole(check: Check) -> dict[str, int]:

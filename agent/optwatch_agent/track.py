@@ -14,7 +14,7 @@ from torch import Tensor
 from optwatch_agent import losses, naming, probe, scalers, zero
 from optwatch_agent.actuators import Actuators
 from optwatch_agent.before import Before
-from optwatch_agent.checks import SHARE, Checks
+from optwatch_agent.checks import Checks
 from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.governor import Governor
 from optwatch_agent.gradients import Gradients, before_clipping
@@ -85,10 +85,9 @@ class Track:
         self.checks = Checks(index, optimizer, budget, declared)
         self._membership = membership
         self._local = LocalNorms() if local_norms else None
-        self._ranks = 1
         self._own = 0.0
         """`PHASES.own` at the end of the last step."""
-        self._may_check = self._must_check = False
+        self._must_check = False
         self._logged: dict[str, Value] = {}
         self._skipped = 0
         self._depth = 0
@@ -284,7 +283,7 @@ class Track:
         if step_time is not None:
             values["step_time"] = step_time
         own, self._own = PHASES.own - self._own, PHASES.own
-        if step_time is not None and self._ranks > 1 and own > 0:
+        if step_time is not None and self.checks.ranks > 1 and own > 0:
             values["arrival"] = own
         if self._factor is not None:
             values["lr_scale"] = self._factor
@@ -312,7 +311,12 @@ class Track:
         PHASES.enter(FORWARD)
         fixed = self._spent + (began - now) + (time.perf_counter() - ended)
         self.governor.spent(step_time, fixed, norm_cost, sample_cost, check_cost)
-        if self._local is not None and self._ranks > 1 and not self.degraded and self._wants_norm(ahead=1):
+        if (
+            self._local is not None
+            and self.checks.ranks > 1
+            and not self.degraded
+            and self._wants_norm(ahead=1)
+        ):
             self._local.arm(self._params())
         self._ended = time.perf_counter()
 
@@ -320,23 +324,18 @@ class Track:
 
     def _check(self, step: int, step_time: float | None) -> float:
         """Take checksums where all ranks do; the CPU seconds that took."""
-        ranks = self._membership.who.world_size
-        if ranks == 1 or self.degraded:
-            return 0.0
-        if ranks != self._ranks:
-            self._ranks = ranks
-            self._may_check = self.checks.possible(self.optimizer, ranks)
-            self.governor.reserved = SHARE if self._may_check else 0.0
-        if not self._may_check or _layout(self.optimizer) != self._layout:
-            return 0.0
-        self.checks.stepped(step_time)
-        if not (self._must_check or self.checks.due(step)):
+        if self._membership.alone or self.degraded or _layout(self.optimizer) != self._layout:
             return 0.0
         try:
-            return self.checks.take(self.optimizer, step, self.recorder.tensors)
+            ranks = self._membership.who.world_size
+            cost = self.checks.after(
+                self.optimizer, step, step_time, ranks, self.recorder.tensors, self._must_check
+            )
         except Exception as error:  # noqa: BLE001 - the step's values are still recorded
             self._failed(error)
             return 0.0
+        self.governor.reserved = self.checks.share
+        return cost
 
     def _add_loss(self, values: dict[str, Value]) -> None:
         if not self._see_loss:

@@ -179,6 +179,13 @@ class Replicas:
     ) -> list[Signal]:
         """The findings whose rank agrees again, or whose group does."""
         still = {key for verdict in verdicts for key in _keys(optimizer, verdict)}
+        # What is not told yet is told first: also a difference that was there for one check.
+        still |= {
+            key
+            for dispute in self._disputes
+            for verdict in dispute.verdicts
+            for key in _keys(dispute.optimizer, verdict)
+        }
         prefix = f"{optimizer}/"
         over = []
         for key, rank in list(self._open.items()):
@@ -207,7 +214,7 @@ class Replicas:
         for verdict in dispute.verdicts:
             since = self._agreed_at.get((dispute.optimizer, verdict.group))
             for key, rank in _keys(dispute.optimizer, verdict).items():
-                if key in told or key not in self._open:
+                if key in told:
                     continue
                 told.add(key)
                 one, others = (

@@ -102,6 +102,20 @@ def test_the_details_name_the_tensor_and_its_parts() -> None:
     assert (found.evidence["tensors"], found.evidence["of_tensors"]) == (1, 2)
 
 
+def test_a_difference_that_is_over_before_the_details_come_is_told_all_the_same() -> None:
+    replicas = Replicas()
+    for step, odd in ((8, 6), (16, 5), (24, 5)):
+        for rank, value in enumerate((5, 5, odd)):
+            replicas.take(rank, 0, step, {"#a": value}, True, 0.0)
+        if step < 24:
+            assert replicas.look({0, 1, 2}, 0.0) == []
+    signals = replicas.look({0, 1, 2}, PATIENCE)
+    assert [(signal.rank, signal.over) for signal in signals] == [(2, False)]
+    for rank in range(3):
+        replicas.take(rank, 0, 32, {"#a": 5}, True, PATIENCE)
+    assert [(s.rank, s.over) for s in replicas.look({0, 1, 2}, PATIENCE)] == [(2, True)]
+
+
 def test_what_waits_is_bounded() -> None:
     replicas = Replicas()
     for step in range(10_000):
