@@ -57,6 +57,9 @@ from optwatch.wire.places import find_daemon
 
 log = logging.getLogger("optwatch")
 
+_JITTER = random.Random()  # noqa: S311
+"""Not the generator that the training draws from."""
+
 _TURN = 0.1
 _QUICK_TURN = 0.005
 _HASTE = 0.25
@@ -205,7 +208,7 @@ class Link:
         """Seconds to the next turn. No two ranks of a job keep the same beat for long."""
         if time.monotonic() < self._hasty_until:
             return _QUICK_TURN
-        return _TURN * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
+        return _TURN * _JITTER.uniform(0.9, 1.1)
 
     def _turn(self, everything: bool = False) -> None:
         for message, blocks, schema in self._source.collect(everything):
@@ -221,7 +224,7 @@ class Link:
             if self.welcomed:
                 self._send_held()
                 if now >= self._next_beat:
-                    self._next_beat = now + _BEAT * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
+                    self._next_beat = now + _BEAT * _JITTER.uniform(0.9, 1.1)
                     self._send(pack(self._source.beat()))
 
     def _finish(self) -> None:
@@ -273,7 +276,7 @@ class Link:
     # --- the connection -------------------------------------------------------------------------------
 
     def _connect(self, now: float) -> None:
-        self._next_try = now + self._retry * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+        self._next_try = now + self._retry * _JITTER.uniform(0.8, 1.2)
         self._retry = min(self._retry * 1.5, _RETRY[1])
         try:
             address = find_daemon(self._address)

@@ -1,8 +1,10 @@
 """Small models, data and optimizers that tests of the agent share."""
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,10 +41,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adadelta": lambda p, **k: torch.optim.Adadelta(p, **k),
     "asgd": lambda p, **k: torch.optim.ASGD(p, **k),
     "adafactor": lambda p, **k: torch.optim.Adafactor(p, **k),
+    "muon": lambda p, **k: torch.optim.Muon([q for q in p if q.ndim == 2], lr=1e-2, **k),
 }
 """Constructors by name; those after `rprop` have no update rule."""
 
-WITHOUT_RULE = ("adadelta", "asgd", "adafactor")
+WITHOUT_RULE = ("adadelta", "asgd", "adafactor", "muon")
 
 
 def classifier(seed: int = 0, width: int = 24, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -84,16 +87,19 @@ def train(
 
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
-    """Every bit that training depends on: parameters, optimizer state and the generator."""
+    """Every bit that training depends on: parameters, optimizer state and the generators."""
     state = optimizer.state_dict()
 
     def leaves(value: Any) -> Any:
         if isinstance(value, Tensor):
             return (str(value.dtype), tuple(value.shape), value.detach().numpy().tobytes())
+        if isinstance(value, np.ndarray):
+            return value.tobytes()
         if isinstance(value, dict):
             return [(key, leaves(item)) for key, item in value.items()]
         if isinstance(value, (list, tuple)):
             return [leaves(item) for item in value]
         return value
 
-    return [leaves(list(model.parameters())), leaves(state), leaves(torch.get_rng_state())]
+    generators = [torch.get_rng_state(), np.random.get_state(), random.getstate()]
+    return [leaves(list(model.parameters())), leaves(state), leaves(generators)]

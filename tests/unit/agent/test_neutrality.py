@@ -2,12 +2,15 @@
 
 import copy
 import gc
+import itertools
 import os
 import pickle
+import random
 import threading
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,26 +22,99 @@ from tests.unit.agent.observed import measure_always, samples_of
 STEPS = 200
 
 
+FAST = [
+    ("adamw", "foreach", "order"),
+    ("adamw", "foreach", "amp"),
+    ("adamw", "fused", "amp"),
+    *(
+        (name, "foreach", "dropout")
+        for name in ("momentum", "adam", "rmsprop-centered", "adadelta", "adafactor")
+    ),
+    *((name, "fused", "dropout") for name in ("nesterov", "amsgrad", "adagrad")),
+    ("muon", "for-loop", "dropout"),
+]
+"""A representative part of all combinations; the others are for the slow suite."""
+
+
+def matrix() -> list[Any]:
+    every = itertools.product(OPTIMIZERS, ("foreach", "fused", "for-loop"), ("order", "dropout", "amp"))
+    return [
+        pytest.param(*each, marks=() if each in FAST else pytest.mark.slow, id="-".join(each))
+        for each in every
+    ]
+
+
 def build(name: str, way: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = classifier()
+    options: dict[str, Any] = {"fused": True} if way == "fused" else {"foreach": way == "foreach"}
+    if way == "for-loop" and name == "muon":  # it knows no other way
+        options = {}
     try:
-        options = {"fused": True} if way == "fused" else {"foreach": way == "foreach"}
         return model, OPTIMIZERS[name](model.parameters(), **options)
     except (TypeError, RuntimeError):
         pytest.skip(f"there is no {way} {name}")
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("way", ["foreach", "fused", pytest.param("for-loop", marks=pytest.mark.slow)])
-def test_parameters_state_and_generator_are_bitwise_equal(name: str, way: str) -> None:
+def training(name: str, way: str, setting: str, watched: bool) -> list[Any]:
+    """Train; every bit that is left. `order`: batches drawn with the global generators of torch, numpy and
+    Python. `dropout`: masks from the global generator. `amp`: bfloat16 autocast under a GradScaler whose
+    first scales overflow."""
+    random.seed(0)
+    np.random.seed(0)
     model, optimizer = build(name, way)
-    train(model, optimizer, batches(), STEPS)
-    plain = fingerprint(model, optimizer)
-    model, optimizer = build(name, way)
-    # With all of the step time as its budget the agent measures as often as it can.
-    with optwatch.attach(optimizer, model=model, budget=1.0):
-        train(model, optimizer, batches(), STEPS)
-        assert fingerprint(model, optimizer) == plain
+    model.train(setting == "dropout")
+    x, y = next(batches())
+    scaler = torch.amp.GradScaler("cpu", enabled=setting == "amp", init_scale=2.0**127, growth_interval=50)
+    watch = optwatch.attach(optimizer, model=model) if watched else None
+    taken: dict[int, Any] = {}
+    if watch is not None:
+        measure_always(watch)
+        taken = samples_of(watch)
+    for _ in range(STEPS):
+        rows = torch.arange(len(x))
+        if setting == "order":
+            rows = torch.randperm(len(x))[: 8 + random.randrange(8)]
+            rows = rows[np.random.permutation(len(rows))]
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "amp"):
+            loss = nn.functional.cross_entropy(model(x[rows]).float(), y[rows])
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    if watch is not None:
+        assert len(taken) > STEPS // 2, "it was measured"
+        watch.detach()
+    return [*fingerprint(model, optimizer), scaler.state_dict()]
+
+
+@pytest.mark.parametrize(("name", "way", "setting"), matrix())
+def test_parameters_state_and_generators_are_bitwise_equal(name: str, way: str, setting: str) -> None:
+    assert training(name, way, setting, watched=True) == training(name, way, setting, watched=False)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("kind", [torch.optim.SparseAdam, torch.optim.SGD, torch.optim.Adagrad])
+def test_sparse_gradients_are_bitwise_equal(kind: Any) -> None:
+    def run(watched: bool) -> list[Any]:
+        torch.manual_seed(0)
+        table = nn.Embedding(50, 8, sparse=True)
+        optimizer = kind(table.parameters(), lr=0.1)
+        watch = optwatch.attach(optimizer, model=table) if watched else None
+        taken: dict[int, Any] = {}
+        if watch is not None:
+            measure_always(watch)
+            taken = samples_of(watch)
+        for _ in range(50):
+            optimizer.zero_grad()
+            table(torch.randint(0, 50, (9,))).square().sum().backward()
+            optimizer.step()
+        if watch is not None:
+            assert len(taken) > 25
+            assert not watch._agent.tracks[0].degraded
+            watch.detach()
+        return fingerprint(table, optimizer)
+
+    assert run(watched=True) == run(watched=False)
 
 
 def amp_training(watched: bool) -> list[Any]:
@@ -95,13 +171,14 @@ def test_closures_are_bitwise_equal() -> None:
 def traces(optimizer: torch.optim.Optimizer) -> list[Any]:
     """Everything that an attachment could leave behind."""
     return [
-        sorted(vars(optimizer)),
+        {key: id(value) for key, value in vars(optimizer).items()},
         len(optimizer._optimizer_step_pre_hooks),
         len(optimizer._optimizer_step_post_hooks),
         [sorted(map(str, group)) for group in optimizer.param_groups],
         torch.autograd.backward,
         torch.amp.grad_scaler.GradScaler.scale,
         torch.amp.grad_scaler.GradScaler.update,
+        torch.nn.utils.clip_grad_norm_,
         torch.nn.utils.clip_grad._clip_grads_with_norm_,
         type(optimizer).step,
         sorted(thread.name for thread in threading.enumerate()),
