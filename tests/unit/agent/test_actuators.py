@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import lr_scheduler as schedulers
 
 from optwatch.wire.actions import Clip, Restart, ScaleLr
 from optwatch.wire.messages import Prepare
@@ -16,79 +15,11 @@ from optwatch_agent.attach import attach
 from tests.unit.agent.models import OPTIMIZERS, batches, classifier, fingerprint, train
 from tests.unit.agent.observed import Hand
 
-SCHEDULERS: dict[str, Any] = {
-    "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda n: 0.9**n),
-    "MultiplicativeLR": lambda o: schedulers.MultiplicativeLR(o, lambda n: 0.95),
-    "StepLR": lambda o: schedulers.StepLR(o, 5),
-    "MultiStepLR": lambda o: schedulers.MultiStepLR(o, [5, 12]),
-    "ConstantLR": lambda o: schedulers.ConstantLR(o, 0.3, 7),
-    "LinearLR": lambda o: schedulers.LinearLR(o, 0.2, total_iters=12),
-    "ExponentialLR": lambda o: schedulers.ExponentialLR(o, 0.9),
-    "PolynomialLR": lambda o: schedulers.PolynomialLR(o, 25, 2.0),
-    "CosineAnnealingLR": lambda o: schedulers.CosineAnnealingLR(o, 15, eta_min=1e-3),
-    "CosineAnnealingWarmRestarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 6, eta_min=1e-3),
-    "CyclicLR": lambda o: schedulers.CyclicLR(o, 1e-3, 0.1, 5, cycle_momentum=False),
-    "OneCycleLR": lambda o: schedulers.OneCycleLR(o, 0.1, 30),
-    "SequentialLR": lambda o: schedulers.SequentialLR(
-        o, [schedulers.LinearLR(o, 0.1, total_iters=5), schedulers.CosineAnnealingLR(o, 15, 1e-3)], [5]
-    ),
-    "ChainedScheduler": lambda o: schedulers.ChainedScheduler(
-        [schedulers.ConstantLR(o, 0.1, 4), schedulers.ExponentialLR(o, 0.9)]
-    ),
-}
-
 
 @pytest.fixture
 def optimizer() -> torch.optim.Optimizer:
     model = classifier()
     return torch.optim.SGD(model.parameters(), lr=0.1)
-
-
-def scheduled_run(make: Any, scaled: bool, tensor_lr: bool) -> tuple[list[Any], list[Any], list[Any]]:
-    """30 steps under a scheduler, × 0.5 from step 11 on and back to 1 from step 21 on.
-
-    The lr before each step, the lr that updates use, and the scheduler's end.
-    """
-    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
-    lr: Any = torch.tensor(0.1, dtype=torch.float64) if tensor_lr else 0.1
-    optimizer = torch.optim.SGD([{"params": params[:1]}, {"params": params[1:], "lr": lr / 2}], lr=lr)
-    watch = attach(optimizer)
-    hand = Hand(watch._agent)
-    used: list[list[float]] = []
-    # A hook of the user's that comes before the agent's sees the lr of the update as well.
-    handle = optimizer.register_step_post_hook(
-        lambda o, a, k: used.append([float(group["lr"]) for group in o.param_groups])
-    )
-    optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)
-    scheduler = make(optimizer)
-    before = []
-    for step in range(1, 31):
-        if scaled and step == 10:
-            hand.command("scale_lr", factor=0.5)
-        if scaled and step == 20:
-            hand.command("scale_lr", reset=True)
-        before.append([float(group["lr"]) for group in optimizer.param_groups])
-        for p in params:
-            p.grad = torch.full_like(p, 0.01)
-        optimizer.step()
-        scheduler.step()
-    watch.detach()
-    state = {key: value for key, value in scheduler.state_dict().items() if not key.startswith("_")}
-    return before, used, [state.get("last_epoch"), [float(x) for x in scheduler.get_last_lr()]]
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("tensor_lr", [False, True])
-def test_scale_lr_is_exact_under_every_scheduler(name: str, tensor_lr: bool) -> None:
-    make = SCHEDULERS[name]
-    schedule, plain, end = scheduled_run(make, scaled=False, tensor_lr=tensor_lr)
-    before, used, scaled_end = scheduled_run(make, scaled=True, tensor_lr=tensor_lr)
-    assert plain == schedule
-    assert before == schedule, "the schedule is untouched"
-    assert scaled_end == end
-    assert used[:10] == schedule[:10]
-    assert used[10:19] == [[0.5 * lr for lr in lrs] for lrs in schedule[10:19]]
-    assert used[20:] == schedule[20:]
 
 
 def test_scales_multiply_and_ramp(optimizer: torch.optim.Optimizer) -> None:
