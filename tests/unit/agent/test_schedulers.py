@@ -1,4 +1,4 @@
-"""A scaled LR under every scheduler of torch: factor × the undisturbed schedule at each step, and no trace."""
+"""A scaled LR under every scheduler of torch: factor × the undisturbed schedule, and no trace after."""
 
 from typing import Any
 
