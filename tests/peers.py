@@ -177,7 +177,7 @@ class AgentPeer:
                 phase_time=0.0,
                 overhead=0.005,
                 sample_every=10,
-                queued=0,
+                queued=len(self.held),
                 dropped=0,
                 control=control,
                 oldest=oldest,

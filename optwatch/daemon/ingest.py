@@ -225,6 +225,9 @@ class Ingest:
             log.warning("%d messages of %s were lost", lost, _name(session))
             self._taken.append((session, session.received))
             self._nudge(session, now)
+        elif beat.queued and session.received == session.received_at_beat and not session.unsettled:
+            self._nudge(session, now)  # it waits for an answer that was lost
+        session.received_at_beat = session.received
         self._run(session).touched = True
 
     def _durable(self, session: Session, message: Durable, blocks: Sequence[Buffer], now: float) -> None:

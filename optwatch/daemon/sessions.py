@@ -46,6 +46,8 @@ class Session:
     """When it was last asked to send again."""
     nudged_at: int = -1
     """What `received` was then."""
+    received_at_beat: int = -1
+    """What `received` was at the last beat."""
     unsettled: deque[tuple[int, int]] = field(default_factory=deque)
     """(store ticket, seq): acknowledged once the ticket is committed."""
 

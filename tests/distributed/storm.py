@@ -48,6 +48,8 @@ class Storm:
     loss: float = 0.03
     delay: float = 0.006
     step_time: float = 0.002
+    most: float = 900.0
+    """Seconds after which no more commands are given."""
     period: int = 5
     """The second optimizer steps once in so many steps of the first."""
 
@@ -111,6 +113,8 @@ def run(storm: Storm, directory: Path, tell: Callable[[str], None] = lambda text
             client = daemon.client()
             commands: tuple[Command, ...] = ()
             while given < storm.commands or any(c.state in OPEN_STATES for c in commands):
+                if time.monotonic() - began > storm.most:
+                    break
                 if storm.kill_every and time.monotonic() > kill_at and given < storm.commands:
                     client.close()
                     daemon.kill()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from optwatch.client import Refusal
+from optwatch.wire.messages import Welcome
 from tests.daemons import DaemonProcess
 from tests.peers import COLUMNS, AgentPeer, values
 
@@ -88,6 +89,19 @@ def test_what_the_agent_lost_is_a_gap_and_never_silent(daemon: DaemonProcess) ->
         status = client.status(agent.run)
     assert status.gaps == ((11, 30),)
     assert status.steps_recorded == 20
+    agent.close()
+
+
+def test_an_agent_that_waits_for_an_answer_that_was_lost_is_asked_again(daemon: DaemonProcess) -> None:
+    agent = AgentPeer(daemon.address)
+    agent.greet()
+    agent.batch(values(10))
+    agent.wait_acked()
+    agent.seq += 1
+    agent.held[agent.seq] = []  # it may send no more before it is answered
+    agent.beat()
+    agent.beat()
+    assert agent.wait_for(Welcome).acked == 1
     agent.close()
 
 
