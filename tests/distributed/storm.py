@@ -58,7 +58,8 @@ class Storm:
 class Journal:
     """What one rank wrote down, in order. steps: of each optimizer."""
 
-    applied: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    applied: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
+    """(command, its vote, steps)."""
     bits: dict[int, str] = field(default_factory=dict)
 
 
@@ -179,19 +180,25 @@ def _judge(
     link: BadLink,
     seconds: float,
 ) -> Verdict:
-    steps = [dict(journal.applied) for journal in journals]
-    applied = {command for each in steps for command in each}
+    votes = [{vote: (command, at) for command, vote, at in journal.applied} for journal in journals]
+    apart = {
+        command
+        for each in votes
+        for vote, (command, at) in each.items()
+        if any(other.get(vote) != (command, at) for other in votes)
+    }
+    steps = {command: at for command, _, at in journals[0].applied}
     common = set.intersection(*(set(journal.bits) for journal in journals))
     differ = [step for step in sorted(common) if len({journal.bits[step] for journal in journals}) > 1]
     if len({(result["step"], result["bits"]) for result in results}) > 1:
         differ.append(max(result["step"] for result in results))
     everybody = tuple(range(storm.ranks))
     book = {c.id: (c.step, c.ranks_applied) for c in commands if c.state in ("applied", "judged")}
-    truth = {command: (steps[0][command][0], everybody) for command in applied if command in steps[0]}
+    truth = {command: (at[0], everybody) for command, at in steps.items()}
     return Verdict(
         commands=len(commands),
         states=dict(Counter(c.state for c in commands)),
-        apart=sorted((c for c in applied if len({each.get(c) for each in steps}) > 1), key=int),
+        apart=sorted(apart, key=int),
         order_differs=len({tuple(journal.applied) for journal in journals}) > 1,
         bits_differ=differ,
         bits_compared=len(common) + 1,
@@ -209,7 +216,8 @@ def _read(path: Path) -> Journal:
     for line in path.read_text().splitlines():
         kind, what, value = line.split()
         if kind == "applied":
-            journal.applied.append((what, tuple(map(int, value.split(",")))))
+            command, _, vote = what.partition("/")
+            journal.applied.append((command, vote, tuple(map(int, value.split(",")))))
         else:
             journal.bits[int(what)] = value
     return journal

@@ -14,6 +14,12 @@ from tests.daemons import GUARD, DaemonProcess
 from tests.distributed.jobs import START, Job, armed_run, command, started, until
 
 
+@pytest.fixture(autouse=True)
+def _store_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new store for each attempt: in the one that torchrun shares, gloo finds addresses of dead ranks."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

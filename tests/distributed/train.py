@@ -199,7 +199,7 @@ class Journal(deque[Outcome]):
     def append(self, outcome: Outcome) -> None:
         if outcome.state == "applied":
             steps = ",".join(map(str, outcome.steps))
-            self._lines.write(f"applied {outcome.prepare.command} {steps}\n")
+            self._lines.write(f"applied {outcome.prepare.command}/{outcome.prepare.vote} {steps}\n")
         super().append(outcome)
 
 
