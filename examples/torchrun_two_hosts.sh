@@ -15,7 +15,8 @@
 #
 # What optwatch needs of the two hosts:
 # - Keys. The daemon lets in the key pair of its user, ~/.config/optwatch/keys/user.json. A home that the
-#   hosts share has it on all of them; else copy that one file (mode 0600), or set XDG_CONFIG_HOME.
+#   hosts share has it on all of them; else `optwatch keys` on a training host shows its key, and on the
+#   daemon's host `optwatch keys add agent 'KEY' NAME` lets it in.
 # - Ports. Every rank connects to the daemon, port 47017. The daemon connects to nobody.
 # - The store. To act at the same step the ranks use the job's own: MASTER_ADDR:MASTER_PORT, which they
 #   reach already. Nothing of optwatch listens on a training host.
