@@ -62,23 +62,29 @@ class Lane:
 
     def recorded(self) -> int:
         """Steps that at least one rank's scalars are recorded for."""
-        if len(self.coverage) == 1:
-            return next(iter(self.coverage.values())).count
-        return self._union().count
+        return _union(self._counted()).count
 
     def gaps(self) -> tuple[tuple[int, int], ...]:
         """Step ranges that some rank has lost while it took part, or that nobody has from one to the next."""
+        counted = self._counted()
         missing = Coverage()
-        for coverage in (*self.coverage.values(), self._union()):
+        for coverage in (*counted, _union(counted)):
             for first, last in coverage.gaps():
                 missing.add_range(first, last)
         return tuple(missing.ranges())
 
-    def _union(self) -> Coverage:
-        union = Coverage()
-        for coverage in self.coverage.values():
-            union.merge(coverage)
-        return union
+    def _counted(self) -> list[Coverage]:
+        """What is covered, less what a later incarnation repeated or has yet to come to again."""
+        if len(self.coverage) == 1:
+            return list(self.coverage.values())
+        counted: list[Coverage] = []
+        ceiling: int | None = None
+        for incarnation in sorted({incarnation for incarnation, _ in self.coverage}, reverse=True):
+            own = [c for (i, _), c in self.coverage.items() if i == incarnation and c.count]
+            counted += own if ceiling is None else [coverage.upto(ceiling) for coverage in own]
+            firsts = [coverage.first - 1 for coverage in own]
+            ceiling = min(firsts if ceiling is None else [*firsts, ceiling], default=None)
+        return counted
 
     def take(self, live: Collection[int], now: float) -> list[Points]:
         """The points that are complete now, already in the timeline."""
@@ -121,6 +127,13 @@ class Lane:
 
     def _drop(self, record: Record) -> None:
         self._bytes -= record.stats.nbytes + record.counts.nbytes
+
+
+def _union(parts: Iterable[Coverage]) -> Coverage:
+    union = Coverage()
+    for coverage in parts:
+        union.merge(coverage)
+    return union
 
 
 def tensor_reply(records: Collection[Record]) -> tuple[Tensors, TensorBlocks]:

@@ -53,6 +53,19 @@ class Coverage:
         """The last step, 0 where there is none."""
         return self._ends[-1] if self._ends else 0
 
+    @property
+    def first(self) -> int:
+        """The first step, 0 where there is none."""
+        return self._starts[0] if self._starts else 0
+
+    def upto(self, last: int) -> "Coverage":
+        """The steps that are not beyond `last`."""
+        out = Coverage()
+        for start, end in zip(self._starts, self._ends, strict=True):
+            if start <= last:
+                out.add_range(start, min(end, last))
+        return out
+
     def ranges(self) -> list[tuple[int, int]]:
         """The intervals, both ends included, in order."""
         return list(zip(self._starts, self._ends, strict=True))

@@ -61,6 +61,7 @@ def main() -> None:
         optimizer,
         model=model,
         name="hardship",
+        step=step,  # a commanded restart zeroes the optimizer's own count
         allow=("restart", "scale_lr") if given.refuse == rank else ("restart", "scale_lr", "clip"),
         store=own_store(given.store),
         strict=given.strict,
