@@ -10,7 +10,7 @@ bin := $(VENV)/bin
 pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench clean
+.PHONY: help demo test test-slow check bench pictures clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ check: $(VENV)/developed ## what CI runs: format, lint, types, import contracts,
 
 bench: $(VENV)/developed ## what the agent costs a training step
 	@$(bin)/python -m tests.benchmarks.overhead
+
+pictures: $(VENV)/developed ## take the README's pictures anew, of a real run (about a minute)
+	@$(bin)/python -m tests.pictures
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)
