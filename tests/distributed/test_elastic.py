@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from optwatch.client import Client
+from optwatch.wire.actions import OPEN_STATES
 from tests.daemons import GUARD, DaemonProcess
 from tests.distributed.jobs import START, Job, armed_run, command, started, until
 
@@ -56,7 +57,13 @@ def test_a_job_that_is_started_again_goes_on_as_the_same_run(daemon: DaemonProce
         number = client.act(run, "restart", {}, "under way").id
         os.kill(pids[1], signal.SIGKILL)
         armed_with(client, run, 2, set(pids.values()))
-        (ended,) = [c for c in client.commands(run) if c.id == number]
+        ended = until(
+            client,
+            lambda c: next(
+                (e for e in c.commands(run) if e.id == number and e.state not in OPEN_STATES), None
+            ),
+            "the end of what was under way",
+        )
         assert ended.state in ("expired", "refused"), ended
         assert ended.reason
         assert client.status(run).lr_scale == 1.0, "the new processes know of no scale"
