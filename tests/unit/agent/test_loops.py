@@ -1,0 +1,262 @@
+"""Training loops of many shapes, each with what the agent makes of it."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import optwatch
+from tests.unit.agent.models import batches, classifier, fingerprint, train
+from tests.unit.agent.observed import Hand, measure_always, samples_of
+from tests.unit.agent.test_hooks import watched
+
+
+def test_two_losses_of_one_graph() -> None:
+    """Two backward passes before a step: the mean of the two losses, and both gradients."""
+    model = classifier().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, rows = watched(optimizer)
+    measure_always(watch)
+    data, means, norms = batches(), [], []
+    for _ in range(6):
+        x, y = next(data)
+        optimizer.zero_grad()
+        out = model(x)
+        first, second = nn.functional.cross_entropy(out, y), out.square().mean()
+        first.backward(retain_graph=True)
+        second.backward()
+        means.append((first.item() + second.item()) / 2)
+        norms.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm()))
+        optimizer.step()
+    watch.detach()
+    assert rows.column("loss") == pytest.approx(means, rel=1e-6)
+    assert rows.column("grad_norm")[2:] == pytest.approx(norms[2:], rel=1e-6)
+
+
+def test_a_closure_for_an_optimizer_that_needs_none() -> None:
+    """Gradients and loss are those that the closure makes, and a clip takes hold of them."""
+    model = classifier().eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    watch, rows = watched(optimizer)
+    measure_always(watch)
+    hand = Hand(watch._agent)
+    data, seen = batches(), []
+    for step in range(6):
+        if step == 3:
+            hand.command("clip", max_norm=0.01)
+        x, y = next(data)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)  # noqa: B023 - called at once
+            loss.backward()
+            norm = float(torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm())
+            seen.append((loss.item(), norm))
+            return loss
+
+        optimizer.step(closure)  # type: ignore[arg-type]
+    watch.detach()
+    assert rows.column("loss") == [loss for loss, _ in seen]
+    assert rows.column("grad_norm")[2] == pytest.approx(seen[2][1], rel=1e-6)
+    assert rows.column("grad_norm_raw")[3:] == pytest.approx([norm for _, norm in seen[3:]], rel=1e-6)
+    assert rows.column("grad_norm")[3:] == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_compiled_step_keeps_one_graph(capturable: bool) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    def graphs(attached: bool) -> tuple[int, list[int]]:
+        torch._dynamo.reset()
+        model = classifier().eval()
+        optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.01), capturable=capturable)
+        counter = CompileCounter()
+        watch, rows = watched(optimizer) if attached else (None, None)
+        step = torch.compile(optimizer.step, backend=counter)
+        data = batches()
+        for _ in range(3):
+            x, y = next(data)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            step()
+        if watch is not None:
+            watch.detach()
+        torch._dynamo.reset()
+        return counter.frame_count, rows.steps if rows is not None else [1, 2, 3]
+
+    plain, steps = graphs(False), graphs(True)
+    assert steps == plain
+
+
+def test_frozen_and_thawed_parameters() -> None:
+    model = classifier().eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    watch, rows = watched(optimizer, model=model)
+    measure_always(watch)
+    taken = samples_of(watch)
+    data = batches()
+    for step in range(1, 10):
+        model[0].requires_grad_(step not in (4, 5, 6))
+        train(model, optimizer, data, 1)
+    assert not watch._agent.tracks[0].degraded
+    watch.detach()
+    assert rows.steps == list(range(1, 10))
+    for step, sample in taken.items():
+        frozen = step in (4, 5, 6)
+        assert bool(torch.isnan(torch.tensor(sample.stats[0, 0]))) == frozen, step
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bfloat16, torch.float16, torch.float64])
+def test_every_dtype_is_seen_clipped_and_restarted(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    param = nn.Parameter(torch.randn(6, 5).to(dtype))
+    optimizer = torch.optim.Adam([param], lr=1e-2, eps=1e-3)
+    watch, rows = watched(optimizer)
+    measure_always(watch)
+    hand = Hand(watch._agent)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        param.abs().square().sum().backward()
+        norm = float(
+            torch.linalg.vector_norm(param.grad.to(torch.complex128 if dtype.is_complex else torch.float64))
+        )
+        optimizer.step()
+        return norm
+
+    norms = [step() for _ in range(4)]
+    hand.command("clip", max_norm=0.5)
+    clipped = step()
+    hand.command("clip", off=True)
+    hand.command("restart")
+    step()
+    first = optimizer.state[param]["exp_avg"].clone()
+    expected = param.grad * 0.1
+    assert [state for _, state, _ in hand.outcomes() if state != "pending"] == ["applied"] * 3
+    assert not watch._agent.tracks[0].degraded
+    watch.detach()
+    assert rows.column("grad_norm")[2:4] == pytest.approx(norms[2:4], rel=1e-6)
+    assert rows.column("grad_norm_raw")[4] == pytest.approx(clipped, rel=1e-6)
+    torch.testing.assert_close(first, expected.to(dtype), rtol=1e-2, atol=1e-3)
+
+
+def test_the_users_clipping_and_how_often_it_bites() -> None:
+    param = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([param], lr=0.0)
+    watch, rows = watched(optimizer)
+    measure_always(watch)
+    for step in range(8):
+        optimizer.zero_grad()
+        (param.sum() * (10.0 if step % 4 == 0 else 0.1)).backward()
+        nn.utils.clip_grad_norm_([param], 1.0)
+        optimizer.step()
+    watch.detach()
+    assert rows.column("user_max_norm")[2:] == [1.0] * 6
+    assert rows.column("user_clip_share")[2:] == pytest.approx([1 / 3, 1 / 4, 2 / 5, 2 / 6, 2 / 7, 2 / 8])
+    assert rows.column("grad_norm_raw")[4] == pytest.approx(20.0, rel=1e-5)
+    assert rows.column("grad_norm_raw")[5] == pytest.approx(0.2, rel=1e-5)
+
+
+def test_checkpoints_are_those_of_an_optimizer_alone() -> None:
+    """The same bits, and loading one under way goes on as it would alone."""
+
+    def run(attached: bool) -> list[Any]:
+        model = classifier()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        watch = optwatch.attach(optimizer, model=model) if attached else None
+        if watch is not None:
+            measure_always(watch)
+            Hand(watch._agent).command("clip", max_norm=1e9)
+        data = batches()
+        train(model, optimizer, data, 5)
+        saved = copy.deepcopy(optimizer.state_dict())
+        keys = [sorted(saved), sorted(saved["param_groups"][0]), [sorted(s) for s in saved["state"].values()]]
+        train(model, optimizer, data, 5)
+        optimizer.load_state_dict(saved)
+        train(model, optimizer, data, 5)
+        result = [keys, *fingerprint(model, optimizer)]
+        if watch is not None:
+            assert not watch._agent.tracks[0].degraded
+            watch.detach()
+        return result
+
+    assert run(True) == run(False)
+
+
+@pytest.mark.parametrize("way", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_workers_of_a_data_loader(way: str) -> None:
+    """They come and go under the agent, which stays the parent's."""
+    x, y = next(batches())
+    loader = DataLoader(TensorDataset(x, y), batch_size=8, num_workers=2, multiprocessing_context=way)
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, rows = watched(optimizer)
+    for _ in range(2):
+        for x, y in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert not watch._agent.closed
+    watch.detach()
+    assert rows.steps == list(range(1, 9))
+
+
+class Sharded(torch.amp.grad_scaler.GradScaler):
+    """Hides the methods of its base, as FSDP's does."""
+
+    def scale(self, outputs: Any) -> Any:
+        if self._scale is None:
+            self._lazy_init_scale_growth_tracker(outputs.device)
+        return outputs * self._scale
+
+    def update(self, new_scale: Any = None) -> None:
+        with torch.no_grad():
+            found = sum(
+                float(value)
+                for state in self._per_optimizer_states.values()
+                for value in state["found_inf_per_device"].values()
+            )
+            self._scale *= 0.5 if found else 1.0
+        self._per_optimizer_states.clear()
+
+
+class Polite(torch.amp.grad_scaler.GradScaler):
+    """Overrides a method and calls that of its base."""
+
+    def update(self, new_scale: Any = None) -> None:
+        super().update(new_scale)
+
+
+@pytest.mark.parametrize("kind", [Sharded, Polite])
+def test_a_scaler_that_is_given(kind: Any) -> None:
+    before = dict(vars(kind))
+    param = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+    scaler = kind("cpu", init_scale=64.0)
+    watch, rows = watched(optimizer, scaler=scaler)
+    for factor in (1.0, torch.inf, 1.0, 1.0):
+        optimizer.zero_grad()
+        scaler.scale((param * factor).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    watch.detach()
+    assert rows.column("loss")[0] == 2.0, "unscaled"
+    assert rows.column("skipped_steps") == [0.0, 1.0, 1.0]
+    assert rows.column("loss_scale") == [64.0, 32.0, 32.0]
+    assert dict(vars(kind)) == before
+    with pytest.raises(TypeError, match="GradScaler, not int"):
+        optwatch.attach(optimizer, scaler=3)  # type: ignore[arg-type]
+
+
+def test_what_wraps_an_optimizer_in_several_ways() -> None:
+    inner = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+
+    for attribute in ("optimizer", "base_optimizer", "_optimizer", "_base_optimizer", "optim", "base"):
+        outer = type("Outer", (), {attribute: inner})()
+        with optwatch.attach(outer) as watch:
+            assert watch._agent.tracks[0].optimizer is inner, attribute
