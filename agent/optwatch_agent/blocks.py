@@ -5,18 +5,20 @@ on about `BLOCK` elements that stay in the cache, whatever the model looks like.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from optwatch_agent.norms import dot, flatten, sum_of_squares, total
+from optwatch_agent.norms import Array, dot, flatten, sum_of_squares, total
 from optwatch_agent.pieces import Piece, wide
+from optwatch_agent.quotients import Quotient, quotient
 from optwatch_agent.roles import Roles
 from optwatch_agent.sums import F8, Sums
 from optwatch_agent.updates import Slices
 
-BLOCK = 32_768
+BLOCK = 65_536
 """Elements of one pass: a few arrays of them fit a core's cache."""
 
 _TINY = 1e-37
@@ -24,6 +26,9 @@ _TINY = 1e-37
 
 _LEAST = 1e-30
 """Mean square below which products of float32 values lose bits."""
+
+_CANCELLED = 0.1
+"""Share of its summands down to which a sum is as exact as they are."""
 
 Pack = list[tuple[int, Piece]]
 """Small tensors, by their place among the T, that one rule with one set of numbers serves."""
@@ -36,9 +41,9 @@ def is_large(numel: int) -> bool:
 
 def add_large(sums: Sums, i: int, piece: Piece, roles: Roles) -> None:
     """Measure tensor i block by block."""
-    flat = piece.flat()
+    flat, scratch = piece.flat(), Scratch()
     for part in _slices(flat.param.numel()):
-        _block(sums, i, flat.cut(part), roles)
+        _block(sums, i, flat.cut(part), roles, scratch)
 
 
 def add_packed(sums: Sums, pack: Pack, roles: Roles) -> None:
@@ -80,53 +85,121 @@ def _cut(pack: Pack) -> Iterator[Pack]:
         yield members
 
 
-def _derive(x: Piece, roles: Roles) -> tuple[Tensor | None, Tensor | None]:
-    """The update and sqrt(v̂), None where they are not known."""
-    root = None
-    if x.second is not None:
-        root = x.second if roles.root == "itself" else x.second.sqrt()
-        if x.correction != 1.0:
-            root.mul_(x.correction**-0.5)
+def _hat(x: Piece, roles: Roles) -> Tensor | None:
+    """sqrt(v̂), None where there is none."""
+    if x.second is None:
+        return None
+    if roles.root == "itself":
+        return x.second
+    root = x.second.sqrt()
+    return root if x.correction == 1.0 else root.mul_(x.correction**-0.5)
+
+
+def _update(x: Piece, roles: Roles, hat: Tensor | None) -> Tensor | None:
+    """The update by its rule, None where there is none to compute."""
     if roles.update is None or not x.numbers:
-        return None, root
-    a, b = roles.update.compute(Slices(x.grad, x.first, x.second, root, x.extra), x.numbers)
+        return None
+    a, b = roles.update.compute(Slices(x.grad, x.first, x.second, hat, x.extra), x.numbers)
     # p_new = p_old + a + b p_old, so that the update a + b p_old is (a + b p_new) / (1 + b).
     if isinstance(b, Tensor):
-        return torch.addcmul(a, b, x.param).div_(b + 1), root
+        return torch.addcmul(a, b, x.param).div_(b + 1)
     if b != 0.0:
-        return torch.add(a, x.param, alpha=b).div_(1 + b), root
-    return a, root
+        return torch.add(a, x.param, alpha=b).div_(1 + b)
+    return a
 
 
-def _block(sums: Sums, i: int, x: Piece, roles: Roles) -> None:
+class Scratch:
+    """Room for two intermediate blocks, since fresh memory costs more than what is done with it."""
+
+    def __init__(self) -> None:
+        self._room: dict[tuple[str, int], Array] = {}
+
+    def one(self, like: Array) -> Array:
+        return self._get(like, 0)
+
+    def other(self, like: Array) -> Array:
+        return self._get(like, 1)
+
+    def _get(self, like: Array, which: int) -> Array:
+        key = like.dtype.char, which
+        if key not in self._room:
+            self._room[key] = np.empty(BLOCK, like.dtype)
+        return self._room[key][: like.size]
+
+
+class Energies(NamedTuple):
+    """Sums of squares of a block, and Σ grad · first."""
+
+    grad: float
+    first: float
+    param: float
+    product: float
+
+
+def _block(sums: Sums, i: int, x: Piece, roles: Roles, scratch: Scratch) -> None:
     """Add one block of one large tensor."""
-    numel = x.grad.numel()
-    update, root = _derive(x, roles)
-    energy = _grad(sums, i, x.grad)
-    _param(sums, i, x.param)
-    grad = x.grad.numpy()
+    grad, size = x.grad.numpy(), x.grad.numel()
+    energies = Energies(_grad(sums, i, x.grad), 0.0, _param(sums, i, x.param), 0.0)
     if x.first is not None:
-        values = x.first.numpy()
-        first = sum_of_squares(x.first)
-        sums.add("first", i, first)
-        exact = min(energy, first) < numel * _LEAST
-        pair = (grad.astype(np.float64), values.astype(np.float64)) if exact else (grad, values)
-        sums.add("dot", i, dot(*pair))
-    if x.second is not None and root is not None:
-        values = x.second.numpy()
-        low, high = float(values.min()), float(values.max())
+        first = x.first.numpy()
+        firsts = sum_of_squares(x.first)
+        if min(energies.grad, firsts) < size * _LEAST:
+            product = dot(grad.astype(np.float64), first.astype(np.float64))
+        else:
+            product = dot(grad, first)
+        energies = energies._replace(first=firsts, product=product)
+        sums.add("first", i, firsts)
+        sums.add("dot", i, product)
+    root, scale = None, 1.0
+    if x.second is not None:
+        second = x.second.numpy()
+        low, high = float(second.min()), float(second.max())
         sums.peak("second_min", i, low)
         sums.peak("second_max", i, high)
-        sums.add("second", i, total(values))
-        floor = max(x.epsilon, _TINY)
-        least = low if roles.root == "itself" else (low / x.correction) ** 0.5
-        roots = root.numpy()
-        few = 0 if least >= 10 * x.epsilon else int(np.count_nonzero(roots < 10 * x.epsilon))
-        sums.add("eps", i, few)
-        ratio = torch.div(x.grad, root if least >= floor else root.clamp(min=floor))
-        sums.add("rms_t", i, sum_of_squares(ratio))
-    if update is not None:
-        sums.add("update", i, sum_of_squares(update))
+        sums.add("second", i, total(second))
+        if roles.root == "itself":
+            root, least = x.second, low
+        else:
+            root = torch.from_numpy(np.sqrt(second, out=scratch.one(second)))
+            least, scale = max(low, 0.0) ** 0.5, x.correction**-0.5
+        floor, few = max(x.epsilon, _TINY) / scale, 10 * x.epsilon / scale
+        sums.add("eps", i, 0 if least >= few else int(np.count_nonzero(root.numpy() < few)))
+        kept = root if least >= floor else root.clamp(min=floor)
+        ratio = np.divide(grad, kept.numpy(), out=scratch.other(grad))
+        sums.add("rms_t", i, sum_of_squares(torch.from_numpy(ratio)) / scale**2)
+    simple = quotient(roles.update, x) if roles.root == "sqrt" else None
+    energy = None if simple is None else _energy(x, simple, root, scale, energies, scratch)
+    if energy is None:
+        hat = root if root is None or scale == 1.0 else root.mul_(scale)
+        update = _update(x, roles, hat)
+        energy = None if update is None else sum_of_squares(update)
+    if energy is not None:
+        sums.add("update", i, energy)
+
+
+def _energy(
+    x: Piece, update: Quotient, root: Tensor | None, scale: float, sums: Energies, scratch: Scratch
+) -> float | None:
+    """Σ update² from inner products, without forming the update; None where they would cancel."""
+    a, k, b, epsilon = update
+    if root is None:
+        square = a * a * sums.grad + k * k * sums.first
+        cross = 2 * a * k * sums.product
+        parts = [(factor, tensor) for factor, tensor in ((a, x.grad), (k, x.first)) if factor]
+    else:
+        assert x.first is not None
+        first = x.first.numpy()
+        wide = np.add(root.numpy(), epsilon / scale, out=scratch.other(first))
+        part = torch.from_numpy(np.divide(first, wide, out=wide))
+        square, cross = (k / scale) ** 2 * sum_of_squares(part), 0.0
+        parts = [(k / scale, part)]
+    whole = square + b * b * sums.param
+    if b:
+        if min(square, b * b * sums.param) < x.grad.numel() * _LEAST:
+            return None
+        param = x.param.numpy()
+        cross += 2 * b * sum(factor * dot(t.numpy(), param) for factor, t in parts if t is not None)
+    return whole + cross if whole + cross >= _CANCELLED * whole else None
 
 
 def _grad(sums: Sums, i: int, grad: Tensor) -> float:
@@ -141,10 +214,12 @@ def _grad(sums: Sums, i: int, grad: Tensor) -> float:
     return energy
 
 
-def _param(sums: Sums, i: int, param: Tensor) -> None:
-    sums.add("param", i, sum_of_squares(param))
+def _param(sums: Sums, i: int, param: Tensor) -> float:
+    energy = sum_of_squares(param)
+    sums.add("param", i, energy)
     values = param.numpy()
     sums.peak("param_max", i, max(-float(values.min()), float(values.max())))
+    return energy
 
 
 def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
@@ -159,7 +234,8 @@ def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
         second=None if one.second is None else _joined([p.second for p in pieces]),
         extra={key: _joined([p.extra[key] for p in pieces]) for key in one.extra},
     )
-    update, root = _derive(x, roles)
+    root = _hat(x, roles)
+    update = _update(x, roles, root)
     sizes = [p.param.numel() for p in pieces]
     starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
 

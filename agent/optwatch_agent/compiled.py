@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from optwatch_agent.pieces import Piece
+from optwatch_agent.quotients import Quotient, quotient
 from optwatch_agent.roles import Roles
 from optwatch_agent.sums import Sums
-from optwatch_agent.updates import Rule, adam, adamw, sgd
 
 log = logging.getLogger("optwatch")
 
@@ -48,37 +48,6 @@ importlib.import_module("optwatch_agent.kernels")
 os.makedirs(os.path.dirname(sys.argv[2]), exist_ok=True)
 open(sys.argv[2], "w").close()
 """
-
-
-class Quotient(NamedTuple):
-    """An update of the form (of_grad · g + of_first · m) / (sqrt(v̂) + epsilon) + of_param · p, p being the
-    parameter after the step; without a second moment the denominator is 1."""
-
-    of_grad: float
-    of_first: float
-    of_param: float
-    epsilon: float
-
-
-def quotient(rule: Rule | None, x: Piece) -> Quotient | None:
-    """The update of `x` as a quotient, None where its rule has another form (`updates` has them all)."""
-    n = x.numbers
-    if not n or rule is None or x.extra:
-        return None
-    lr = n["lr"]
-    if rule is adam or rule is adamw:
-        if x.first is None or x.second is None:
-            return None
-        b = -lr * n["weight_decay"] if n["decoupled"] else 0.0
-        return Quotient(0.0, -lr / (1 - n["beta1"] ** n["step"]) / (1 + b), b / (1 + b), n["eps"])
-    if rule is sgd:
-        b = -lr * n["weight_decay"]
-        if x.first is None:
-            return Quotient(-lr * n["sign"] / (1 + b), 0.0, b / (1 + b), 0.0)
-        if n["nesterov"]:
-            return Quotient(-lr * n["sign"] / (1 + b), -lr * n["momentum"] / (1 + b), b / (1 + b), 0.0)
-        return Quotient(0.0, -lr, 0.0, 0.0)
-    return None
 
 
 class Table:
@@ -197,15 +166,25 @@ class Compiler:
         with self._lock:
             if self.kernels is not None or self._process is not None or self.why_not:
                 return
-            if importlib.util.find_spec("numba") is None:
-                self.why_not = "numba is not installed"
-            elif os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
-                self.why_not = "NUMBA_DISABLE_JIT is set"
-            elif _mark().exists():
-                self._load()
-            else:
-                self._compile()
-                self._warm_up()
+            try:
+                self._start()
+            except Exception as error:  # noqa: BLE001 - whatever is wrong, there is the base path
+                self._give_up(error)
+
+    def _start(self) -> None:
+        if importlib.util.find_spec("numba") is None:
+            self.why_not = "numba is not installed"
+        elif os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+            self.why_not = "NUMBA_DISABLE_JIT is set"
+        elif _mark().exists():
+            self._load()
+        else:
+            self._compile()
+            self._warm_up()
+
+    def _give_up(self, error: Exception) -> None:
+        self.why_not = f"{type(error).__name__}: {error}"
+        log.info("optwatch: statistics are measured without numba: %s", self.why_not)
 
     def look(self) -> None:
         """Load what has been compiled meanwhile. Called by the link's thread."""
@@ -220,31 +199,24 @@ class Compiler:
                 self.why_not = f"compiling failed with exit code {process.returncode}"
 
     def _compile(self) -> None:
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-c", _COMPILE, str(Path(__file__).parent), str(_mark())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        except OSError as error:
-            self.why_not = str(error)
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-c", _COMPILE, str(Path(__file__).parent), str(_mark())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def _warm_up(self) -> None:
         """Import what a load needs, so that it takes little later on."""
-        try:
-            registry = importlib.import_module("numba.core.registry")
-            registry.cpu_target.typing_context.refresh()
-            registry.cpu_target.target_context.refresh()
-        except Exception as error:  # noqa: BLE001 - the load will say the same
-            log.debug("optwatch: %r", error)
+        registry = importlib.import_module("numba.core.registry")
+        registry.cpu_target.typing_context.refresh()
+        registry.cpu_target.target_context.refresh()
 
     def _load(self) -> None:
         try:
             self.kernels = importlib.import_module("optwatch_agent.kernels")
         except Exception as error:  # noqa: BLE001 - whatever numba says, there is the base path
-            self.why_not = f"{type(error).__name__}: {error}"
-            log.info("optwatch: statistics are measured without numba: %s", self.why_not)
+            self._give_up(error)
 
 
 def _mark() -> Path:
