@@ -1,30 +1,39 @@
 """What watching adds to a training step, beside what others' ways of watching add.
 
-    python -m tests.benchmarks.overhead [--seconds N] [--models mlp,gpt]
+    python -m tests.benchmarks.overhead [--seconds N] [--models mlp,gpt] [--json PATH]
 
-All ways run in turn in one process on one thread, round after round; a figure is the median over rounds
-of (CPU time of the way - CPU time of nothing) / CPU time of nothing. CPU time of the whole process
-counts the agent's thread too, and neighbours on the machine disturb it less than the wall clock. No
-daemon listens.
+Every way has a copy of the model. The ways take turns of a fraction of a second in one process on one
+thread; a figure is the median over rounds of (CPU time of a step - that of nothing in the same round) /
+that of nothing, with the quartiles. "nothing, again" is a second copy without anything: what it differs
+from nothing by is the error of the method. CPU time of the whole process counts the agent's thread too,
+and neighbours on the machine disturb it less than the wall clock; what wandb's own process does is not
+counted. No daemon listens.
 """
 
 import argparse
+import contextlib
+import gc
+import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import optwatch
+from optwatch_agent import compiled
 from optwatch_agent.probe import measure
 from optwatch_agent.roles import roles_of
 
-ROUNDS = 5
+TURN = 0.1
+"""Seconds that one way runs before the next has its turn."""
 
 
 class Gpt(nn.Module):
@@ -69,28 +78,61 @@ class Small(nn.Module):
         return x
 
 
+class Block(nn.Module):
+    """Two convolutions and a way around them."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        same = before == after and stride == 1
+        self.around = nn.Identity() if same else nn.Conv2d(before, after, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.around(x))
+
+
 def cnn() -> nn.Module:
-    """A plain stack of convolutions, 5 M parameters."""
-    layers: list[nn.Module] = []
-    for before, after in ((3, 64), (64, 128), (128, 256), (256, 512), (512, 768)):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(768, 10))
+    """The shape of ResNet-18, 11 M parameters."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    width = 64
+    for after, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [Block(width, after, stride), Block(after, after, 1)]
+        width = after
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
-MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
-    "mlp": lambda: (
-        nn.Sequential(nn.Linear(784, 900), nn.ReLU(), nn.Linear(900, 300), nn.ReLU(), nn.Linear(300, 10)),
-        torch.randn(64, 784),
+MODELS: dict[str, tuple[str, Callable[[], tuple[nn.Module, Tensor]]]] = {
+    "mlp": (
+        "MLP 1 M",
+        lambda: (
+            nn.Sequential(nn.Linear(784, 900), nn.ReLU(), nn.Linear(900, 300), nn.ReLU(), nn.Linear(300, 10)),
+            torch.randn(64, 784),
+        ),
     ),
-    "cnn": lambda: (cnn(), torch.randn(8, 3, 32, 32)),
-    "lstm": lambda: (Lstm(), torch.randn(8, 32, 256)),
-    "gpt": lambda: (Gpt(), torch.randint(0, 256, (4, 128))),
-    "small": lambda: (Small(), torch.randn(64, 16)),
+    "cnn": ("CNN 11 M", lambda: (cnn(), torch.randn(8, 3, 32, 32))),
+    "lstm": ("LSTM 8 M", lambda: (Lstm(), torch.randn(8, 32, 256))),
+    "gpt": ("GPT 10 M", lambda: (Gpt(), torch.randint(0, 256, (4, 128)))),
+    "small": ("1,000 tensors", lambda: (Small(), torch.randn(64, 16))),
+    "toy": ("toy", lambda: (nn.Linear(20, 20), torch.randn(8, 20))),
 }
 
 
 class Way:
-    """One way to watch: what is done before and after each step."""
+    """One way to watch a training: what is done before and after each step."""
+
+    turns = 1
+    """In a round: more of them where the difference is small."""
+
+    @staticmethod
+    def missing() -> str:
+        """Why it cannot be measured here, "" where it can."""
+        return ""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stack: ExitStack) -> None:
         self.model = model
@@ -101,29 +143,50 @@ class Way:
     def after(self) -> None: ...
 
 
-class Optwatch(Way):
+class Nothing(Way):
+    turns = 3
+
+
+class Default(Way):
+    turns = 3
+
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stack: ExitStack) -> None:
         super().__init__(model, optimizer, stack)
         self.watch = stack.enter_context(optwatch.attach(optimizer, model=model))
 
 
 class EveryTensor(Way):
+    """All statistics of all tensors after every step, whatever they cost."""
+
+    kernels: Any = None
+
     def after(self) -> None:
+        former, compiled.COMPILER.kernels = compiled.COMPILER.kernels, self.kernels
         measure(self.optimizer, list(self.model.parameters()), roles_of(self.optimizer))
+        compiled.COMPILER.kernels = former
+
+
+class Compiled(EveryTensor):
+    @staticmethod
+    def missing() -> str:
+        return "" if find_spec("numba") else "numba is not installed"
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stack: ExitStack) -> None:
+        super().__init__(model, optimizer, stack)
+        from optwatch_agent import kernels
+
+        self.kernels = kernels
 
 
 class Floor(Way):
     """One read of gradients, both moments and parameters."""
 
     def after(self) -> None:
-        tensors = []
         for p in self.model.parameters():
             state = self.optimizer.state[p]
-            tensors += [p.detach(), state["exp_avg"], state["exp_avg_sq"]]
-            if p.grad is not None:
-                tensors.append(p.grad)
-        for tensor in tensors:
-            tensor.sum()
+            assert p.grad is not None
+            for tensor in (p.detach(), p.grad, state["exp_avg"], state["exp_avg_sq"]):
+                tensor.sum()
 
 
 class ClipGradNorm(Way):
@@ -168,65 +231,182 @@ class Histograms(Way):
             self.writer.add_histogram(f"{name}.grad", p.grad, self.step)
 
 
+class Wandb(Way):
+    """wandb.watch of gradients and parameters, offline."""
+
+    @staticmethod
+    def missing() -> str:
+        return "" if find_spec("wandb") else "not installed"
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stack: ExitStack) -> None:
+        super().__init__(model, optimizer, stack)
+        import wandb
+
+        directory = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        settings = wandb.Settings(silent=True, console="off")
+        self.run = wandb.init(mode="offline", dir=directory, settings=settings, reinit="create_new")
+        stack.callback(self.run.finish)
+        self.run.watch(model, log="all", log_freq=1)
+        stack.callback(self.run.unwatch, model)
+
+    def after(self) -> None:
+        self.run.log({"step": 1})
+
+
 WAYS: dict[str, type[Way]] = {
-    "nothing": Way,
-    "optwatch, default": Optwatch,
+    "nothing": Nothing,
+    "nothing, again": Nothing,
+    "optwatch, default": Default,
+    "floor: one read of the same bytes": Floor,
     "every tensor, every step": EveryTensor,
-    "floor: one read": Floor,
+    "every tensor, every step, compiled": Compiled,
     "clip_grad_norm_": ClipGradNorm,
     "Composer's metric list": ComposerMonitor,
     "TensorBoard histograms": Histograms,
+    "wandb.watch, offline": Wandb,
 }
+EVERY = ("every tensor, every step", "every tensor, every step, compiled")
+FLOOR = "floor: one read of the same bytes"
 
 
-def cost(make: Callable[[], tuple[nn.Module, Tensor]], kind: type[Way], seconds: float) -> float:
-    """CPU seconds of a training step under one way of watching, after a warm-up."""
-    torch.manual_seed(0)
-    model, x = make()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    with ExitStack() as stack:
-        way = kind(model, optimizer, stack)
+class Training:
+    """A copy of a model in training under one way of watching."""
 
-        def step() -> None:
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
-            way.before()
-            optimizer.step()
-            way.after()
-
+    def __init__(
+        self, make: Callable[[], tuple[nn.Module, Tensor]], kind: type[Way], stack: ExitStack
+    ) -> None:
+        torch.manual_seed(0)
+        self.model, self.x = make()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.way = kind(self.model, self.optimizer, stack)
+        self.turns = kind.turns
         for _ in range(3):
-            step()
-        steps, began, end = 0, time.process_time(), time.monotonic() + seconds
-        while time.monotonic() < end or steps < 3:
-            step()
+            self.step()
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        self.model(self.x).square().mean().backward()
+        self.way.before()
+        self.optimizer.step()
+        self.way.after()
+
+    def turn(self) -> float:
+        """CPU seconds of a step, over a fraction of a second."""
+        steps, began, end = 0, time.process_time(), time.monotonic() + TURN
+        while time.monotonic() < end or steps == 0:
+            self.step()
             steps += 1
         return (time.process_time() - began) / steps
 
 
+def compare(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> dict[str, list[float]]:
+    """CPU seconds of a step under each way, round by round."""
+    with ExitStack() as stack:
+        trainings = {name: Training(make, kind, stack) for name, kind in WAYS.items() if not kind.missing()}
+        rounds: dict[str, list[float]] = {name: [] for name in trainings}
+        turns = {name: Nothing.turns if t.turns > 1 else 1 for name, t in trainings.items()}
+        end = time.monotonic() + seconds
+        while time.monotonic() < end or len(rounds["nothing"]) < 3:
+            seen: dict[str, list[float]] = {name: [] for name in trainings}
+            for i in range(Nothing.turns):
+                for name, training in trainings.items():
+                    if i < turns[name]:
+                        seen[name].append(training.turn())
+            for name, values in seen.items():
+                rounds[name].append(statistics.mean(values))
+        return rounds
+
+
+class Idle(torch.optim.Optimizer):
+    """An optimizer whose step does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__([nn.Parameter(torch.zeros(1))], {"lr": 0.1})
+
+    def step(self, closure: Any = None) -> None: ...
+
+
+def fixed_cost(steps: int = 3_000, rounds: int = 9) -> dict[str, float]:
+    """Microseconds that every step costs: of no-op hooks, of optwatch's, and with the loss it sees."""
+    loss = torch.zeros(1, requires_grad=True)
+
+    def cpu(optimizer: torch.optim.Optimizer, backward: bool) -> float:
+        began = time.thread_time()
+        for _ in range(steps):
+            if backward:
+                loss.backward()
+            optimizer.step()
+        return (time.thread_time() - began) / steps * 1e6
+
+    plain, hooked, watched = Idle(), Idle(), Idle()
+    hooked.register_step_pre_hook(lambda *_: None)
+    hooked.register_step_post_hook(lambda *_: None)
+    found: dict[str, list[float]] = {
+        "no-op hooks": [],
+        "optwatch's hooks": [],
+        "optwatch's hooks and loss": [],
+    }
+    for _ in range(rounds):
+        nothing, with_loss = cpu(plain, False), cpu(plain, True)
+        found["no-op hooks"].append(cpu(hooked, False) - nothing)
+        with optwatch.attach(watched, budget=1e-9):
+            found["optwatch's hooks"].append(cpu(watched, False) - nothing)
+            found["optwatch's hooks and loss"].append(cpu(watched, True) - with_loss)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+@contextlib.contextmanager
+def home() -> Iterator[None]:
+    """Directories of our own, and no word from others."""
+    with tempfile.TemporaryDirectory() as path:
+        for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+            (Path(path) / variable).mkdir(mode=0o700)
+            os.environ[variable] = str(Path(path) / variable)
+        yield
+
+
+def added(rounds: dict[str, list[float]], way: str) -> list[float]:
+    """Share of a step that a way adds, round by round."""
+    return [a / b - 1 for a, b in zip(rounds[way], rounds["nothing"], strict=True)]
+
+
+def cell(rounds: dict[str, list[float]], way: str) -> str:
+    if way not in rounds:
+        return WAYS[way].missing()
+    if way == "nothing":
+        return f"{statistics.median(rounds[way]) * 1e3:.2f} ms"
+    shares = added(rounds, way)
+    low, middle, high = statistics.quantiles(shares, n=4)
+    text = f"{middle:+.1%} ({low:+.1%} … {high:+.1%})"
+    if way in EVERY:
+        floor = statistics.median(added(rounds, FLOOR))
+        text += f" = {middle / floor:.1f} × floor" if floor > 0 else ""
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each way in each round")
+    parser.add_argument("--seconds", type=float, default=75.0, help="of each model")
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--json", type=Path, help="also write every round's seconds to this file")
     options = parser.parse_args()
+    models = options.models.split(",")
+    print(f"about {(options.seconds + 8) * len(models) / 60:.0f} minutes", flush=True)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as home:
-        for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
-            (Path(home) / variable).mkdir(mode=0o700)
-            os.environ[variable] = str(Path(home) / variable)
-        models = options.models.split(",")
-        print(f"| added CPU time per step | {' | '.join(models)} |\n|---|{'---|' * len(models)}")
-        table: dict[str, list[str]] = {way: [] for way in WAYS}
+    results: dict[str, dict[str, list[float]]] = {}
+    with home():
+        fixed = fixed_cost()
         for name in models:
-            rounds = [
-                {way: cost(MODELS[name], kind, options.seconds) for way, kind in WAYS.items()}
-                for _ in range(ROUNDS)
-            ]
-            for way in WAYS:
-                added = statistics.median(each[way] / each["nothing"] - 1 for each in rounds)
-                plain = statistics.median(each["nothing"] for each in rounds)
-                table[way].append(f"{plain * 1e3:.1f} ms" if way == "nothing" else f"{added:+.1%}")
-        for way, cells in table.items():
-            print(f"| {way} | {' | '.join(cells)} |")
+            print(f"{name} …", flush=True)
+            results[name] = compare(MODELS[name][1], options.seconds)
+            gc.collect()
+    print(f"\n| added CPU time per step | {' | '.join(MODELS[name][0] for name in models)} |")
+    print(f"|---|{'---|' * len(models)}")
+    for way in WAYS:
+        print(f"| {way} | {' | '.join(cell(results[name], way) for name in models)} |")
+    print("\nFixed cost of every step: " + ", ".join(f"{name} {us:.1f} µs" for name, us in fixed.items()))
+    if options.json:
+        options.json.write_text(json.dumps({"fixed_us": fixed, "seconds_per_step": results}, indent=1))
 
 
 if __name__ == "__main__":
