@@ -39,9 +39,10 @@ class Governor:
         """Of the budget, the share that is spent elsewhere: on checks of the replicas."""
         self.norm_every = 1
         self.sample_every = _MOST
-        # First guesses, on the high side: one read of the gradients, or twenty passes over a tensor.
+        # First guesses, on the high side: one read of the gradients, or a dozen passes over a
+        # tensor. A compiled pass takes a fifth of that, which the first sample tells.
         self._norm = Cost(1e-5 + 1e-6 * tensors + numel * 4e-10)
-        self._sample = Cost(1e-4 + 1e-5 * tensors + numel * 1e-8)
+        self._sample = Cost(1e-4 + 1e-5 * tensors + numel * 5e-9)
         self._fixed = Usual(3e-5)
         self._step_time: Usual | None = None
         self._for_norms = -self._norm.usual

@@ -96,6 +96,8 @@ class Track:
         self._sampling = False
         self._before = Before()
         self._gradients = Gradients()
+        self._keeps_grad: bool | None = None
+        """Whether gradients can be read after the step, None before the first one."""
         self._early: tuple[dict[str, Value], float] | None = None
         """Norms of gradients that the step overwrites, and the CPU seconds that they took before it."""
         self._closure_loss: float | Tensor | None = None
@@ -229,7 +231,9 @@ class Track:
             began = time.perf_counter()
             self._clipped = self.actuators.clip(self.actuators.max_norm)
             self._acting += time.perf_counter() - began
-        if self.degraded or roles_of(self.optimizer).keeps_grad:
+        if self._keeps_grad is None:
+            self._keeps_grad = roles_of(self.optimizer).keeps_grad
+        if self.degraded or self._keeps_grad:
             return
         began = time.perf_counter()
         if self._sampling:
