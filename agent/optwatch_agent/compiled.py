@@ -138,7 +138,8 @@ def _place(x: Tensor | None) -> tuple[int, int]:
     if x is None:
         return 0, 0
     kind = _KINDS.get(x.dtype)
-    if kind is None or type(x) not in _PLAIN or not x.is_contiguous() or (at := x.data_ptr()) == 0:
+    is_plain = type(x) in _PLAIN and x.is_contiguous() and not x.is_neg()
+    if kind is None or not is_plain or (at := x.data_ptr()) == 0:
         raise _Unreadable
     return at, kind
 

@@ -34,6 +34,10 @@ from optwatch_agent.roles import roles_of
 
 TURN = 0.1
 """Seconds that one way runs before the next has its turn."""
+FEWEST = 3
+"""Rounds of every way."""
+SLOW = 0.3
+"""Seconds of a step above which there are no more rounds than that."""
 
 
 class Gpt(nn.Module):
@@ -279,9 +283,7 @@ class Training:
         self.model, self.x = make()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.way = kind(self.model, self.optimizer, stack)
-        self.turns = kind.turns
-        for _ in range(3):
-            self.step()
+        self.step()
 
     def step(self) -> None:
         self.optimizer.zero_grad()
@@ -299,21 +301,25 @@ class Training:
         return (time.process_time() - began) / steps
 
 
-def compare(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> dict[str, list[float]]:
-    """CPU seconds of a step under each way, round by round."""
+Round = dict[str, float]
+"""CPU seconds of a step, by way."""
+
+
+def compare(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> list[Round]:
+    """Rounds of all ways; those whose step takes long are in the first ones only."""
     with ExitStack() as stack:
         trainings = {name: Training(make, kind, stack) for name, kind in WAYS.items() if not kind.missing()}
-        rounds: dict[str, list[float]] = {name: [] for name in trainings}
-        turns = {name: Nothing.turns if t.turns > 1 else 1 for name, t in trainings.items()}
+        rounds: list[Round] = []
         end = time.monotonic() + seconds
-        while time.monotonic() < end or len(rounds["nothing"]) < 3:
-            seen: dict[str, list[float]] = {name: [] for name in trainings}
+        while time.monotonic() < end or len(rounds) < FEWEST:
+            seen: dict[str, list[float]] = {}
             for i in range(Nothing.turns):
                 for name, training in trainings.items():
-                    if i < turns[name]:
-                        seen[name].append(training.turn())
-            for name, values in seen.items():
-                rounds[name].append(statistics.mean(values))
+                    if i < training.way.turns:
+                        seen.setdefault(name, []).append(training.turn())
+            rounds.append({name: statistics.mean(values) for name, values in seen.items()})
+            if len(rounds) == FEWEST:
+                trainings = {name: t for name, t in trainings.items() if rounds[-1][name] < SLOW}
         return rounds
 
 
@@ -338,7 +344,11 @@ def fixed_cost(steps: int = 2_000, rounds: int = 15) -> dict[str, float]:
     plain, hooked, watched = idle(), idle(), idle()
     hooked.register_step_pre_hook(lambda *_: None)
     hooked.register_step_post_hook(lambda *_: None)
-    found: dict[str, list[float]] = {"no-op hooks": [], "optwatch's hooks": [], "optwatch's hooks and loss": []}
+    found: dict[str, list[float]] = {
+        "no-op hooks": [],
+        "optwatch's hooks": [],
+        "optwatch's hooks and loss": [],
+    }
     for _ in range(rounds):
         nothing, with_loss = cpu(plain, False), cpu(plain, True)
         found["no-op hooks"].append(cpu(hooked, False) - nothing)
@@ -358,18 +368,17 @@ def home() -> Iterator[None]:
         yield
 
 
-def added(rounds: dict[str, list[float]], way: str) -> list[float]:
+def added(rounds: list[Round], way: str) -> list[float]:
     """Share of a step that a way adds, round by round."""
-    return [a / b - 1 for a, b in zip(rounds[way], rounds["nothing"], strict=True)]
+    return [each[way] / each["nothing"] - 1 for each in rounds if way in each]
 
 
-def cell(rounds: dict[str, list[float]], way: str) -> str:
-    if way not in rounds:
+def cell(rounds: list[Round], way: str) -> str:
+    if way not in rounds[0]:
         return WAYS[way].missing()
     if way == "nothing":
-        return f"{statistics.median(rounds[way]) * 1e3:.2f} ms"
-    shares = added(rounds, way)
-    low, middle, high = statistics.quantiles(shares, n=4)
+        return f"{statistics.median(each[way] for each in rounds) * 1e3:.2f} ms"
+    low, middle, high = statistics.quantiles(added(rounds, way), n=4)
     text = f"{middle:+.1%} ({low:+.1%} … {high:+.1%})"
     if way in EVERY:
         floor = statistics.median(added(rounds, FLOOR))
@@ -379,14 +388,14 @@ def cell(rounds: dict[str, list[float]], way: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=75.0, help="of each model")
+    parser.add_argument("--seconds", type=float, default=70.0, help="of each model")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--json", type=Path, help="also write every round's seconds to this file")
     options = parser.parse_args()
     models = options.models.split(",")
-    print(f"about {(options.seconds + 8) * len(models) / 60:.0f} minutes", flush=True)
+    print(f"about {(options.seconds + 15) * len(models) / 60:.0f} minutes", flush=True)
     torch.set_num_threads(1)
-    results: dict[str, dict[str, list[float]]] = {}
+    results: dict[str, list[Round]] = {}
     with home():
         fixed = fixed_cost()
         for name in models:
