@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 
 from optwatch.cli.errors import Wrong
-from optwatch.wire.places import AddressError, find_daemon
+from optwatch.wire.places import AddressError, config_dir, find_daemon
 
 HELP = "Watch runs live in the terminal, and act on them; starts a local daemon where none answers."
 EXAMPLE = "optwatch tui"
@@ -19,15 +19,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if find_spec("textual") is None:
         raise Wrong("the terminal UI needs its extra: pip install 'optwatch[tui]'")
+    import optwatch_tui
+    from optwatch_tui.settings import FILE, SettingsError, load
+
     try:
         find_daemon(args.address)
-    except AddressError as error:
+        settings = load(config_dir() / FILE)
+    except (AddressError, SettingsError) as error:
         raise Wrong(str(error)) from None
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Wrong(
             "the terminal UI needs a terminal; `optwatch runs` and `optwatch status RUN` print instead"
         )
-    import optwatch_tui
-
-    optwatch_tui.run(args.address, readonly=args.readonly)
+    optwatch_tui.run(args.address, readonly=args.readonly, settings=settings)
     return 0

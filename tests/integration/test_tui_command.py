@@ -25,6 +25,15 @@ def test_an_address_that_cannot_be_parsed() -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_wrong_settings_are_named_with_their_line(tmp_path: Path) -> None:
+    (tmp_path / "optwatch").mkdir()
+    (tmp_path / "optwatch" / "tui.toml").write_text("[keys]\nrestrat = 'R'\n")
+    result = tui(XDG_CONFIG_HOME=str(tmp_path))
+    assert result.returncode == 2
+    assert "tui.toml, line 2: there is no action 'restrat', did you mean restart?" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_without_a_terminal_it_says_what_to_use_instead() -> None:
     result = tui()
     assert result.returncode == 2

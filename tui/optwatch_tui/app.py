@@ -12,8 +12,9 @@ from textual.screen import Screen
 from optwatch.wire.actions import ACTIONS
 from optwatch.wire.requests import RunInfo
 from optwatch_tui.acting import action_doc
-from optwatch_tui.bindings import KEYS, bindings
+from optwatch_tui.bindings import bindings
 from optwatch_tui.compared import ComparedRun
+from optwatch_tui.describe import AnswerKeys
 from optwatch_tui.feed import (
     Answered,
     ComparedChanged,
@@ -38,6 +39,7 @@ from optwatch_tui.screens.runs import RunsScreen
 from optwatch_tui.screens.tensor import TensorScreen
 from optwatch_tui.screens.tensors import TensorsScreen
 from optwatch_tui.screens.text import TextScreen
+from optwatch_tui.settings import DEFAULTS, Settings, canonical
 from optwatch_tui.theme import PALETTES, first_palette, textual_theme
 
 
@@ -73,6 +75,7 @@ class OptwatchApp(App[None]):
         run: str | None = None,
         readonly: bool = False,
         served: bool = False,
+        settings: Settings = DEFAULTS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`run`: opened at once; else the first one that is live. `served`: in a browser, no file written."""
@@ -86,13 +89,22 @@ class OptwatchApp(App[None]):
         self.snapshot: Snapshot | None = None
         self.glances: Mapping[str, Glance] = {}
         self.compared: tuple[ComparedRun, ...] = ()
-        self.smoothing: Smoothing = "off"
+        self.settings = settings
+        self.smoothing: Smoothing = settings.smoothing
         """What the charts of the next screen begin with."""
         self._first = run
         self._opened = False
         for palette in PALETTES.values():
             self.register_theme(textual_theme(palette))
-        self.theme = first_palette(os.environ).name
+        self.theme = settings.theme or first_palette(os.environ).name
+        self.set_keymap({name: canonical(key) for name, key in settings.keys.items()})
+
+    @property
+    def answer_keys(self) -> AnswerKeys:
+        """The keys with which a proposal is answered here."""
+        if self.readonly:
+            return None
+        return self.settings.shown("approve"), self.settings.shown("dismiss")
 
     def on_mount(self) -> None:
         self.push_screen(RunsScreen())
@@ -201,7 +213,11 @@ class OptwatchApp(App[None]):
             self._changed()
 
     async def action_help(self) -> None:
-        await self.push_screen(TextScreen("help", lambda width: help_rows(width, readonly=self.readonly)))
+        await self.push_screen(
+            TextScreen(
+                "help", lambda width: help_rows(width, self.settings.in_force(), readonly=self.readonly)
+            )
+        )
 
     def action_next_theme(self) -> None:
         names = list(PALETTES)
@@ -224,14 +240,14 @@ class OptwatchApp(App[None]):
             )
             if isinstance(screen, kind)
         }
-        for key in KEYS:
+        for key in self.settings.in_force():
             if scopes & set(key.scopes) and key.action != "app.command_palette":
                 off = ", off: read-only" if key.acts and self.readonly else ""
                 about = f"{key.help} ({key.shown}{off})"
                 yield SystemCommand(key.label, about, self._runner(screen, key.action))
         acts = isinstance(screen, ActingScreen)
         if acts:
-            with_key = {key.action for key in KEYS}
+            with_key = {key.action for key in self.settings.in_force()}
             for name in ACTIONS:
                 if (action := f"act({name!r})") not in with_key:
                     yield SystemCommand(name, f"{action_doc(name)} (x)", self._runner(screen, action))

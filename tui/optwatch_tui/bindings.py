@@ -1,5 +1,6 @@
 """The one table of keys: it drives dispatch, the footer, the help screen and the command palette."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,11 @@ class Key:
     scopes: tuple[Scope, ...]
     rank: int = 0
     acts: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the user's settings call its action: lower_lr."""
+        return re.sub(r"[^a-z0-9]+", "_", self.label.lower())
 
 
 _OVER_STEPS: tuple[Scope, ...] = ("run", "tensors", "tensor", "compare")
@@ -117,7 +123,7 @@ def keys_of(*scopes: Scope) -> tuple[Key, ...]:
 def bindings(scope: Scope) -> list[Binding]:
     """Textual's own bindings for a scope."""
     return [
-        Binding(key.key, key.action, key.label, show=False, key_display=key.shown)
+        Binding(key.key, key.action, key.label, show=False, key_display=key.shown, id=key.name)
         for key in KEYS
         if scope in key.scopes
     ]

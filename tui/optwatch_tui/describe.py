@@ -11,6 +11,9 @@ from optwatch_tui.plan import seconds_left
 from optwatch_tui.rows import Item, Row, Span, clip_row, row_length, wrap
 from optwatch_tui.theme import COMMAND_GLYPHS, SEVERITY_GLYPHS, STATE_GLYPHS
 
+AnswerKeys = tuple[str, str] | None
+"""The keys that approve and dismiss a proposal; None where nothing can be changed."""
+
 _VERDICT_ROLES = {"helped": "ok", "neutral": "muted", "hurt": "critical", "unclear": "muted"}
 _COMMAND_ROLES = {
     "proposed": "warning",
@@ -88,7 +91,7 @@ def finding_details(finding: Finding, width: int) -> list[Row]:
     return rows
 
 
-def command_item(command: Command, world_size: int, width: int, readonly: bool) -> Item:
+def command_item(command: Command, world_size: int, width: int, keys: AnswerKeys) -> Item:
     """A command in a list: its state, and what became of it."""
     step = f"{formats.count(command.step)} " if command.step is not None else ""
     head: Row = (
@@ -102,8 +105,10 @@ def command_item(command: Command, world_size: int, width: int, readonly: bool) 
         numbers = "  ".join(f"{name} {formats.number(v)}" for name, v in command.outcome.numbers.items())
         verdict = command.outcome.verdict
         rows.append(((f"   {verdict}", _VERDICT_ROLES[verdict]), (f"  {numbers}", "muted")))
-    elif command.state == "proposed" and not readonly:
-        rows.append((("   a", "key"), (" approve  ", "muted"), ("d", "key"), (" dismiss", "muted")))
+    elif command.state == "proposed" and keys is not None:
+        rows.append(
+            ((f"   {keys[0]}", "key"), (" approve  ", "muted"), (keys[1], "key"), (" dismiss", "muted"))
+        )
     if text := command.reason or (command.why if command.state in ("proposed", "sent", "scheduled") else ""):
         rows.extend(((f"   {line}", "muted"),) for line in wrap(text, width - 4, 2))
     return Item(command.id, tuple(rows))
@@ -243,7 +248,7 @@ def run_head(width: int) -> Row:
     return _run_cells({name: ((titles.get(name, name), "muted"),) for name in _COLUMNS}, width)
 
 
-def verdict(snapshot: Snapshot, readonly: bool, width: int) -> Row:
+def verdict(snapshot: Snapshot, keys: AnswerKeys, width: int) -> Row:
     """How the run is, in one sentence: the worst open finding and what can be done, or that all is well.
 
     The likely cause goes first where the line is short: what one can do stays.
@@ -255,7 +260,7 @@ def verdict(snapshot: Snapshot, readonly: bool, width: int) -> Row:
         state = f"  {doing.state}{votes(doing, snapshot.status.world_size)}, {waits}"
         return ((" … ", "info"), (formats.command(doing), "title"), (state, "muted"))
     worst = next(iter(snapshot.open_findings), None)
-    call = _call(snapshot, readonly)
+    call = _call(snapshot, keys)
     if worst is None or worst.severity in ("watch", "info"):
         if call:
             return ((" ○ ", "info"), ("nothing alarming", "text"), *call)
@@ -272,15 +277,21 @@ def verdict(snapshot: Snapshot, readonly: bool, width: int) -> Row:
     return whole if row_length(whole) <= width else (*head, *call)
 
 
-def _call(snapshot: Snapshot, readonly: bool) -> Row:
+def _call(snapshot: Snapshot, keys: AnswerKeys) -> Row:
     proposal = next(iter(snapshot.proposals), None)
     if proposal is None:
         return ()
     what: Row = (("  →  ", "muted"), (formats.command(proposal), "title"), (" proposed", "muted"))
     return (
         what
-        if readonly
-        else (*what, ("  a", "key"), (" approve  ", "muted"), ("d", "key"), (" dismiss", "muted"))
+        if keys is None
+        else (
+            *what,
+            (f"  {keys[0]}", "key"),
+            (" approve  ", "muted"),
+            (keys[1], "key"),
+            (" dismiss", "muted"),
+        )
     )
 
 

@@ -1,6 +1,8 @@
 """The help page, made of the table of keys and of the signs."""
 
-from optwatch_tui.bindings import KEYS, Scope
+from collections.abc import Sequence
+
+from optwatch_tui.bindings import Key, Scope
 from optwatch_tui.rows import Row
 from optwatch_tui.theme import SEVERITY_GLYPHS
 
@@ -27,14 +29,12 @@ _SIGNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def help_rows(width: int, *, readonly: bool) -> list[Row]:
-    """All keys by where they work, then the signs."""
+def help_rows(width: int, keys: Sequence[Key], *, readonly: bool) -> list[Row]:
+    """All keys by where they work, each once, then the signs."""
     rows: list[Row] = []
-    acting = [key for key in KEYS if key.acts]  # the same ones on several screens: told once
-    sections = [(title, [k for k in KEYS if scope in k.scopes and not k.acts]) for scope, title in _SCOPES]
-    for title, keys in (("acting: on a run, its findings and its actions", acting), *sections):
-        rows += [((title, "title"),)]
-        for key in keys:
+    for scopes, group in _groups(keys):
+        rows += [((_place(scopes), "title"),)]
+        for key in group:
             off = readonly and key.acts
             about = f"{key.help} (off: read-only)" if off else key.help
             role = "muted" if off else "key"
@@ -51,3 +51,20 @@ def help_rows(width: int, *, readonly: bool) -> list[Row]:
         (("  auto     ", "text"), ("the daemon acts within its limits, and says so", "muted")),
     ]
     return rows
+
+
+def _groups(keys: Sequence[Key]) -> list[tuple[tuple[Scope, ...], list[Key]]]:
+    """Keys that work in the same places, those that work in one place first."""
+    groups: dict[tuple[Scope, ...], list[Key]] = {}
+    for key in keys:
+        groups.setdefault(key.scopes, []).append(key)
+    order = [scope for scope, _ in _SCOPES]
+    return sorted(groups.items(), key=lambda entry: (len(entry[0]), order.index(entry[0][0])))
+
+
+def _place(scopes: tuple[Scope, ...]) -> str:
+    names = dict(_SCOPES)
+    if len(scopes) > 1 and set(scopes) == set(names) - {"app"}:
+        return "on every screen"
+    first, *others = (names[scope] for scope in scopes)
+    return ", ".join([first, *others])

@@ -104,7 +104,7 @@ LIGHT = Palette(
     watch="#5d6873",
     info="#0066a8",
     warning="#806e00",
-    critical="#960018",
+    critical="#8e0018",
     ramp=("#eef3dc", "#d3e6bd", "#a9d3ab", "#78bba3", "#4a9ca0", "#2b7a94", "#1d577e", "#163560"),
     runs=("#0066a8", "#ab6203", "#00724f", "#9c3f75", "#564c15", "#8c662b", "#5a45c8", "#1c2126"),
 )

@@ -34,7 +34,8 @@ class WatchScreen(Screen[None]):
 
     def keybar(self, keys: tuple[Key, ...]) -> KeyBar:
         """The line of keys, to be composed at the end."""
-        self._bar = KeyBar(keys, readonly=self.watch_app.readonly)
+        app = self.watch_app
+        self._bar = KeyBar(app.settings.in_force(keys), readonly=app.readonly)
         return self._bar
 
     @property

@@ -33,7 +33,7 @@ class KeyBar(Lines):
         if self._under:
             return [clip_row(self._under, width)]
         # Help and quit always have their place; the others come by rank as long as there is room.
-        fixed = [key for key in self._keys if key.shown in ("?", "q")]
+        fixed = [key for key in self._keys if key.name in ("help", "quit")]
         kept = list(fixed)
         off = self._off if row_length((*self._off, *_bar(fixed))) <= width else ()
         for key in self._keys:

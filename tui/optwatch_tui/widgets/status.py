@@ -1,6 +1,7 @@
 """The two lines on top of a run: where it is and how it is reached, and how it does in one sentence."""
 
 from optwatch_tui import describe
+from optwatch_tui.describe import AnswerKeys
 from optwatch_tui.model import Link, Snapshot
 from optwatch_tui.rows import Row, Span, clip_row, row_length
 from optwatch_tui.widgets.frame import Lines
@@ -17,14 +18,14 @@ class StatusHeader(Lines):
         self._link: Link | None = None
         self._now = 0.0
         self._badges: tuple[Span, ...] = ()
-        self._readonly = False
+        self._keys: AnswerKeys = None
 
     def show(
-        self, snapshot: Snapshot | None, link: Link, now: float, badges: tuple[Span, ...], readonly: bool
+        self, snapshot: Snapshot | None, link: Link, now: float, badges: tuple[Span, ...], keys: AnswerKeys
     ) -> None:
         """Draw another state. `badges`: words that stand at the right whatever else has to go."""
         self._snapshot, self._link, self._now = snapshot, link, now
-        self._badges, self._readonly = badges, readonly
+        self._badges, self._keys = badges, keys
         self.renew()
 
     def lines(self, width: int, height: int) -> list[Row]:
@@ -48,7 +49,7 @@ class StatusHeader(Lines):
         )
         if link.state == "lost":
             return [head, link_sentence(link)]
-        return [head, clip_row(describe.verdict(self._snapshot, self._readonly, width), width)]
+        return [head, clip_row(describe.verdict(self._snapshot, self._keys, width), width)]
 
 
 def fitting(pieces: list[tuple[int, Row]], width: int) -> list[Row]:
