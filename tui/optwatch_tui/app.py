@@ -63,6 +63,7 @@ class OptwatchApp(App[None]):
     #heat { height: auto; }
     #tensors, Horizontal { height: 1fr; }
     #differences { height: auto; }
+    #tensor-charts { height: 1fr; }
     #tensor-name { height: 1; }
     FilterLine { height: 1; dock: bottom; margin-bottom: 1; }
     ModalScreen { align: center middle; background: $background 60%; }

@@ -218,6 +218,35 @@ CHARTS: tuple[ChartSpec, ...] = (
 )
 
 
+_CHARTED = frozenset(
+    {
+        "loss",
+        "val_loss",
+        "grad_norm",
+        "grad_norm_raw",
+        "lr",
+        "lr_scale",
+        "update_norm",
+        "param_norm",
+        "step_time",
+    }
+)
+"""Columns that `CHARTS` show."""
+MOST_COLUMNS = 64
+
+
+def column_charts(names: Sequence[str]) -> tuple[ChartSpec, ...]:
+    """A chart for each further column that was logged, such as an accuracy; at most `MOST_COLUMNS`."""
+
+    def spec(name: str) -> ChartSpec:
+        return ChartSpec(
+            name, name, lambda snapshot: (Line("", "first", *snapshot.columns.column(name)),), None
+        )
+
+    further = [name for name in names if name not in _CHARTED]
+    return tuple(spec(name) for name in further[:MOST_COLUMNS])
+
+
 def tensor_charts(name: str) -> tuple[ChartSpec, ...]:
     """The charts of one tensor."""
 
@@ -230,11 +259,42 @@ def tensor_charts(name: str) -> tuple[ChartSpec, ...]:
         there = ~np.isnan(values)
         return samples.step[there], values[there]
 
+    def spread(snapshot: Snapshot, label: str, middle: str, low: str, high: str) -> Line:
+        """A statistic with the range of its elements behind it, where all three were measured."""
+        step, value = stat(snapshot, middle)
+        ends = []
+        for end in (low, high):
+            at, values = stat(snapshot, end)
+            full = np.full(len(step), np.nan)
+            _, mine, its = np.intersect1d(step, at, return_indices=True)
+            full[mine] = values[its]
+            ends.append(full)
+        return Line(label, "first", step, value, low=ends[0], high=ends[1])
+
     def gradient(snapshot: Snapshot) -> tuple[Line, ...]:
         return (
-            Line("rms", "first", *stat(snapshot, "grad_rms")),
+            spread(snapshot, "rms", "grad_rms", "grad_rms", "grad_max"),
             Line("max", "second", *stat(snapshot, "grad_max"), dashed=True),
         )
+
+    def second_moment(snapshot: Snapshot) -> tuple[Line, ...]:
+        return (
+            spread(snapshot, "mean", "exp_avg_sq_mean", "exp_avg_sq_min", "exp_avg_sq_max"),
+            Line("max", "second", *stat(snapshot, "exp_avg_sq_max"), dashed=True),
+            Line("min", "third", *stat(snapshot, "exp_avg_sq_min"), dashed=True),
+        )
+
+    def shares(snapshot: Snapshot) -> tuple[Line, ...]:
+        samples = snapshot.samples
+        names = [tensor.name for tensor in samples.tensors]
+        quiet = Line("under ε", "first", *stat(snapshot, "eps_share"))
+        if name not in names or "grad_zeros" not in samples.counts:
+            return (quiet,)
+        at = names.index(name)
+        zeros = samples.count_values[:, at, samples.counts.index("grad_zeros")].astype(np.float64)
+        measured = ~np.isnan(samples.stat("grad_rms")[:, at])
+        share = zeros[measured] / max(samples.numel()[at], 1.0)
+        return (quiet, Line("zero gradient", "second", samples.step[measured], share, dashed=True))
 
     def ratio(snapshot: Snapshot) -> tuple[Line, ...]:
         step, update = stat(snapshot, "update_rms")
@@ -256,6 +316,8 @@ def tensor_charts(name: str) -> tuple[ChartSpec, ...]:
     return (
         ChartSpec("gradient", "gradient", gradient, True),
         ChartSpec("ratio", "update/param", ratio, True),
+        ChartSpec("second", "2nd moment", second_moment, True),
         ChartSpec("tensor_moments", "moments rms", moments, True),
         ChartSpec("tensor_rms_t", "RMS_t", rms_t, None),
+        ChartSpec("shares", "share of elements", shares, False),
     )

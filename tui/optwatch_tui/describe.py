@@ -7,7 +7,7 @@ from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.requests import RunInfo
 from optwatch_tui import formats
 from optwatch_tui.model import Glance, Link, Snapshot
-from optwatch_tui.plan import seconds_left
+from optwatch_tui.plan import planned_steps, seconds_left
 from optwatch_tui.rows import Item, Row, Span, clip_row, row_length, wrap
 from optwatch_tui.theme import COMMAND_GLYPHS, SEVERITY_GLYPHS, STATE_GLYPHS
 
@@ -303,6 +303,7 @@ def status_pieces(snapshot: Snapshot, link: Link, now: float) -> list[tuple[int,
     state_text = f"{STATE_GLYPHS[state]} {state}"
     if link.state == "lost":
         state_text += f" {formats.span(now - link.since)}, trying again"
+    left = seconds_left(status.step, status.rate if state == "live" else None, planned_steps(status.config))
     control = "armed" if status.control == "armed" else f"not armed: {status.control}"
     pieces: list[tuple[int, Row]] = [
         (5, (("optwatch ▸", "muted"),)),
@@ -310,6 +311,7 @@ def status_pieces(snapshot: Snapshot, link: Link, now: float) -> list[tuple[int,
         (0, ((state_text, role),)),
         (0, (("step ", "muted"), (formats.count(status.step), "value"))),
         (2, ((formats.rate(status.rate if state == "live" else None), "text"),)),
+        *([] if left is None else [(2, (("left ", "muted"), (formats.span(left), "text")))]),
         (3, (("ranks ", "muted"), (formats.links(status.ranks, status.world_size), "text"))),
         (1, (("mode ", "muted"), (status.mode, "text"))),
         (4 if status.control == "armed" else 1, (("control ", "muted"), (control, "text"))),

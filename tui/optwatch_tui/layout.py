@@ -1,5 +1,6 @@
 """What a run's screen shows at which size: what matters most first. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _TOP = 2
@@ -21,14 +22,26 @@ class Arrangement:
 
 
 UPPER = ("loss", "grad_norm")
-_LOWER = ("lr", "update_ratio", "moments", "step_time", "rms_t")
+LOWER = ("lr", "update_ratio", "moments", "step_time", "rms_t")
+_LEAST_WIDTH = 38
 
 
-def arrange(width: int, height: int) -> Arrangement:
-    """The best use of a terminal: loss, gradient norm and findings always, the rest as room allows."""
+def page(keys: Sequence[str], width: int, number: int) -> tuple[str, ...]:
+    """Those of the lower charts that stand side by side on a page; after the last page the first again."""
+    room = max(1, min(len(LOWER), width // _LEAST_WIDTH))
+    pages = [tuple(keys[at : at + room]) for at in range(0, len(keys), room)]
+    return pages[number % len(pages)]
+
+
+def arrange(width: int, height: int, lower_charts: tuple[str, ...] | None = None) -> Arrangement:
+    """The best use of a terminal: loss, gradient norm and findings always, the rest as room allows.
+
+    `lower_charts`: those in the second row, the first of `LOWER` that fit where None.
+    """
     room = max(3, height - _TOP - _BOTTOM)
     upper_charts = UPPER if width >= 60 else UPPER[:1]
-    lower_charts = _LOWER[: max(1, min(len(_LOWER), width // 38))]
+    if lower_charts is None:
+        lower_charts = page(LOWER, width, 0)
     actions = width >= 70
     if room < 9:
         return Arrangement(room, 0, 0, 0, upper_charts, (), actions)

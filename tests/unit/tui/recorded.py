@@ -182,6 +182,9 @@ def tensors(last: int, layers: int = 12, samples: int = 120) -> tuple[Tensors, T
     stats = np.full((*shape, len(STATS)), np.nan, dtype=np.float32)
     for name, values in {
         "grad_rms": base,
+        "grad_max": 6 * base,
+        "exp_avg_sq_min": 0.01 * base**2,
+        "exp_avg_sq_max": 60 * base**2,
         "exp_avg_rms": 0.3 * base,
         "exp_avg_sq_mean": 1.2 * base**2,
         "param_rms": np.full(shape, 0.05),

@@ -10,7 +10,7 @@ from textual.containers import Horizontal
 from optwatch.wire.findings import Finding
 from optwatch_tui import charts, describe, formats, layout
 from optwatch_tui.bindings import bindings, keys_of
-from optwatch_tui.charts import CHARTS
+from optwatch_tui.charts import CHARTS, ChartSpec
 from optwatch_tui.heat import STATISTICS, heat
 from optwatch_tui.look import Window
 from optwatch_tui.model import Snapshot
@@ -33,6 +33,8 @@ class RunScreen(ActingScreen):
         self._log: dict[str, bool] = {}
         self._statistic = 0
         self._alone: str | None = None
+        self._page = 0
+        self._further: tuple[ChartSpec, ...] = ()
         self._header = StatusHeader(id="status")
         self._charts = {spec.key: Chart(spec.key, spec.title, id=f"chart-{spec.key}") for spec in CHARTS}
         self._heat = HeatMap(id="heat")
@@ -59,7 +61,11 @@ class RunScreen(ActingScreen):
 
     def fit_panels(self) -> None:
         size = self.app.size
-        plan = layout.arrange(*size) if self._alone is None else layout.alone(size.height, self._alone)
+        smaller = [key for key in self._charts if key not in layout.UPPER]
+        if self._alone is not None:
+            plan = layout.alone(size.height, self._alone)
+        else:
+            plan = layout.arrange(*size, layout.page(smaller, size.width, self._page))
         for panel, lines in (
             (self._upper, plan.upper),
             (self._lower, plan.lower),
@@ -85,7 +91,8 @@ class RunScreen(ActingScreen):
         self._draw(self.held or app.snapshot)
 
     def _draw(self, snapshot: Snapshot) -> None:
-        for spec in CHARTS:
+        self._take_columns(snapshot)
+        for spec in (*CHARTS, *self._further):
             chart = self._charts[spec.key]
             if chart.display and chart.size.area:
                 chart.show(charts.picture(spec, snapshot, self.look, self._log.get(spec.key)))
@@ -93,6 +100,19 @@ class RunScreen(ActingScreen):
             self._heat.show(heat(snapshot, STATISTICS[self._statistic], self.look))
         self._draw_lists(snapshot)
         self.tell_of_cursor()
+
+    def _take_columns(self, snapshot: Snapshot) -> None:
+        """Charts for columns that are logged from now on; they stand on further pages."""
+        further = charts.column_charts(snapshot.columns.names)
+        new = [spec for spec in further if spec.key not in self._charts]
+        self._further = further
+        for spec in new:
+            chart = Chart(spec.key, spec.title, id=f"chart-{len(self._charts)}")
+            chart.display = False
+            self._charts[spec.key] = chart
+            self._lower.mount(chart)
+        if new:
+            self.fit_panels()
 
     def _draw_lists(self, snapshot: Snapshot) -> None:
         width = self._findings.size.width - 2
@@ -118,6 +138,14 @@ class RunScreen(ActingScreen):
         for chart in focused or list(self._charts.values()):
             self._log[chart.key] = not chart.logarithmic
         self.changed()
+
+    def action_more_charts(self) -> None:
+        """The next of the charts that do not fit beside the others."""
+        self._page += 1
+        self.fit_panels()
+        if (focused := self.focused) is not None and not focused.display:
+            self.set_focus(self._charts["loss"])
+        self.call_after_refresh(self.changed)
 
     def action_statistic(self) -> None:
         self._statistic = (self._statistic + 1) % len(STATISTICS)
@@ -166,6 +194,10 @@ class RunScreen(ActingScreen):
 
     def action_tensors(self) -> None:
         self.watch_app.show_tensors()
+
+    def on_heat_map_chosen(self) -> None:
+        if (name := self._heat.selected) is not None:
+            self.watch_app.show_tensor(name)
 
     def action_ranks(self) -> None:
         self.watch_app.show_ranks()

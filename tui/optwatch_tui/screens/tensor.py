@@ -1,10 +1,10 @@
-"""One tensor's history: gradient, update against parameter, moments, RMS_t."""
+"""One tensor's history: gradient, update against parameter, moments, RMS_t, quiet elements."""
 
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Horizontal
+from textual.containers import Grid
 
 from optwatch_tui import charts
 from optwatch_tui.bindings import bindings, keys_of
@@ -15,9 +15,12 @@ from optwatch_tui.widgets.chart import Chart
 from optwatch_tui.widgets.frame import Lines
 from optwatch_tui.widgets.status import StatusHeader
 
+_WIDE = 120
+"""Columns of a terminal in which three charts fit side by side."""
+
 
 class TensorScreen(LookingScreen):
-    """Four charts of one tensor, over the steps at which it was sampled."""
+    """Six charts of one tensor, over the steps at which it was sampled."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("tensor")]
 
@@ -27,19 +30,18 @@ class TensorScreen(LookingScreen):
         self._header = StatusHeader(id="status")
         self._heading = TensorName(name)
         self._charts = {spec.key: Chart(spec.key, spec.title, id=f"chart-{spec.key}") for spec in self._specs}
+        self._grid = Grid(id="tensor-charts")
         self._log: dict[str, bool] = {}
 
     def compose(self) -> ComposeResult:
-        first, second, third, fourth = self._charts.values()
         yield self._header
         yield self._heading
-        with Horizontal():
-            yield first
-            yield second
-        with Horizontal():
-            yield third
-            yield fourth
+        with self._grid:
+            yield from self._charts.values()
         yield self.keybar(keys_of("tensor", "app"))
+
+    def fit_panels(self) -> None:
+        self._grid.styles.grid_size_columns = 3 if self.app.size.width >= _WIDE else 2
 
     def changed(self) -> None:
         app = self.watch_app

@@ -73,6 +73,9 @@ class TensorsScreen(LookingScreen):
         if (name := self._map.selected) is not None:
             self.watch_app.show_tensor(name)
 
+    def on_heat_map_chosen(self) -> None:
+        self.action_open()
+
     def action_filter(self) -> None:
         self._filter.open()
 

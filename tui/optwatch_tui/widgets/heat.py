@@ -4,7 +4,9 @@ from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
+from textual import events
 from textual.binding import Binding, BindingType
+from textual.message import Message
 
 from optwatch_tui.formats import number
 from optwatch_tui.heat import Heat, group_bounds, heat_grid, ramp_limits
@@ -30,6 +32,9 @@ class HeatMap(Framed, can_focus=True):
         Binding("down", "move(1)", show=False),
     ]
 
+    class Chosen(Message):
+        """The selected line is to be opened."""
+
     def show(self, heat: Heat) -> None:
         """Draw another map."""
         self._heat = heat
@@ -46,6 +51,25 @@ class HeatMap(Framed, can_focus=True):
     def action_move(self, by: int) -> None:
         self._cursor = max(0, min(len(self._groups()) - 1, self._cursor + by))
         self.renew()
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.action_move(1)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.action_move(-1)
+
+    def on_click(self, event: events.Click) -> None:
+        """The first click selects a line, the second one opens it."""
+        line = event.y - 1
+        if not 0 <= line < len(self._groups()):
+            return
+        opened = event.chain == 2 or line == self._cursor
+        self._cursor = line
+        self.renew()
+        if opened and event.chain <= 2:
+            self.post_message(self.Chosen())
 
     def _groups(self) -> list[tuple[int, int]]:
         return group_bounds(len(self._heat.names), self.size.height - 2) if self._heat is not None else []
