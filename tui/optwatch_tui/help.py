@@ -54,12 +54,12 @@ def help_rows(width: int, keys: Sequence[Key], *, readonly: bool) -> list[Row]:
 
 
 def _groups(keys: Sequence[Key]) -> list[tuple[tuple[Scope, ...], list[Key]]]:
-    """Keys that work in the same places, those that work in one place first."""
+    """Keys that work in the same places, in the order of `_SCOPES`."""
     groups: dict[tuple[Scope, ...], list[Key]] = {}
     for key in keys:
         groups.setdefault(key.scopes, []).append(key)
     order = [scope for scope, _ in _SCOPES]
-    return sorted(groups.items(), key=lambda entry: (len(entry[0]), order.index(entry[0][0])))
+    return sorted(groups.items(), key=lambda entry: (order.index(entry[0][0]), len(entry[0])))
 
 
 def _place(scopes: tuple[Scope, ...]) -> str:

@@ -41,7 +41,7 @@ class ActionsScreen(LedgerScreen[Command]):
         return entry.state in OPEN_STATES
 
     def item(self, entry: Command, snapshot: Snapshot, width: int) -> Item:
-        return describe.command_item(entry, snapshot.status.world_size, width, self.watch_app.readonly)
+        return describe.command_item(entry, snapshot.status.world_size, width, self.watch_app.answer_keys)
 
     def heading(self, entry: Command) -> str:
         return f"action {entry.id}: {formats.command(entry)}"
