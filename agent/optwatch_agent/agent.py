@@ -17,6 +17,7 @@ from optwatch.wire.messages import Ask, Beat, ConfigValue, Event, Hello, Prepare
 from optwatch_agent import clips, identity, losses, naming, scalers, stacks
 from optwatch_agent.compiled import COMPILER
 from optwatch_agent.control import Control
+from optwatch_agent.forward import Forward
 from optwatch_agent.link import Answer, Durable, Link
 from optwatch_agent.membership import Membership
 from optwatch_agent.phases import PHASES
@@ -82,6 +83,8 @@ class Agent:
             self._unpatch()
             identity.leave(self.identity)
             raise
+        if model is not None:
+            self.tracks[0].forward = Forward(model)
         if any(track.is_on_cpu for track in self.tracks):
             COMPILER.prepare()
         self.control = Control(
@@ -164,6 +167,8 @@ class Agent:
         self.closed = True
         for track in self.tracks:
             track.active = False
+            if track.forward is not None:
+                track.forward.arm(False)
 
     def _at_exit(self) -> None:
         if not self.closed:

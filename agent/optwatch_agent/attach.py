@@ -42,7 +42,8 @@ def attach(
 
     Args:
         optimizer: a torch.optim.Optimizer, a wrapper around one, or {name: optimizer} for several.
-        model: names the tensors; may be wrapped (DDP, torch.compile).
+        model: names the tensors, and shows its input and activation modules; may be wrapped (DDP,
+            torch.compile).
         name: the run's name, by default the script's.
         daemon: its address, by default $OPTWATCH_DAEMON, the connection file or tcp://127.0.0.1:47017.
         loss: "auto" sees the loss at backward(); None leaves it to `Watch.log(loss=…)`.

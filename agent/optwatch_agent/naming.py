@@ -24,10 +24,15 @@ def names_of(model: nn.Module | None) -> dict[int, str]:
     names: dict[int, str] = {}
     if model is not None:
         for name, param in model.named_parameters():
-            for part in _WRAPPERS:
-                name = name.replace(part, "")
-            names.setdefault(id(param), name)
+            names.setdefault(id(param), plain_name(name))
     return names
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter or a module without the wrappers' parts."""
+    for part in _WRAPPERS:
+        name = name.replace(part, "")
+    return name
 
 
 def is_replicated(model: nn.Module | None) -> bool:

@@ -16,6 +16,7 @@ from optwatch_agent.actuators import Actuators
 from optwatch_agent.before import Before
 from optwatch_agent.checks import Checks
 from optwatch_agent.control import Control, ControlLost
+from optwatch_agent.forward import Forward
 from optwatch_agent.governor import Governor
 from optwatch_agent.gradients import Gradients, before_clipping
 from optwatch_agent.haste import Range
@@ -71,6 +72,8 @@ class Track:
         """The steps after which a GradScaler skipped one; taken by the link's thread."""
         self.actuators = Actuators(optimizer)
         self.control: Control | None = None
+        self.forward: Forward | None = None
+        """What passes through the model on the steps that are sampled, where there is a model."""
         self._index = index
         self._names = names
         self._see_loss = see_loss
@@ -163,6 +166,8 @@ class Track:
                 handle.remove()
         if self._local is not None:
             self._local.disarm()
+        if self.forward is not None:
+            self.forward.close()
         scalers.TAP.remove(self)
         self.actuators.release()
         self.recorder.release()
@@ -304,7 +309,7 @@ class Track:
                 with torch.no_grad():
                     norm_cost = self._add_norm(values) + self._add_local_norm(values)
                     if self._sampling:
-                        sample_cost = self._add_sample(step, values)
+                        sample_cost = self._add_sample(step, values) + self._add_forward(values)
             except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
                 self._failed(error)
             ended = time.perf_counter()
@@ -322,6 +327,8 @@ class Track:
             and self._wants_norm(ahead=1)
         ):
             self._local.arm(self._params())
+        if self.forward is not None:
+            self.forward.arm(not self.degraded and self._wants_sample(ahead=1))
         self._ended = time.perf_counter()
 
     # --- measuring ------------------------------------------------------------------------------------
@@ -406,8 +413,16 @@ class Track:
             values["local_norm"] = norm
         return self._local.cost
 
-    def _wants_sample(self) -> bool:
-        meets = self._parts is None or in_step(self.governor.sample_every, self.under_way)
+    def _add_forward(self, values: dict[str, Value]) -> float:
+        """What the model's forward passes showed, unless it was logged; the CPU seconds it took."""
+        if self.forward is None:
+            return 0.0
+        seen, cost = self.forward.take()
+        values.update({name: value for name, value in seen.items() if name not in values})
+        return cost
+
+    def _wants_sample(self, ahead: int = 0) -> bool:
+        meets = self._parts is None or in_step(self.governor.sample_every, self.under_way + ahead)
         return meets and not self.reduced and self.governor.wants_sample()
 
     def _wants_norm(self, ahead: int = 0) -> bool:

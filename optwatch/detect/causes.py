@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 
 from optwatch.detect.base import Signal
 from optwatch.detect.evidence import Evidence
+from optwatch.detect.insides import inside
 from optwatch.wire.findings import Cause, CauseName, Kind
 
 Belief = dict[CauseName, tuple[float, str]]
@@ -33,6 +34,7 @@ def causes_of(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> tup
     if signal.causes:
         return signal.causes
     beliefs = RULES[signal.kind](signal, evidence, also) if signal.kind in RULES else {}
+    beliefs |= inside(signal, evidence)
     ranked = sorted(beliefs.items(), key=lambda item: -item[1][0])[:KEPT]
     total = sum(odds for _, (odds, _) in ranked)
     return tuple(Cause(name, round(odds / total, 2), because) for name, (odds, because) in ranked)

@@ -21,6 +21,9 @@ KEPT = 2_000
 """Points of history: as much and what may have come since, at most 256 points, whatever the cut."""
 BEFORE = 100
 """Points before an onset that say what was usual."""
+INSIDE = ("input_", "dead/", "saturated/")
+"""How the names of columns about the model's input and activations begin."""
+MOST_INSIDE = 64
 ADAPTIVE = (
     "Adam",
     "Lion",
@@ -48,6 +51,8 @@ class History(msgspec.Struct):
     """Step, the median update/param ratio of the layers, the first third's gradient over the last's."""
     noise: list[tuple[int, float, float]] = []
     """Step, trΣ and |G|² of the gradient (`series.noise`)."""
+    inside: dict[str, list[tuple[int, float]]] = {}
+    """Step and value of the columns about the model's input and activations."""
     kind: str = ""
     beta2: float = math.nan
     epsilon: float = math.nan
@@ -99,6 +104,7 @@ class Evidence:
             h.clipped_since = _since(points, "grad_norm_raw")
         for values in (h.steps, h.rates, h.norms):
             del values[:-KEPT]
+        self._look_inside(points)
         self._sample(points)
 
     @property
@@ -168,12 +174,38 @@ class Evidence:
         known = [share for at, _, share in self._history.sampled[:5] if at <= step and math.isfinite(share)]
         return median(known)
 
+    def seen(self, name: str, step: int) -> float:
+        """The last value up to `step` of a column about the model's insides, NaN where unknown."""
+        return next((x for at, x in reversed(self._history.inside.get(name, [])) if at <= step), math.nan)
+
+    def worst(self, prefix: str, step: int) -> tuple[str, float]:
+        """Of the modules whose columns begin so, the one with the greatest last value; ("", 0) if none."""
+        known = [
+            (name.removeprefix(prefix), self.seen(name, step))
+            for name in self._history.inside
+            if name.startswith(prefix)
+        ]
+        return max(
+            ((n, x) for n, x in known if math.isfinite(x)), key=lambda pair: pair[1], default=("", 0.0)
+        )
+
     def state(self) -> dict[str, Any]:
         return to_state(self._history)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises `ValueError` where it is no such state."""
         self._history = from_state(state, History)
+
+    def _look_inside(self, points: Points) -> None:
+        inside = self._history.inside
+        for name, column in points.columns.items():
+            if not name.startswith(INSIDE) or (name not in inside and len(inside) >= MOST_INSIDE):
+                continue
+            at = column.logged.nonzero()[0]
+            if len(at):
+                kept = inside.setdefault(name, [])
+                kept += zip(points.step[at].tolist(), column.values[at].tolist(), strict=True)
+                del kept[:-REACH]
 
     def _sample(self, points: Points) -> None:
         samples = points.samples
