@@ -15,6 +15,7 @@ Only modules are seen, not functions such as `F.relu`, and nothing inside of wha
 import contextlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,34 +46,55 @@ _ENDS: dict[type[nn.Module], tuple[float, float]] = {
 
 
 class Forward:
-    """Forward hooks on a model that look at one attribute, except on steps for which they are armed.
+    """Forward hooks on a model, there on steps that are measured only.
 
-    A pass counts where the model itself is called in training mode with gradients on, and what its modules
-    do counts within such a pass: no evaluation, and no activation that is computed again in backward.
+    A pass counts where the model is called in training mode with gradients on, and what its modules do
+    counts within such a pass: no evaluation, and no activation that is computed again in backward. A model
+    that is never called itself, such as a LightningModule, is seen where the first of its children is.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.armed = False
-        """Whether the passes that come are measured."""
         self._failed = False
-        self._inside = False
+        self._outer: nn.Module | None = None
+        """The module whose call the pass under way is."""
+        self._entry: nn.Module | None = None
+        """The module whose calls are the passes of this step."""
         self._passes = self._batch = 0
         self._cost = 0.0
         self._inputs: list[tuple[int, Tensor, Tensor, Tensor]] = []
         """Of each pass: rows, and by feature mean, variance and max |x|."""
         self._shares: dict[str, list[Tensor]] = {}
-        self._handles: list[Any] = [
-            model.register_forward_pre_hook(_Hook(self, self._enter), with_kwargs=True),
-            model.register_forward_hook(_Hook(self, self._leave)),
-        ]
-        for name, module in _activations(model):
+        compiled = self._is_outside = hasattr(model, "_orig_mod")  # what is inside is not called
+        self._entries = [model, *(() if compiled else model.children())][:_MOST_MODULES]
+        self._activations = [] if compiled else _activations(model)
+        self._handles: list[Any] = []
+        self.armed = False
+        """Whether the passes that come are measured."""
+        # The first step is measured whatever the budget: what is wrong from the start shows there.
+        self.arm(True)
+
+    def arm(self, wanted: bool) -> None:
+        """Whether to measure the passes that come. Not to be called from within one of them."""
+        self._forget()
+        self.armed = wanted and not self._failed
+        # A module with hooks is slower, but one that is compiled with or without must stay so.
+        if self.armed != bool(self._handles) and (self._is_outside or not _has_compiled()):
+            self._put_on() if self.armed else self._take_off()
+
+    def _put_on(self) -> None:
+        for entry in self._entries:
+            self._handles += [
+                entry.register_forward_pre_hook(_Hook(self, self._enter), with_kwargs=True),
+                entry.register_forward_hook(_Hook(self, self._leave)),
+            ]
+        for name, module in self._activations:
             see = self._see_zeros if isinstance(module, _RECTIFIERS) else self._see_ends
             self._handles.append(module.register_forward_hook(_Hook(self, see, name)))
 
-    def arm(self, wanted: bool) -> None:
-        """Whether to measure the passes that come."""
-        self.armed = wanted and not self._failed
-        self._forget()
+    def _take_off(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def take(self) -> tuple[dict[str, Value], float]:
         """The columns of the step that ends, none where nothing was measured, and the CPU seconds it took."""
@@ -94,8 +116,8 @@ class Forward:
     def close(self) -> None:
         """Take the hooks off."""
         self.armed = False
-        for handle in self._handles:
-            handle.remove()
+        self._forget()
+        self._take_off()
 
     def run(self, see: Callable[..., None], *seen: Any) -> None:
         """Look at what a hook was given."""
@@ -109,7 +131,8 @@ class Forward:
         self._cost += time.thread_time() - began
 
     def _forget(self) -> None:
-        self._inside, self._passes, self._batch, self._cost = False, 0, 0, 0.0
+        self._outer = self._entry = None
+        self._passes, self._batch, self._cost = 0, 0, 0.0
         self._inputs, self._shares = [], {}
 
     def _give_up(self, error: Exception) -> None:
@@ -119,8 +142,12 @@ class Forward:
     # --- what the hooks see ---------------------------------------------------------------------------
 
     def _enter(self, graded: bool, _: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._inside = module.training and graded and not _in_backward()
-        if not self._inside:
+        if self._outer is not None or not (module.training and graded) or _in_backward():
+            return
+        self._outer = module
+        if self._entry is None:
+            self._entry = module
+        if module is not self._entry:
             return
         self._passes += 1
         tensors = [t for t in _tensors([*args, *kwargs.values()]) if t.dim() and t.numel()]
@@ -133,16 +160,17 @@ class Forward:
             self._inputs.append((len(x), mean, variance, x.abs().amax(dim=0)))
 
     def _leave(self, graded: bool, _: str, module: nn.Module, args: Any, output: Any) -> None:
-        self._inside = False
+        if module is self._outer:
+            self._outer = None
 
     def _see_zeros(self, graded: bool, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        if self._inside and _is_measurable(output):
+        if self._outer is not None and _is_measurable(output):
             zero = _rows(output) == 0
             self._add(f"zeros/{name}", zero)
             self._add(f"dead/{name}", zero.all(dim=0))
 
     def _see_ends(self, graded: bool, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        if self._inside and _is_measurable(output):
+        if self._outer is not None and _is_measurable(output):
             low, high = _ENDS[type(module)]
             x = _rows(output)
             self._add(f"saturated/{name}", (x < low) | (x > high))
@@ -154,8 +182,8 @@ class Forward:
 
 
 class _Hook:
-    """A hook that is inert while nothing is to be measured, under torch.compile, and in a copy or a pickle
-    of the model, which can then be loaded where there is no optwatch."""
+    """A hook that does nothing unless armed, nor under torch.compile, nor in a copy or a pickle of the model,
+    which can then be loaded where there is no optwatch."""
 
     def __init__(self, forward: Forward, see: Callable[..., None], name: str = "") -> None:
         self._forward = forward
@@ -164,18 +192,15 @@ class _Hook:
 
     def __call__(self, module: nn.Module, *seen: Any) -> None:
         # Compiled, the first is true and all that is left of this.
-        if torch.compiler.is_compiling() or not self._forward.armed:
-            return
-        self._forward.run(self._see, self._name, module, *seen)
+        if not torch.compiler.is_compiling() and self._forward.armed:
+            self._forward.run(self._see, self._name, module, *seen)
 
     def __reduce__(self) -> Any:
         return getattr, (contextlib.nullcontext(), "__exit__")  # takes anything, does nothing
 
 
 def _activations(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The activation modules that are called as they are, each once, and not more than there is room for."""
-    if hasattr(model, "_orig_mod"):  # compiled: its modules are not called
-        return []
+    """The activation modules by name, each once, and not more than there is room for."""
     kinds = (*_RECTIFIERS, *_ENDS)
     found = [(plain_name(name), each) for name, each in model.named_modules() if type(each) in kinds]
     every = max(math.ceil(len(found) / _MOST_MODULES), 1)
@@ -242,6 +267,12 @@ def _described(inputs: list[tuple[int, Tensor, Tensor, Tensor]]) -> dict[str, Va
 
 def _number(value: Tensor) -> Value:
     return float(value.item()) if value.device.type == "cpu" else value
+
+
+def _has_compiled() -> bool:
+    """Whether torch.compile has compiled anything in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and dynamo.counters["frames"]["total"] > 0
 
 
 def _in_backward() -> bool:

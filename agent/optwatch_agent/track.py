@@ -309,9 +309,14 @@ class Track:
                 with torch.no_grad():
                     norm_cost = self._add_norm(values) + self._add_local_norm(values)
                     if self._sampling:
-                        sample_cost = self._add_sample(step, values) + self._add_forward(values)
+                        sample_cost = self._add_sample(step, values)
             except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
                 self._failed(error)
+            ended = time.perf_counter()
+        if self.forward is not None and self.forward.armed:
+            seen, cost = self.forward.take()
+            values = seen | values  # what was logged overrides
+            sample_cost = cost if sample_cost is None else sample_cost + cost
             ended = time.perf_counter()
         check_cost = self._check(step, step_time)
         if check_cost:
@@ -412,14 +417,6 @@ class Track:
         if not self.actuators.scaled:  # under a GradScaler they are multiplied by a scale that may change
             values["local_norm"] = norm
         return self._local.cost
-
-    def _add_forward(self, values: dict[str, Value]) -> float:
-        """What the model's forward passes showed, unless it was logged; the CPU seconds it took."""
-        if self.forward is None:
-            return 0.0
-        seen, cost = self.forward.take()
-        values.update({name: value for name, value in seen.items() if name not in values})
-        return cost
 
     def _wants_sample(self, ahead: int = 0) -> bool:
         meets = self._parts is None or in_step(self.governor.sample_every, self.under_way + ahead)

@@ -20,12 +20,6 @@ from tests.unit.agent.models import batches, classifier, fingerprint, train
 from tests.unit.agent.test_hooks import Sight
 
 
-def armed(model: nn.Module) -> Forward:
-    forward = Forward(model)
-    forward.armed = True
-    return forward
-
-
 class Net(nn.Module):
     """Two calls of one activation, one of another, shared weights."""
 
@@ -44,7 +38,7 @@ class Net(nn.Module):
 
 def test_the_input_over_several_passes() -> None:
     model = nn.Linear(100, 1)
-    forward = armed(model)
+    forward = Forward(model)
     scales = torch.logspace(-2, 2, 100)
     parts = [torch.randn(n, 100) * scales + 3.0 for n in (5, 11)]
     for part in parts:
@@ -68,7 +62,7 @@ def test_the_input_over_several_passes() -> None:
 def test_activations_of_a_module_that_is_called_twice() -> None:
     torch.manual_seed(0)
     model = Net()
-    forward = armed(model)
+    forward = Forward(model)
     x = torch.randn(32, 6)
     model(x).sum().backward()
     values, _ = forward.take()
@@ -86,7 +80,7 @@ def test_activations_of_a_module_that_is_called_twice() -> None:
 def test_what_is_computed_again_counts_once(reentrant: bool) -> None:
     model = Net()
     x = torch.randn(8, 6, requires_grad=True)
-    forward = armed(model)
+    forward = Forward(model)
     model(x).sum().backward()
     plain, _ = forward.take()
     model.wrap = lambda part, x: checkpoint(part, x, use_reentrant=reentrant)
@@ -98,15 +92,28 @@ def test_what_is_computed_again_counts_once(reentrant: bool) -> None:
 def test_a_model_that_is_checkpointed_as_a_whole(reentrant: bool) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     x = torch.randn(8, 3, requires_grad=True)
-    forward = armed(model)
+    forward = Forward(model)
     checkpoint(model, x, use_reentrant=reentrant).sum().backward()
     values, _ = forward.take()
     assert values.get("batch_size") in ({None, 8.0} if reentrant else {8.0})
 
 
+def test_a_model_that_is_not_called_itself() -> None:
+    """As Lightning does: a step calls the model's parts."""
+    model = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(3, 4), nn.ReLU()), "head": nn.Linear(4, 1)})
+    forward = Forward(model)
+    x = torch.randn(8, 3)
+    hidden = model["encoder"](x)
+    model["head"](hidden).sum().backward()
+    values, _ = forward.take()
+    assert values["batch_size"] == 8.0
+    assert values["input_max"] == pytest.approx(float(x.abs().max()))
+    assert values["zeros/encoder.1"] == pytest.approx(float((hidden == 0).float().mean()))
+
+
 def test_only_training_counts() -> None:
     model = Net()
-    forward = armed(model)
+    forward = Forward(model)
     x = torch.randn(4, 6)
     with torch.no_grad():
         model(x)
@@ -115,9 +122,10 @@ def test_only_training_counts() -> None:
     model.relu(x)
     assert forward.take() == ({}, 0.0)
     model.train()
-    forward.armed = False
+    forward.arm(False)
     model(x)
     assert forward.take() == ({}, 0.0)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize(
@@ -138,14 +146,14 @@ def test_a_batch_of_tokens_has_a_size_only(given: Callable[[nn.Module], Tensor])
             return out
 
     model = Words()
-    forward = armed(model)
+    forward = Forward(model)
     given(model)
     assert forward.take()[0] == {"batch_size": 7.0}
 
 
 def test_what_cannot_be_measured_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    forward = armed(model)
+    forward = Forward(model)
     torch.func.vmap(lambda row: model(row[None]))(torch.randn(3, 2))
     assert forward.take()[0] == {"batch_size": 1.0}
 
@@ -160,7 +168,7 @@ def test_a_failure_is_told_once_and_stays_out_of_the_way(caplog: pytest.LogCaptu
             return super().forward(batch["x"])
 
     model = Reads(2, 2)
-    forward = armed(model)
+    forward = Forward(model)
     for _ in range(3):
         model(Broken(x=torch.ones(1, 2)))
         forward.take()
@@ -172,7 +180,7 @@ def test_a_failure_is_told_once_and_stays_out_of_the_way(caplog: pytest.LogCaptu
 
 def test_copies_and_pickles_carry_nothing_of_it(tmp_path: Path) -> None:
     model = classifier()
-    forward = armed(model)
+    forward = Forward(model)
     twin = copy.deepcopy(model)
     twin(torch.randn(3, 12))
     assert forward.take() == ({}, 0.0)
@@ -231,6 +239,7 @@ def test_a_compiled_model_keeps_its_graphs(first: str) -> None:
     counts = []
     for watched in (False, True):
         torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()  # as in a process that has compiled nothing yet
         counter = CompileCounter()
         model: Any = classifier().eval().train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
