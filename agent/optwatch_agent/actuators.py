@@ -14,16 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optwatch.wire.actions import Action, Clip, Restart, ScaleLr
+from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, Action, Clip, Restart, ScaleLr, usual_norm
 from optwatch_agent import shards
 from optwatch_agent.globalnorm import global_norm, gradients_of, is_spread, is_unsummed
 from optwatch_agent.loose import Loose
 from optwatch_agent.quantised import set_all
 from optwatch_agent.roles import Roles, fresh, roles_of
 from optwatch_agent.tensors import scalar
-
-_RECENT = 200
-_AUTO_LEAST = 20
 
 
 class Actuators:
@@ -32,7 +29,7 @@ class Actuators:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.lr_scale = LrScale(optimizer)
         self.max_norm: float | None = None
-        self.recent_norms: deque[float] = deque(maxlen=_RECENT)
+        self.recent_norms: deque[float] = deque(maxlen=AUTO_OVER)
         """Global gradient norms before any clip of ours, for `clip --max-norm auto`."""
         self.scaled = False
         """Whether a GradScaler decides if the optimizer steps."""
@@ -52,8 +49,8 @@ class Actuators:
                 return reason
             case Clip(max_norm="auto") if ranks > 1:
                 return "clip auto: each rank would come to a number of its own; give one"
-            case Clip(max_norm="auto") if len(self.recent_norms) < _AUTO_LEAST:
-                return f"clip auto needs {_AUTO_LEAST} measured gradient norms, there are fewer yet"
+            case Clip(max_norm="auto") if len(self.recent_norms) < AUTO_LEAST:
+                return f"clip auto needs {AUTO_LEAST} measured gradient norms, there are fewer yet"
         return None
 
     def needs_wrapper(self, action: Action) -> bool:
@@ -300,13 +297,6 @@ def _restart_one(
         for key in roles.copies:
             if isinstance(held := state.get(key), Tensor):
                 held.copy_(param)
-
-
-def usual_norm(norms: deque[float]) -> float:
-    """exp(median + 4 MAD) of the logarithms of recent norms: far above the usual, below a spike."""
-    logs = torch.tensor([math.log(norm) for norm in norms if norm > 0 and math.isfinite(norm)])
-    median = logs.median()
-    return float((median + 4 * (logs - median).abs().median()).exp())
 
 
 def _restart_refusal(optimizer: torch.optim.Optimizer, action: Restart) -> str | None:

@@ -24,6 +24,7 @@ from optwatch_agent.governor import Cost, Usual, period
 from optwatch_agent.parts import in_step
 from optwatch_agent.shards import is_only_copy, is_sharded
 from optwatch_agent.tensors import on_cpu
+from optwatch_agent.zero import partition_of
 
 SHARE = 0.1
 """Of the budget, for checks."""

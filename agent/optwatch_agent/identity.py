@@ -16,6 +16,8 @@ from optwatch.wire.limits import MAX_NAME
 
 _runs: dict[tuple[str, int], str] = {}
 """Runs of this process by name and ordinal, so that attaching again continues one."""
+_ELASTIC = 1_000
+"""Restarts by torchrun that are told apart within one start by SLURM."""
 _live: dict[str, set[int]] = {}
 """Ordinals in use, by name."""
 _lock = threading.Lock()
@@ -81,11 +83,15 @@ def place() -> tuple[int, int]:
 
 
 def _restarts() -> int:
-    """How often the launcher has started the job anew."""
-    for variable in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
-        if (count := os.environ.get(variable, "")).isdecimal():
-            return int(count)
-    return 0
+    """How often the launchers have started the job anew: a number that grows with each time.
+
+    A torchrun that SLURM starts again counts from 0.
+    """
+    elastic, slurm = (
+        int(count) if (count := os.environ.get(variable, "")).isdecimal() else 0
+        for variable in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    )
+    return min(slurm, 1_000_000) * _ELASTIC + min(elastic, _ELASTIC - 1)
 
 
 def job_id() -> str:

@@ -255,7 +255,7 @@ class Desk:
             raise CommandError("unavailable", f"nothing can be commanded: {control}")
         entry = run.book.ask(
             request.action,
-            request.args,
+            run.resolve(request.action, request.args),
             asked_by=user,
             why=request.why[: limits.MAX_TEXT] or "by hand",
             now=time.time(),

@@ -1,9 +1,10 @@
 """Run: one training, its ranks merged, its findings, its commands."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -27,6 +28,7 @@ from optwatch.policy.budget import ASKED_BY
 from optwatch.policy.load import DEFAULT
 from optwatch.policy.rules import Rules
 from optwatch.series.points import Points
+from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, usual_norm
 from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.messages import Ask, Assign, Checked, Event, Hello, Report, Schema, Stack, Sums
@@ -420,7 +422,7 @@ class Run:
             try:
                 self.book.ask(
                     proposal.action,
-                    proposal.args,
+                    self.resolve(proposal.action, proposal.args),
                     asked_by=ASKED_BY,
                     why=proposal.why,
                     now=time.time(),
@@ -433,6 +435,28 @@ class Run:
                 log.warning("run %s: the policy wanted what cannot be: %s", self.head.name, error)
         if conclusions.proposals or conclusions.outcomes or conclusions.withdrawals:
             self._checkpoint_at = 0.0
+
+    def resolve(self, action: str, args: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a command as all ranks are to have them: "auto" becomes one number for all.
+
+        Raises:
+            CommandError: there is none.
+        """
+        if action != "clip" or args.get("max_norm") != "auto" or self.head.world_size == 1:
+            return args
+        if len(self.head.optimizers) > 1:
+            raise CommandError(
+                "bad_request",
+                "clip auto has no one number for several optimizers: give it a --max-norm",
+            )
+        points = self.lane(0).timeline.newest(("grad_norm_raw", "grad_norm"), AUTO_OVER)
+        norms = [norm for norm in points if norm > 0 and math.isfinite(norm)]
+        if len(norms) < AUTO_LEAST:
+            raise CommandError(
+                "unavailable",
+                f"clip auto needs {AUTO_LEAST} measured gradient norms, there are {len(norms)} yet",
+            )
+        return {**args, "max_norm": usual_norm(norms)}
 
     def _note(self, marker: Marker) -> None:
         self.markers.append(marker)

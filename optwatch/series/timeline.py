@@ -1,5 +1,7 @@
 """Timeline: a whole series in bounded memory, the newest part of it in full."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from optwatch.series.points import Points
@@ -62,6 +64,16 @@ class Timeline:
         at = self.columns.index(name)
         found = np.flatnonzero(self._logged[: self._rows, at])
         return float(self._values[found[-1], at]) if len(found) else None
+
+    def newest(self, names: Sequence[str], most: int) -> list[float]:
+        """The newest values, oldest first, of steps that logged one of the columns: the first of them."""
+        values, logged = np.full(self._rows, np.nan), np.zeros(self._rows, dtype=bool)
+        for name in reversed(names):
+            if name in self.columns:
+                at = self.columns.index(name)
+                here = self._logged[: self._rows, at]
+                values[here], logged = self._values[: self._rows, at][here], logged | here
+        return [float(value) for value in values[logged][-most:]]
 
     def now(self, name: str) -> float | None:
         """The value of a column at the newest step, None where it was not logged there."""

@@ -1,10 +1,17 @@
 """Actions a daemon may ask of the agents, their arguments, and the life of a command."""
 
+import math
+from collections.abc import Iterable
+from statistics import median
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
 from optwatch.wire.limits import MAX_TEXT
+
+AUTO_OVER = 200
+AUTO_LEAST = 20
+"""Measured gradient norms that `clip --max-norm auto` looks back on, and fewest that it needs."""
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Steps = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
@@ -100,6 +107,14 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     that was not compared, as with one rank."""
     world_size: int | None = None
     """How many ranks have to apply it, None before it was proposed to them."""
+
+
+def usual_norm(norms: Iterable[float]) -> float:
+    """exp(median + 4 MAD) of the logarithms of gradient norms, for `clip --max-norm auto`: far above what is
+    usual, below a spike. Those that are 0 or non-finite do not count; some other has to be there."""
+    logs = [math.log(norm) for norm in norms if norm > 0 and math.isfinite(norm)]
+    middle = median(logs)
+    return math.exp(middle + 4 * median(abs(value - middle) for value in logs))
 
 
 def parse_action(name: str, args: dict[str, Any]) -> Action:
