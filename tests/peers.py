@@ -57,11 +57,13 @@ class AgentPeer:
         keys: KeyPair | None = None,
         server_key: str | None = None,
         allow: tuple[str, ...] = ("restart", "scale_lr", "clip"),
+        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
     ) -> None:
         self.session = session or uuid.uuid4().hex
         self.run = run or uuid.uuid4().hex
         self.seq = 0
         self.acked = 0
+        self.sent_bytes = 0
         self.step = 0
         self.held: dict[int, list[bytes | memoryview]] = {}
         self.prepares: list[Prepare] = []
@@ -89,7 +91,8 @@ class AgentPeer:
             allow=allow,
             control="armed",
         )
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._own = context is None
+        self._context: zmq.Context[zmq.Socket[bytes]] = context or zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 500)
         key = daemon_key(address) if server_key is None else server_key
@@ -111,6 +114,7 @@ class AgentPeer:
         self.send_raw([AGENT, *pack(message, blocks)])
 
     def send_raw(self, parts: Sequence[bytes | memoryview]) -> None:
+        self.sent_bytes += sum(memoryview(part).nbytes for part in parts)
         self._socket.send_multipart(parts)
 
     def durable(self, message: AgentMessage, blocks: Sequence[np.ndarray] = ()) -> None:
@@ -220,7 +224,9 @@ class AgentPeer:
             self.send_raw(self.held[seq])
 
     def close(self, linger: int = 500) -> None:
-        self._context.destroy(linger=linger)
+        self._socket.close(linger)
+        if self._own:
+            self._context.destroy(linger=linger)
 
 
 def values(n: int, columns: int = len(COLUMNS), start: float = 0.0) -> np.ndarray:

@@ -12,6 +12,7 @@ from optwatch.wire.messages import ConfigValue
 from optwatch.wire.places import find_daemon
 from optwatch_agent import naming, zero
 from optwatch_agent.agent import Agent, make_way
+from optwatch_agent.unsupported import unsupported, unsupported_model
 from optwatch_agent.watch import Watch
 
 log = logging.getLogger("optwatch")
@@ -67,6 +68,8 @@ def attach(
     optimizers = _optimizers(optimizer)
     if model is not None and not isinstance(model, torch.nn.Module):
         raise TypeError(f"model has to be a torch.nn.Module, not {type(model).__name__}")
+    if model is not None and (reason := unsupported_model(model)):
+        raise TypeError(reason)
     if loss not in ("auto", None):
         raise ValueError(f'loss is "auto" or None, not {loss!r}; give your own by watch.log(loss=…)')
     if step is not None and (not isinstance(step, int) or isinstance(step, bool) or step < 0):
@@ -119,6 +122,8 @@ def innermost(given: Any) -> torch.optim.Optimizer:
     """The optimizer that does the work, inside wrappers such as Accelerate's."""
     found, seen = given, {id(given)}
     for _ in range(_DEEPEST):
+        if reason := unsupported(found):
+            raise TypeError(reason)
         for attribute in _INNER:
             inner = _look(found, attribute)
             if isinstance(inner, torch.optim.Optimizer) or (
