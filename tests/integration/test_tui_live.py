@@ -1,6 +1,7 @@
 """The terminal UI on a real daemon, with a real training and with a peer that speaks for an agent."""
 
 import asyncio
+import signal
 import subprocess
 import sys
 import textwrap
@@ -177,6 +178,57 @@ async def test_a_killed_daemon_is_shown_and_its_return_elsewhere_heals(
         now = snapshot(pilot)
         assert now is not None
         assert len(now.columns.step) > 0
+
+
+async def test_a_daemon_that_hangs_is_shown_and_heals_without_a_word(
+    training: Training, daemon: DaemonProcess
+) -> None:
+    async with live() as pilot:
+        await until(pilot, lambda: snapshot(pilot), "the view")
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGSTOP)
+        await until(pilot, lambda: "lost" in text(pilot).splitlines()[0], "the word that the link is lost")
+        await pilot.press("f", "j", "escape", "k", "s", "escape", "plus", "0")  # nothing is frozen
+        assert "lost" in text(pilot).splitlines()[0]
+        daemon.process.send_signal(signal.SIGCONT)
+        await until(pilot, lambda: "lost" not in text(pilot).splitlines()[0], "the link")
+        now = snapshot(pilot)
+        assert now is not None
+        steps = now.status.step
+        await until(pilot, lambda: snapshot(pilot).status.step > steps, "further steps")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("keys", "action", "args"),
+    [
+        (("r", "tab", "right", "enter"), "restart", {"moments": "first"}),
+        (("l", "tab", *["backspace"] * 3, *"0.25", "enter"), "scale_lr", {"factor": 0.25}),
+        (("c", "tab", *["backspace"] * 4, *"0.7", "enter"), "clip", {"max_norm": 0.7}),
+    ],
+    ids=["restart", "scale_lr", "clip"],
+)
+async def test_every_action_goes_from_key_to_ledger(
+    training: Training, daemon: DaemonProcess, keys: tuple[str, ...], action: str, args: dict[str, object]
+) -> None:
+    async with live() as pilot:
+        await until(pilot, lambda: snapshot(pilot), "the view")
+        await pilot.press(*keys)
+        await until(pilot, lambda: "applied at step" in text(pilot), "the word that it was applied")
+        with daemon.client() as client:
+            (command,) = by_hand(client, training.peer.run)
+        assert (command.action, command.args, command.ranks_applied) == (action, args, (0,))
+        await pilot.press("j", "end")
+        await until(pilot, lambda: f"at step {command.step:,}" in text(pilot), "the entry in the ledger")
+        assert "by hand in the terminal UI" in text(pilot)
+
+
+async def test_a_mark_and_a_mode_reach_the_run(training: Training, daemon: DaemonProcess) -> None:
+    async with live() as pilot:
+        await until(pilot, lambda: snapshot(pilot), "the view")
+        await pilot.press("M", *"stage 2", "enter")
+        await until(pilot, lambda: any(m.text == "stage 2" for m in snapshot(pilot).markers), "the mark")  # type: ignore[union-attr]
+        await pilot.press("m", "down", "y")
+        await until(pilot, lambda: snapshot(pilot).status.mode == "auto", "the mode")  # type: ignore[union-attr]
 
 
 async def test_history_goes_on_where_the_daemon_was_restarted(

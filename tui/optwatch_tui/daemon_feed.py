@@ -24,8 +24,10 @@ _TICK = 0.25
 """Seconds between two snapshots: nobody reads faster."""
 _SILENCE = 0.75
 """Seconds without a word after which the daemon is asked whether it is still there."""
+_PROMPT = 0.25
+"""Seconds that it has to answer before the link is shown as lost."""
 _PATIENCE = 1.5
-"""Seconds that it has to answer."""
+"""Seconds that it has to answer before the connection is made anew."""
 _RETRY = 0.5
 _POINTS = 8_000
 """Rows of history to begin with: enough to zoom in eight times."""
@@ -132,9 +134,20 @@ class DaemonFeed:
                 if news:
                     heard = time.monotonic()
                 elif time.monotonic() - heard > _SILENCE:
-                    client.ask(Greet(limits.PROTOCOL))
+                    self._ask_whether_there(client)
                     heard = time.monotonic()
                 self._wait_for_orders(tick - time.monotonic(), client)
+
+    def _ask_whether_there(self, client: Client) -> None:
+        """Say soon that nothing comes, and wait longer before the connection is given up."""
+        try:
+            client.ask(Greet(limits.PROTOCOL), timeout=_PROMPT)
+            return
+        except DaemonUnreachable:
+            since = time.time() - _SILENCE - _PROMPT
+            self._say("lost", since, "the daemon has not answered for a second")
+        client.ask(Greet(limits.PROTOCOL))
+        self._say("live")
 
     def _open(self, client: Client, followed: ExitStack) -> "_Watched | None":
         """Begin to follow the wanted run, None where there is none (or not yet) of that name."""

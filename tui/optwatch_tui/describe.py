@@ -271,6 +271,7 @@ def verdict(snapshot: Snapshot, keys: AnswerKeys, width: int) -> Row:
         (worst.kind, worst.severity),
         (f" since step {formats.count(worst.onset_step)}", "text"),
     )
+    call = call or _done(worst, snapshot)
     likely = max(worst.causes, key=lambda cause: cause.weight, default=None)
     because: Row = () if likely is None else ((f", likely {likely.cause}", "text"),)
     whole = (*head, *because, *call)
@@ -292,6 +293,19 @@ def _call(snapshot: Snapshot, keys: AnswerKeys) -> Row:
             (keys[1], "key"),
             (" dismiss", "muted"),
         )
+    )
+
+
+def _done(finding: Finding, snapshot: Snapshot) -> Row:
+    """What was done about a finding, or where to read what helps."""
+    done = next((c for c in snapshot.commands if c.finding == finding.id and c.step is not None), None)
+    if done is None or done.state == "undone":
+        return (("   f", "key"), (" why, and what helps", "muted"))
+    outcome = "outcome awaited" if done.outcome is None else done.outcome.verdict
+    return (
+        ("  →  ", "muted"),
+        (formats.command(done), "title"),
+        (f" applied at {formats.count(done.step or 0)}, {outcome}", "muted"),
     )
 
 

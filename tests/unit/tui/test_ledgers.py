@@ -176,3 +176,16 @@ def test_each_kind_has_a_chart() -> None:
     for kind in KINDS:
         finding = msgspec.structs.replace(recorded.DIVERGENCE, kind=kind)
         assert evidence.finding_picture(finding, snapshot).lines, kind
+
+
+async def test_the_header_says_what_was_done_or_where_to_read_what_helps() -> None:
+    applied, proposed = recorded.COMMANDS
+    waiting = msgspec.structs.replace(applied, state="applied", outcome=None)
+    for commands, words in (
+        ((applied, proposed), "restart proposed"),
+        ((applied,), "LR × 0.5 over 50 steps applied at 12,910, helped"),
+        ((waiting,), "LR × 0.5 over 50 steps applied at 12,910, outcome awaited"),
+        ((), "f why, and what helps"),
+    ):
+        async with shown(recorded.live_run(commands=commands)) as pilot:
+            assert words in text(pilot).splitlines()[1]
