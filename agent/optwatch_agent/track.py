@@ -26,7 +26,8 @@ from optwatch_agent.membership import Membership
 from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.phases import FORWARD, PHASES, STEP
 from optwatch_agent.recorder import Recorder, Value
-from optwatch_agent.roles import roles_of, steps_of
+from optwatch_agent.roles import is_known, roles_of, steps_of
+from optwatch_agent.states import state_norms
 from optwatch_agent.tensors import on_cpu
 
 log = logging.getLogger("optwatch")
@@ -408,6 +409,8 @@ class Track:
             values["param_norm"] = sample.param_norm
         if sample.update_norm is not None:
             values["update_norm"] = sample.update_norm
+        if not is_known(self.optimizer):
+            values.update(state_norms(self.optimizer))
         return time.thread_time() - began
 
     def _add_local_norm(self, values: dict[str, Value]) -> float:

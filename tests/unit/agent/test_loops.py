@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import optwatch
+from optwatch.wire.messages import STATS
 from tests.unit.agent.models import batches, classifier, fingerprint, train
 from tests.unit.agent.observed import Hand, measure_always, samples_of
 from tests.unit.agent.test_hooks import watched
@@ -251,6 +252,52 @@ def test_a_scaler_that_is_given(kind: Any) -> None:
     assert dict(vars(kind)) == before
     with pytest.raises(TypeError, match="GradScaler, not int"):
         optwatch.attach(optimizer, scaler=3)  # type: ignore[arg-type]
+
+
+class Averaging(torch.optim.Optimizer):
+    """An optimizer that nobody knows, with moments under names that can be guessed and another state."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state.update(exp_avg=torch.zeros_like(p), trail=p.clone(), count=0, parts=[p.clone()])
+                state["exp_avg"].lerp_(p.grad, 0.1)
+                state["trail"].lerp_(p, 0.5)
+                p.grad.mul_(2)  # it is overwritten, as many do
+                p.sub_(state["exp_avg"], alpha=group["lr"])
+
+
+def test_an_optimizer_that_nobody_knows() -> None:
+    model = classifier(dtype=torch.float64).eval()
+    params = list(model.parameters())
+    optimizer = Averaging(params)
+    watch, rows = watched(optimizer)
+    measure_always(watch)
+    taken = samples_of(watch)
+    data, norms, trails, moments = batches(dtype=torch.float64), [], [], []
+    for _ in range(8):
+        x, y = next(data)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        norms.append(float(torch.cat([p.grad.flatten() for p in params]).norm()))
+        optimizer.step()
+        trails.append(float(torch.cat([optimizer.state[p]["trail"].flatten() for p in params]).norm()))
+        moments.append(float(optimizer.state[params[0]]["exp_avg"].square().mean().sqrt()))
+    watch.detach()
+    assert rows.column("grad_norm")[2:] == pytest.approx(norms[2:], rel=1e-6)
+    assert rows.column("state_norm/trail")[2:] == pytest.approx(trails[2:], rel=1e-6)
+    moment = STATS.index("exp_avg_rms")
+    seen = {step: float(sample.stats[0, moment]) for step, sample in taken.items()}
+    seen = {step: value for step, value in seen.items() if value == value}
+    assert len(seen) >= 2
+    for step, value in seen.items():
+        assert value == pytest.approx(moments[step - 1], rel=1e-6)
 
 
 def test_what_wraps_an_optimizer_in_several_ways() -> None:

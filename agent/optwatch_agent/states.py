@@ -1,0 +1,27 @@
+"""The state of an optimizer that nobody has described: the norm of what it keeps, by its own names."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from optwatch.wire.limits import MAX_NAME
+from optwatch_agent.norms import total_norm
+from optwatch_agent.tensors import local, on_cpu
+
+_MOST_KEYS = 8
+
+
+def state_norms(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """`state_norm/KEY`: the 2-norm of the tensors under one key of all parameters' states, on the CPU.
+
+    Counts and other tensors of one element are left out, and what is not floating point.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for state in optimizer.state.values():
+        if not isinstance(state, Mapping):
+            continue
+        for key, value in state.items():
+            if type(value) is Tensor and value.numel() > 1 and value.is_floating_point() and on_cpu(value):
+                found.setdefault(str(key), []).append(local(value))
+    return {f"state_norm/{key}"[:MAX_NAME]: total_norm(found[key]) for key in sorted(found)[:_MOST_KEYS]}
