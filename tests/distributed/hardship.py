@@ -7,6 +7,7 @@ state, its slowest step and how long `detach` took, in seconds.
 
 import argparse
 import ctypes
+import datetime
 import json
 import os
 import signal
@@ -45,6 +46,7 @@ def main() -> None:
     options.add_argument(
         "--plain", action="store_true", help="SGD on the second rank: optimizers that differ"
     )
+    options.add_argument("--patience", type=float, help="seconds a collective may take, after which all end")
     given = options.parse_args()
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a launcher that was killed
@@ -90,7 +92,7 @@ def main() -> None:
         lost = str(error)
     except RuntimeError as error:  # another rank is gone
         lost = str(error).splitlines()[0]
-        if not given.die:
+        if not (given.die or given.patience):
             raise
     began = time.monotonic()
     watch.detach()
@@ -115,7 +117,8 @@ def join(given: argparse.Namespace, rank: int, world_size: int) -> torch.nn.Modu
         store = dist.FileStore(str(given.directory / "file-store"), world_size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     else:
-        dist.init_process_group("gloo")
+        patience = None if given.patience is None else datetime.timedelta(seconds=given.patience)
+        dist.init_process_group("gloo", timeout=patience)
     return DistributedDataParallel(whole())
 
 
