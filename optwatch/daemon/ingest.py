@@ -53,7 +53,7 @@ FORGET = 3_600.0
 MAX_STEP = 1 << 53
 MAX_SEQ = 1 << 62
 
-MAX_GROUPS = 4_096
+MAX_GROUPS = 256
 """Groups of tensors in one check."""
 MAX_FRAMES = 256
 

@@ -21,7 +21,7 @@ WAIT = 5.0
 """Seconds that a comparison waits for the checksums of ranks that are alive."""
 PATIENCE = 3.0
 """Seconds that a finding waits for the name of the tensor."""
-MAX_CHECKS = 256
+MAX_CHECKS = 128
 """Steps whose checksums wait, of one optimizer."""
 ASKED = 4
 """Ranks that are asked, at most, of those that are off and of those that agree."""

@@ -270,7 +270,8 @@ class Run:
         first = lane.timeline.last_step - RATE_POINTS
         _, values, logged = lane.timeline.window(first, None, ("step_time",), None)
         times = values[logged & np.isfinite(values) & (values > 0)]
-        return float(1 / max(np.median(times), MIN_STEP_TIME)) if len(times) else None
+        with np.errstate(over="ignore"):  # times from the wire may be anything
+            return float(1 / max(np.median(times), MIN_STEP_TIME)) if len(times) else None
 
     def peers(self, now: float) -> list[Peer]:
         """The ranks as the book of commands sees them."""

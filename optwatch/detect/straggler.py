@@ -27,6 +27,8 @@ SHARE = 0.03
 """Seconds, and share of the step time, by which it is late: whichever is more."""
 FOR = 6
 """Steps in a row for which all that has to hold."""
+MAX_SECONDS = 1e6
+"""A step's own time is less."""
 MAX_WAITING = 512
 """Steps that wait for the times of all ranks."""
 
@@ -69,9 +71,10 @@ class Stragglers:
     def take(self, rank: int, points: Points) -> None:
         """Take a rank's own points: its columns `arrival` and `step_time`."""
         arrival, time = points.column("arrival"), points.column("step_time")
-        told = arrival.logged & (arrival.values >= 0) & (arrival.values < np.inf)
+        told = arrival.logged & (arrival.values >= 0) & (arrival.values < MAX_SECONDS)
+        timed = time.logged & (time.values >= 0) & (time.values < MAX_SECONDS)
         for at in np.flatnonzero(told).tolist():
-            whole = float(time.values[at]) if time.logged[at] else np.nan
+            whole = float(time.values[at]) if timed[at] else np.nan
             self._waiting.setdefault(int(points.step[at]), {})[rank] = float(arrival.values[at]), whole
         for step in sorted(self._waiting)[:-MAX_WAITING]:
             del self._waiting[step]

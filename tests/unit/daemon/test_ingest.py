@@ -25,12 +25,15 @@ from optwatch.wire.messages import (
     Batch,
     Beat,
     Bye,
+    Checked,
     Event,
     GroupInfo,
     Hello,
     OptimizerInfo,
     Report,
     Schema,
+    Stack,
+    Sums,
     TensorInfo,
 )
 
@@ -103,6 +106,32 @@ others = st.one_of(
         state=st.sampled_from(["pending", "applied", "failed"]),
         steps=st.lists(numbers, max_size=2).map(tuple),
         numbers=st.dictionaries(names, floats, max_size=2),
+    ),
+    st.builds(
+        Checked,
+        session=sessions,
+        seq=numbers,
+        optimizer=st.integers(-1, 3),
+        step=numbers,
+        sums=st.dictionaries(names, st.integers(-1, 2**64 - 1), max_size=3),
+        declared=st.booleans(),
+    ),
+    st.builds(
+        Sums,
+        session=sessions,
+        optimizer=numbers,
+        step=numbers,
+        names=st.lists(names, max_size=2).map(tuple),
+        groups=st.lists(names, max_size=2).map(tuple),
+        parts=st.lists(names, max_size=2).map(tuple),
+    ),
+    st.builds(
+        Stack,
+        session=sessions,
+        steps=st.lists(numbers, max_size=2).map(tuple),
+        phase=names,
+        phase_time=floats,
+        frames=st.lists(names, max_size=3).map(tuple),
     ),
     st.builds(Bye, session=sessions, seq=numbers, reason=names),
     st.builds(
@@ -182,7 +211,10 @@ def test_no_sequence_of_messages_raises(data: st.DataObject) -> None:
             bench.take(message, data.draw(st.lists(st.binary(max_size=30), max_size=8)))
 
 
-HOSTILE_COLUMNS = ("loss", "lr", "step_time", "grad_norm@dp=0/2#00000000", "grad_norm@dp=1/2#00000000", "x")
+HOSTILE_COLUMNS = (
+    *("loss", "lr", "step_time", "grad_norm@dp=0/2#00000000", "grad_norm@dp=1/2#00000000", "x"),
+    *("arrival", "local_norm", "grad_norm"),
+)
 HOSTILE_STATS = ("grad_rms", "update_rms", "cos_grad_exp_avg", "exp_avg_sq_min", "y")
 HOSTILE_NUMBERS = (0.0, -1.0, 1.0, 1e308, 5e-324, float("nan"), float("inf"), float("-inf"))
 HOSTILE_STEPS = (-(2**63), -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 2**53, 2**53 + 1, 2**63 - 1)
