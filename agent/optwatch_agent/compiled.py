@@ -36,7 +36,6 @@ _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """As in `kernels`, which only numba can load."""
 _TINY = 1e-37
 
-
 _COMPILE = """
 import importlib, os, sys, types
 if hasattr(os, "nice"):
@@ -67,6 +66,7 @@ class Table:
 
     def takes(self, i: int, x: Piece) -> bool:
         """Add tensor i, unless its rule, strides or dtypes are not those that the pass can read."""
+        self._alive.append(x)  # its memory is read later, and `numbers` are known by their id
         known = (id(x.numbers), x.first is None, x.second is None)
         if known not in self._known:
             self._known[known] = self._read(x)
@@ -82,7 +82,6 @@ class Table:
         self._sizes.append(x.param.numel())
         self._numbers.append(numbers[0])
         self._updated.append(numbers[1])
-        self._alive.append(x)
         return True
 
     def _read(self, x: Piece) -> tuple[tuple[float, ...], bool] | None:
