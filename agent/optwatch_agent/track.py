@@ -222,17 +222,30 @@ class Track:
         self._clipped = self._closure_loss = self._early = None
         self._passes = 1
         self._before.cost = 0.0
-        self._sampling = not self.degraded and self._wants_sample()
-        if self._sampling:
-            began = time.perf_counter()
-            self._before.copy_params(self.optimizer)
-            self._acting += time.perf_counter() - began
+        self._sampling = False
+        try:
+            self._sampling = not self.degraded and self._wants_sample()
+            if self._sampling:
+                began = time.perf_counter()
+                self._before.copy_params(self.optimizer)
+                self._acting += time.perf_counter() - began
+        except Exception as error:  # noqa: BLE001 - the step is still counted
+            self._failed_within(error)
         self._take_gradients()
         if actuators.lr_scale.armed and not actuators.lr_scale.in_force:
             self._disarm_when_idle()
 
     def _take_gradients(self) -> None:
-        """The gradients are there: clip them where a clip is in force, see them where they will not stay."""
+        """The gradients are there: clip them where a clip is in force, see them where they will not stay.
+
+        Also called inside the user's closure.
+        """
+        try:
+            self._act_on_gradients()
+        except Exception as error:  # noqa: BLE001 - never into the training loop
+            self._failed_within(error)
+
+    def _act_on_gradients(self) -> None:
         if self.actuators.max_norm is not None:
             began = time.perf_counter()
             self._clipped = self.actuators.clip(self.actuators.max_norm)
@@ -432,6 +445,13 @@ class Track:
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _failed_within(self, error: Exception) -> None:
+        """The same before the update of a step, which counts all the same: other ranks count it too."""
+        depth = self._depth
+        self._sampling = False
+        self._failed(error)
+        self._depth = depth
 
     def _failed(self, error: Exception) -> None:
         """Log once and go on with less: nothing measured, then nothing at all."""

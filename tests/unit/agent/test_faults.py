@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import optwatch
 from tests.unit.agent.models import batches, classifier, train
-from tests.unit.agent.observed import measure_always
+from tests.unit.agent.observed import Hand, measure_always
 
 STEPS = 12
 Fault = Callable[[torch.optim.Optimizer], None]
@@ -174,6 +174,27 @@ def test_a_thing_that_has_every_attribute_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"takes a torch\.optim\.Optimizer"):
         optwatch.attach(Everything())
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_a_clip_that_fails_stays_out_of_the_step(with_closure: bool) -> None:
+    """A gradient on meta has no norm. The step is counted: other ranks count it too."""
+    param, ghost = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, device="meta"))
+
+    def closure() -> None:
+        param.grad, ghost.grad = torch.ones(3), torch.ones(3, device="meta")
+
+    optimizer = torch.optim.SGD([param, ghost], lr=0.1, foreach=False)
+    watch = optwatch.attach(optimizer)
+    Hand(watch._agent).command("clip", max_norm=0.1)
+    for _ in range(6):
+        closure()
+        optimizer.step(closure if with_closure else None)  # type: ignore[arg-type]
+    track = watch._agent.tracks[0]
+    assert track.degraded
+    assert track.completed >= 3
+    watch.detach()
+    torch.testing.assert_close(param.detach(), torch.full((3,), 0.4))
 
 
 def test_an_exception_of_a_step_passes_through() -> None:
