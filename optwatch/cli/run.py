@@ -18,8 +18,8 @@ EXAMPLE = """optwatch run --name baseline -- train.py --lr 0.1
 
 The optimizers that are there when the first of them steps are one run (a GAN's two, say). One that is made
 later is a run of its own: the second training of a script named train.py is "train 2". The script runs in
-this process as python would run it. Processes that it forks are watched too; those that it spawns are not,
-other than by an optwatch.attach of their own."""
+this process as python would run it. Processes that it forks are watched too, but for their last moments;
+those that it spawns are not, other than by an optwatch.attach of their own."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
