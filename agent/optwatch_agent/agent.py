@@ -85,8 +85,6 @@ class Agent:
             raise
         if model is not None:
             self.tracks[0].forward = Forward(model)
-        if any(track.is_on_cpu for track in self.tracks):
-            COMPILER.prepare()
         self.control = Control(
             self.identity.session,
             allow,
@@ -103,6 +101,9 @@ class Agent:
         self._told_degraded: set[int] = set()
         self._optimizers = tuple(naming.describe(track.name, track.optimizer) for track in self.tracks)
         self.link = Link(self, self.identity.session, address)
+        self._compiles = any(track.is_on_cpu for track in self.tracks)
+        if self._compiles:
+            COMPILER.prepare()
         _agents.add(self)
         atexit.register(self._at_exit)
         self.link.start()
@@ -154,6 +155,8 @@ class Agent:
         for track in self.tracks:
             track.close()
         self._unpatch()
+        if self._compiles and self.identity.pid == os.getpid():
+            COMPILER.release()
 
     def _unpatch(self) -> None:
         losses.TAP.remove()
@@ -207,7 +210,7 @@ class Agent:
         self.link.hurry()
 
     def collect(self, everything: bool) -> list[tuple[Durable, BatchBlocks | None, Schema | None]]:
-        COMPILER.look()
+        COMPILER.reap()
         session = self.identity.session
         out: list[tuple[Durable, BatchBlocks | None, Schema | None]] = []
         for i, track in enumerate(self.tracks):

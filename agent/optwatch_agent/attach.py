@@ -41,6 +41,9 @@ def attach(
 ) -> Watch:
     """Watch an optimizer, or several, from now on. Attaching anew ends the attachment before.
 
+    Where numba is installed, the first training on a host starts a process of low priority that compiles, for
+    the trainings after it; it ends by itself within a minute, and with the last attachment at the latest.
+
     Args:
         optimizer: a torch.optim.Optimizer, a wrapper around one, or {name: optimizer} for several.
         model: names the tensors, and shows its input and activation modules; may be wrapped (DDP,

@@ -1,13 +1,12 @@
 """The compiled pass of `kernels`, where numba is installed: when it is ready, and what it measures.
 
 Compiling is seconds of Python work, which would hold the interpreter lock against the training loop. So a
-process of its own does it and leaves the result in numba's cache on disk; until it is there the base path
-measures. What costs most of a load from the cache, importing numba, is done in `attach`, before the first
-step. NUMBA_DISABLE_JIT=1 keeps numba out.
+process of its own does it (`compiling`), for the trainings that come later: this one goes on with the base
+path. What is compiled is loaded in `attach` and never while a training runs. The last detach ends a
+process that still compiles. NUMBA_DISABLE_JIT=1 keeps numba out.
 """
 
 import hashlib
-import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -15,7 +14,7 @@ import os
 import platform
 import subprocess
 import sys
-import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from optwatch_agent.compiling import is_from_cache, load
 from optwatch_agent.pieces import Piece
 from optwatch_agent.quotients import Quotient, quotient
 from optwatch_agent.roles import Roles
@@ -35,18 +35,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """As in `kernels`, which only numba can load."""
 _TINY = 1e-37
-
-_COMPILE = """
-import importlib, os, sys, types
-if hasattr(os, "nice"):
-    os.nice(10)
-package = types.ModuleType("optwatch_agent")  # without its own imports, torch among them
-package.__path__ = [sys.argv[1]]
-sys.modules["optwatch_agent"] = package
-importlib.import_module("optwatch_agent.kernels")
-os.makedirs(os.path.dirname(sys.argv[2]), exist_ok=True)
-open(sys.argv[2], "w").close()
-"""
+_REAPED = 1.0
+"""Seconds that the end of a killed process may take."""
 
 
 class Table:
@@ -62,18 +52,20 @@ class Table:
         self._numbers: list[tuple[float, ...]] = []
         self._updated: list[bool] = []
         self._known: dict[tuple[int, bool, bool], tuple[tuple[float, ...], bool] | None] = {}
-        self._alive: list[Piece] = []
+        self._pieces: list[Piece] = []
+        self._memory: list[torch.UntypedStorage] = []
+        """What the addresses point into: also `p.data = …` in another thread does not free it."""
 
     def takes(self, i: int, x: Piece) -> bool:
         """Add tensor i, unless its rule, strides or dtypes are not those that the pass can read."""
-        self._alive.append(x)  # its memory is read later, and `numbers` are known by their id
+        self._pieces.append(x)  # `numbers` are known by their id
         known = (id(x.numbers), x.first is None, x.second is None)
         if known not in self._known:
             self._known[known] = self._read(x)
         if (numbers := self._known[known]) is None or x.extra:
             return False
         try:
-            g, m, v, p = _place(x.grad), _place(x.first), _place(x.second), _place(x.param)
+            g, m, v, p = (self._place(each, x.param.numel()) for each in (x.grad, x.first, x.second, x.param))
         except _Unreadable:
             return False
         self._of.append(i)
@@ -83,6 +75,21 @@ class Table:
         self._numbers.append(numbers[0])
         self._updated.append(numbers[1])
         return True
+
+    def _place(self, x: Tensor | None, numel: int) -> tuple[int, int]:
+        """Where so many elements are and how they are stored."""
+        if x is None:
+            return 0, 0
+        kind = _KINDS.get(x.dtype)
+        if kind is None or type(x) not in _PLAIN or not x.is_cpu or x.layout is not torch.strided:
+            raise _Unreadable
+        if x.numel() != numel or not x.is_contiguous() or x.is_neg():
+            raise _Unreadable
+        memory, at, size = x.untyped_storage(), x.data_ptr(), x.element_size()
+        if at == 0 or at % size or (x.storage_offset() + numel) * size > memory.nbytes():
+            raise _Unreadable
+        self._memory.append(memory)
+        return at, kind
 
     def _read(self, x: Piece) -> tuple[tuple[float, ...], bool] | None:
         """The numbers for the pass, and whether the update is among its results."""
@@ -105,7 +112,8 @@ class Table:
         kinds = np.array(self._kinds, dtype=np.int64)
         sizes = np.array(self._sizes, dtype=np.int64)
         k.measure(addresses, kinds, sizes, np.array(self._numbers, dtype=np.float32), out)
-        self._alive.clear()
+        self._pieces.clear()
+        self._memory.clear()
         where = np.array(self._of, dtype=np.int64)
         sums.put("grad", where, out[:, k.GRAD])
         sums.put("grad_max", where, _floats(out[:, k.GRAD_MAX]))
@@ -132,17 +140,6 @@ class _Unreadable(Exception):
     """Not plain contiguous memory of a dtype that the pass knows."""
 
 
-def _place(x: Tensor | None) -> tuple[int, int]:
-    """Where the elements are and how they are stored."""
-    if x is None:
-        return 0, 0
-    kind = _KINDS.get(x.dtype)
-    is_plain = type(x) in _PLAIN and x.is_contiguous() and not x.is_neg()
-    if kind is None or not is_plain or (at := x.data_ptr()) == 0:
-        raise _Unreadable
-    return at, kind
-
-
 def _floats(bits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return bits.astype(np.int32).view(np.float32).astype(np.float64)
 
@@ -159,73 +156,87 @@ class Compiler:
         self.why_not = ""
         """Why there will be none, "" while there may be."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+        self._users = 0
 
     def prepare(self) -> None:
-        """Load what is compiled, else start to compile. Called before the first step."""
-        with self._lock:
-            if self.kernels is not None or self._process is not None or self.why_not:
-                return
-            try:
-                self._start()
-            except Exception as error:  # noqa: BLE001 - whatever is wrong, there is the base path
-                self._give_up(error)
+        """Load what is compiled, else start to compile. Called by `attach`, once for each `release`."""
+        self._users += 1
+        if self.kernels is not None or self.why_not:
+            return
+        try:
+            self._start()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong, there is the base path
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def release(self) -> None:
+        """Leave no process behind after the last attachment."""
+        self._users -= 1
+        process = self._process
+        if self._users > 0 or process is None:
+            return
+        self._process = None
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_REAPED)
+
+    def reap(self) -> None:
+        """See whether the process has ended, so that it is no zombie. Called by the link's thread."""
+        process = self._process
+        if process is not None:
+            process.poll()
 
     def _start(self) -> None:
         if importlib.util.find_spec("numba") is None:
             self.why_not = "numba is not installed"
         elif os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
             self.why_not = "NUMBA_DISABLE_JIT is set"
-        elif _mark().exists():
-            self._load()
+        elif os.name != "posix":
+            self.why_not = "processes cannot lock each other out here"
+        elif (directory := _directory()).is_dir():
+            self._load(directory)
+        elif self._process is None:
+            self._process = _compile(directory)
+        elif self._process.poll() is not None:
+            self._give_up(f"compiling left nothing and exit code {self._process.returncode}")
+
+    def _load(self, directory: Path) -> None:
+        kernels = load(directory)
+        if is_from_cache(kernels):
+            self.kernels = kernels
         else:
-            self._compile()
-            self._warm_up()
+            self._give_up("what was compiled cannot be read on this machine")
 
-    def _give_up(self, error: Exception) -> None:
-        self.why_not = f"{type(error).__name__}: {error}"
-        log.info("optwatch: statistics are measured without numba: %s", self.why_not)
-
-    def look(self) -> None:
-        """Load what has been compiled meanwhile. Called by the link's thread."""
-        process = self._process
-        if process is None or process.poll() is None:
-            return
-        with self._lock:
-            self._process = None
-            if process.returncode == 0:
-                self._load()
-            else:
-                self.why_not = f"compiling failed with exit code {process.returncode}"
-
-    def _compile(self) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-c", _COMPILE, str(Path(__file__).parent), str(_mark())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def _warm_up(self) -> None:
-        """Import what a load needs, so that it takes little later on."""
-        registry = importlib.import_module("numba.core.registry")
-        registry.cpu_target.typing_context.refresh()
-        registry.cpu_target.target_context.refresh()
-
-    def _load(self) -> None:
-        try:
-            self.kernels = importlib.import_module("optwatch_agent.kernels")
-        except Exception as error:  # noqa: BLE001 - whatever numba says, there is the base path
-            self._give_up(error)
+    def _give_up(self, why_not: str) -> None:
+        self.why_not = why_not
+        log.info("optwatch: statistics are measured without numba: %s", why_not)
 
 
-def _mark() -> Path:
-    """A file that is there once the pass was compiled on this host, which tells it without loading numba."""
+def _compile(directory: Path) -> subprocess.Popen[bytes]:
+    here = Path(__file__).parent
+    return subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-P", str(here / "compiling.py"), str(here / "kernels.py"), str(directory)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _directory() -> Path:
+    """Where the pass is once it was compiled on this host and tried."""
     digest = hashlib.sha256(Path(__file__).with_name("kernels.py").read_bytes())
-    for part in (__file__, sys.version, importlib.metadata.version("numba"), platform.node()):
+    for part in (sys.executable, sys.version, importlib.metadata.version("numba"), platform.node(), _cpu()):
         digest.update(part.encode() + b"\0")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "optwatch" / f"compiled-{digest.hexdigest()[:16]}"
+
+
+def _cpu() -> str:
+    """The kind of processor, for which numba compiles."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return platform.machine()
+    return "\n".join(line for line in lines if line.startswith(("model", "flags", "Features")))
 
 
 COMPILER = Compiler()

@@ -1,11 +1,14 @@
 """The compiled pass and the base path, against the statistics by their definitions in float64."""
 
+import importlib
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from optwatch.wire.messages import STATS
-from optwatch_agent import compiled, probe
+from optwatch_agent import compiled, compiling, probe
+from optwatch_agent.pieces import Piece, Reader
 from optwatch_agent.roles import roles_of
-from optwatch_agent.sums import Sample
+from optwatch_agent.sums import Sample, Sums
 
 # Not imported here: it reads NUMBA_DISABLE_JIT then.
 pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
@@ -30,8 +34,7 @@ def compiled_pass() -> Iterator[None]:
     """The compiled pass in this process, whatever the others do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("NUMBA_DISABLE_JIT")
-        compiled.COMPILER._load()
-        assert compiled.COMPILER.kernels is not None, compiled.COMPILER.why_not
+        compiled.COMPILER.kernels = importlib.import_module("optwatch_agent.kernels")
         yield
         compiled.COMPILER.kernels = None
 
@@ -219,26 +222,108 @@ def test_strided_empty_and_unused_tensors() -> None:
     assert np.isnan(fast.stats[1:, STATS.index("grad_rms")]).all()
 
 
-def test_another_process_compiles_what_this_one_loads(home: Path) -> None:
-    """Training goes on meanwhile, and the next process finds it compiled."""
-    compiler = compiled.Compiler()
-    compiler.prepare()
-    assert compiler.kernels is None
-    assert compiler._process is not None
-    assert compiler._process.wait(300) == 0
-    compiler.look()
-    assert compiler.kernels is not None
+def test_no_address_of_memory_that_is_not_there_or_not_here() -> None:
+    """Of a second moment that is too small, freed in part, repeated or elsewhere."""
+    whole = torch.ones(8)
+    shrunk, expanded = torch.ones(8), torch.ones(1).expand(8)
+    shrunk.untyped_storage().resize_(4)
+    table = compiled.table(roles_of(torch.optim.Adam([nn.Parameter(whole)])))
+    assert table is not None
+    for bad in (shrunk, expanded, torch.ones(7), torch.ones(8, device="meta"), torch.ones(8).to_sparse()):
+        piece = Piece(whole, whole, whole, bad, {}, {}, 1.0, 1e-8)
+        assert not table.takes(0, piece)
+    assert table.takes(0, Piece(whole, whole, whole, whole, {}, {}, 1.0, 1e-8))
+
+
+def test_memory_stays_until_it_is_measured() -> None:
+    """Also where somebody else replaces what a parameter holds meanwhile."""
+    parameter = nn.Parameter(torch.full((300_000,), 2.0), requires_grad=False)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    roles = roles_of(optimizer)
+    table = compiled.table(roles)
+    assert table is not None
+    piece, _ = Reader(optimizer.param_groups[0], roles).read(parameter, torch.ones(300_000), {})
+    assert table.takes(0, piece)
+    held = parameter.data.untyped_storage().data_ptr()
+    parameter.data = torch.zeros(1)
+    assert held in [memory.data_ptr() for memory in table._memory]
+    sums = Sums(1)
+    table.measure(sums)
+    assert sums.sample(np.array([300_000.0])).stats[0, STATS.index("param_rms")] == pytest.approx(2.0)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that three processes have filled at once."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NUMBA_DISABLE_JIT", raising=False)
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        compilers = [compiled.Compiler() for _ in range(3)]
+        for compiler in compilers:
+            compiler.prepare()
+            assert compiler.kernels is None
+        processes = [compiler._process for compiler in compilers]
+        assert [process.wait(300) for process in processes if process is not None] == [0, 0, 0]
+    return cache
+
+
+def test_another_process_compiles_what_a_later_attachment_loads(
+    home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    assert {path.suffix for path in (cache / "optwatch").iterdir()} == {"", ".lock"}  # nothing half done
     later = compiled.Compiler()
     later.prepare()
-    assert later.kernels is not None
+    assert later.kernels is not None, later.why_not
+    assert later._process is None
+    assert compiling.is_from_cache(later.kernels)
+    compiling.probe(later.kernels)
 
 
-def test_the_process_that_compiles_needs_no_torch(tmp_path: Path) -> None:
-    check = "; import sys; assert 'torch' not in sys.modules"
-    arguments = [str(Path(compiled.__file__).parent), str(tmp_path / "cache" / "mark")]
-    code = f"exec({compiled._COMPILE!r}){check}"
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=300)
-    assert (tmp_path / "cache" / "mark").exists()
+def test_a_pass_that_computes_something_else_is_not_accepted() -> None:
+    class Wrong:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(compiled.COMPILER.kernels, name)
+
+        def measure(self, *tables: Any) -> None:
+            compiled.COMPILER.kernels.measure(*tables)
+            tables[-1][-1, 0] *= 1.01
+
+    with pytest.raises(RuntimeError, match="something else"):
+        compiling.probe(Wrong())
+
+
+def test_a_training_takes_its_samples_by_the_compiled_pass(home: Path, cache: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "tests.unit.agent.compiled_training"],
+        env={key: value for key, value in environment.items() if key != "NUMBA_DISABLE_JIT"},
+        check=True,
+        timeout=300,
+    )
+
+
+def test_the_last_detach_ends_a_process_that_compiles(home: Path) -> None:
+    compiler = compiled.Compiler()
+    compiler.prepare()
+    compiler.prepare()
+    process = compiler._process
+    assert process is not None
+    compiler.release()
+    assert compiler._process is process
+    compiler.release()
+    assert process.returncode is not None
+    assert not compiled._directory().exists()
+
+
+def test_the_process_that_compiles_needs_no_torch() -> None:
+    paths = [str(Path(compiled.__file__).with_name(f"{name}.py")) for name in ("compiling", "kernels")]
+    code = (
+        f"import runpy, sys; [runpy.run_path(path) for path in {paths!r}]; assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=300, env=environment)
 
 
 def test_without_numba_or_with_its_compiler_off_the_base_path_measures(
