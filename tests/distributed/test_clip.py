@@ -19,8 +19,8 @@ from tests.distributed.ranks import on_ranks
 MAX_NORM = 0.05
 STEPS = 3
 CASES = [
-    ("fsdp", 2, WIDTH),
-    ("zero", 2, WIDTH),
+    pytest.param("fsdp", 2, WIDTH, marks=pytest.mark.slow),
+    pytest.param("zero", 2, WIDTH, marks=pytest.mark.slow),
     pytest.param("fsdp", 4, 3, marks=pytest.mark.slow),  # a rank with an empty shard
     pytest.param("hsdp", 4, WIDTH, marks=pytest.mark.slow),
     pytest.param("tp", 2, WIDTH, marks=pytest.mark.slow),

@@ -12,12 +12,17 @@ from tests.distributed.jobs import START, Job, armed_run, command, first_logged,
 
 
 @pytest.mark.parametrize(
-    ("ranks", "layout"), [(2, "ddp"), pytest.param(4, "ddp", marks=pytest.mark.slow), (2, "fsdp")]
+    ("ranks", "layout"),
+    [
+        (2, "ddp"),
+        pytest.param(4, "ddp", marks=pytest.mark.slow),
+        pytest.param(2, "fsdp", marks=pytest.mark.slow),
+    ],
 )
-def test_a_command_is_applied_at_one_step_on_all_ranks(
+def test_a_command_is_applied_at_one_step_on_all_ranks_and_all_end_cleanly(
     ranks: int, layout: str, daemon: DaemonProcess, tmp_path: Path
 ) -> None:
-    with Job(tmp_path / "job", ranks, "--layout", layout, "--detach") as job, daemon.client() as client:
+    with Job(tmp_path / "job", ranks, "--layout", layout, "--leave") as job, daemon.client() as client:
         run = armed_run(client)
         done = command(client, run, "scale_lr", {"factor": 0.5})
         assert (done.state, done.ranks_applied) == ("applied", tuple(range(ranks))), done
@@ -32,8 +37,12 @@ def test_a_command_is_applied_at_one_step_on_all_ranks(
             assert len({result["bits"] for result in results}) == 1
         assert client.status(run).world_size == ranks
         assert len(client.runs()) == 1
+        # None of them has called destroy_process_group.
+        assert "Traceback" not in job.text()
+        assert "recvValue" not in job.text(), "a store call after the end of the job"
 
 
+@pytest.mark.slow
 def test_two_optimizers_that_step_at_different_rates(daemon: DaemonProcess, tmp_path: Path) -> None:
     with Job(tmp_path / "job", 2, "--optimizers", "2") as job, daemon.client() as client:
         run = armed_run(client)
@@ -44,6 +53,7 @@ def test_two_optimizers_that_step_at_different_rates(daemon: DaemonProcess, tmp_
         assert len({result["bits"] for result in results}) == 1
 
 
+@pytest.mark.slow
 def test_attached_on_one_rank_only_it_observes_and_nothing_hangs(
     daemon: DaemonProcess, tmp_path: Path
 ) -> None:
@@ -54,6 +64,7 @@ def test_attached_on_one_rank_only_it_observes_and_nothing_hangs(
         job.end()
 
 
+@pytest.mark.slow
 def test_attached_before_the_process_group_it_joins_later(daemon: DaemonProcess, tmp_path: Path) -> None:
     with Job(tmp_path / "job", 2, "--attach", "before") as job, daemon.client() as client:
         run = armed_run(client)
@@ -63,15 +74,7 @@ def test_attached_before_the_process_group_it_joins_later(daemon: DaemonProcess,
         assert len({result["bits"] for result in results}) == 1
 
 
-def test_it_ends_cleanly_without_destroy_process_group(daemon: DaemonProcess, tmp_path: Path) -> None:
-    with Job(tmp_path / "job", 2, "--leave") as job, daemon.client() as client:
-        run = armed_run(client)
-        command(client, run, "scale_lr", {"factor": 0.5})
-        job.end()
-        assert "Traceback" not in job.text()
-        assert "recvValue" not in job.text(), "a store call after the end of the job"
-
-
+@pytest.mark.slow
 def test_detach_returns_when_a_rank_was_killed(daemon: DaemonProcess, tmp_path: Path) -> None:
     with Job(tmp_path / "job", 2, "--detach") as job, daemon.client() as client:
         run = armed_run(client)

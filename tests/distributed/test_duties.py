@@ -16,7 +16,7 @@ def senders(client: Client, run: str) -> list[int]:
 @pytest.mark.parametrize(
     ("ranks", "layout", "needed", "left"),
     [
-        (2, "ddp", [0], [1]),
+        pytest.param(2, "ddp", [0], [1], marks=pytest.mark.slow),
         pytest.param(4, "hsdp", [0, 1], [1, 2], marks=pytest.mark.slow),
     ],
 )

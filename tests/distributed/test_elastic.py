@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -115,20 +114,3 @@ def test_a_job_goes_on_as_the_same_run_with_more_and_with_fewer_ranks(
         for rank in (0, None):
             assert steps_of(client, run, rank) == list(range(1, last + 1))
         assert len(client.runs()) == 1
-
-
-def test_a_rank_that_dies_shows_as_down(daemon: DaemonProcess, tmp_path: Path) -> None:
-    options = ("--die", "before", "--victim", "1")
-    with Job(tmp_path / "job", 2, *options, script="hardship") as job, daemon.client() as client:
-        run = armed_run(client)
-        client.act(run, "restart", {}, "test")
-        assert job.process.wait(2 * GUARD) != 0
-
-        def ask(client: Client) -> bool | None:
-            links = {rank.rank: rank.link for rank in client.status(run).ranks}
-            return links == {0: "left", 1: "down"} or None
-
-        began = time.monotonic()
-        until(client, ask, "the rank that is down")
-        print(f"shown as down {time.monotonic() - began:.1f} s after the job")
-        assert client.status(run).control == "0 of 2 ranks are connected"

@@ -44,8 +44,9 @@ def only_run(daemon: DaemonProcess) -> RunStatus:
         return client.status(found.run)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_under_torchrun(name: str, daemon: DaemonProcess) -> None:
     said = run(*TORCHRUN, EXAMPLES / f"{name}.py", "--steps", "100", OPTWATCH_DAEMON=daemon.address)
     assert "step 100: loss" in said
@@ -55,6 +56,7 @@ def test_under_torchrun(name: str, daemon: DaemonProcess) -> None:
     assert not status.gaps
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_under_slurm_and_started_anew_by_it_is_one_run(daemon: DaemonProcess, tmp_path: Path) -> None:
     """SLURM itself is not here: what it sets is, and srun and scontrol do what they would on one node."""

@@ -19,9 +19,9 @@ def test_flips_of_parameters_and_moments_are_all_found_and_nothing_else(flips: i
     assert (score.clean, score.false) == (clean, 0), score
 
 
-@pytest.mark.parametrize(
-    "flips", [50, pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
-)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("flips", [1_000])
 def test_flips_a_step_before_the_check_are_found_where_they_left_a_difference(flips: int) -> None:
     score = trial(flips, STATE, between=1)
     told = score.found + score.absorbed + score.destroyed

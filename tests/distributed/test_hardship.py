@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ def the_run(client: Client) -> str:
         pytest.param(4, 3, "after", marks=pytest.mark.slow),
     ],
 )
-def test_survivors_let_go_when_a_rank_is_killed_at_its_vote(
+def test_survivors_let_go_when_a_rank_is_killed_at_its_vote_and_it_shows_as_down(
     ranks: int, victim: int, when: str, daemon: DaemonProcess, tmp_path: Path
 ) -> None:
     options = ("--die", when, "--victim", str(victim))
@@ -53,8 +54,18 @@ def test_survivors_let_go_when_a_rank_is_killed_at_its_vote(
         assert job.result(victim) is None
         (ended,) = [c for c in client.commands(run) if c.id == number]
         assert ended.state not in ("applied", "judged"), ended
+        links = {rank: "down" if rank == victim else "left" for rank in range(ranks)}
+        began = time.monotonic()
+        until(
+            client,
+            lambda c: {rank.rank: rank.link for rank in c.status(run).ranks} == links or None,
+            "the rank that is down",
+        )
+        print(f"shown as down {time.monotonic() - began:.1f} s after the job")
+        assert client.status(run).control == f"0 of {ranks} ranks are connected"
 
 
+@pytest.mark.slow
 def test_a_rank_that_refuses_stops_all(daemon: DaemonProcess, tmp_path: Path) -> None:
     with hardship(tmp_path / "job", 2, "--refuse", "1") as job, daemon.client() as client:
         run = armed_run(client)
@@ -79,6 +90,7 @@ def test_optimizers_that_differ_are_not_commanded(daemon: DaemonProcess, tmp_pat
         job.end()
 
 
+@pytest.mark.slow
 def test_without_a_store_it_observes(daemon: DaemonProcess, tmp_path: Path) -> None:
     with hardship(tmp_path / "job", 2, "--store", "none") as job, daemon.client() as client:
         words = "observe only: 2 ranks have no process group to agree through"
@@ -122,7 +134,8 @@ def store_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.stdout.close()
 
 
-@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True])
 def test_a_store_that_falls_silent_costs_control_and_two_seconds_at_most(
     strict: bool, daemon: DaemonProcess, tmp_path: Path
 ) -> None:

@@ -63,7 +63,7 @@ def _compared_anew(client: Client, run: str) -> bool | None:
     ("ranks", "layout", "agrees"),
     [
         pytest.param(2, "fsdp", None, marks=pytest.mark.slow),
-        (2, "tp", True),
+        pytest.param(2, "tp", True, marks=pytest.mark.slow),
         pytest.param(4, "hsdp", True, marks=pytest.mark.slow),
     ],
 )

@@ -15,7 +15,7 @@ from tests.distributed.train import LR
 
 CASES = [
     (2, "fsdp"),
-    (2, "zero"),
+    pytest.param(2, "zero", marks=pytest.mark.slow),
     pytest.param(2, "tp", marks=pytest.mark.slow),
     pytest.param(4, "hsdp", marks=pytest.mark.slow),
     pytest.param(4, "fsdp_tp", marks=pytest.mark.slow),

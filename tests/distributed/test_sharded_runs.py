@@ -13,7 +13,7 @@ from tests.distributed.layouts import WIDTH, numel
 
 CASES = [
     (2, "fsdp", WIDTH),
-    (2, "zero", WIDTH),
+    pytest.param(2, "zero", WIDTH, marks=pytest.mark.slow),
     pytest.param(2, "ddp", WIDTH, marks=pytest.mark.slow),
     pytest.param(2, "tp", WIDTH, marks=pytest.mark.slow),
     pytest.param(3, "fsdp", WIDTH, marks=pytest.mark.slow),  # uneven shards

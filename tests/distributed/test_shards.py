@@ -12,12 +12,12 @@ from tests.distributed.layouts import LAYOUTS, WIDTH, batch, numel
 from tests.distributed.ranks import on_ranks
 
 CASES = [
-    ("ddp", 2, WIDTH),
-    ("fsdp", 2, WIDTH),
+    pytest.param("ddp", 2, WIDTH, marks=pytest.mark.slow),
+    pytest.param("fsdp", 2, WIDTH, marks=pytest.mark.slow),
     ("fsdp", 3, WIDTH),
     pytest.param("fsdp", 4, 3, marks=pytest.mark.slow),
     pytest.param("hsdp", 4, WIDTH, marks=pytest.mark.slow),
-    ("tp", 2, WIDTH),
+    pytest.param("tp", 2, WIDTH, marks=pytest.mark.slow),
     pytest.param("fsdp_tp", 4, WIDTH, marks=pytest.mark.slow),
     pytest.param("hsdp_tp", 8, WIDTH, marks=pytest.mark.slow),
 ]

@@ -27,7 +27,7 @@ def held(journals: list[Journal], conditions: Conditions) -> int:
 @pytest.mark.parametrize(
     "conditions",
     [
-        Conditions(ranks=2, seed=1),
+        pytest.param(Conditions(ranks=2, seed=1), marks=pytest.mark.slow),
         Conditions(ranks=4, seed=2),
         pytest.param(Conditions(ranks=8, seed=3, commands=60), marks=pytest.mark.slow),
         pytest.param(Conditions(ranks=4, seed=4, store="file", commands=60), marks=pytest.mark.slow),
