@@ -1,5 +1,6 @@
 """Commands on parameters that are spread over ranks do what they do to one process that has all of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ CASES = [
 def test_the_training_goes_on_as_an_unsharded_one_would(
     ranks: int, layout: str, daemon: DaemonProcess, tmp_path: Path
 ) -> None:
-    with Job(tmp_path / "job", ranks, "--layout", layout, "--double") as job, daemon.client() as client:
+    options = ("--layout", layout, "--double", "--truth")
+    with Job(tmp_path / "job", ranks, *options) as job, daemon.client() as client:
         run = armed_run(client)
         until(client, lambda c: norms_of(c, run) >= 20 or None, "20 gradient norms", guard=START)
         asked: list[tuple[str, dict[str, Any]]] = [
@@ -45,6 +47,14 @@ def test_the_training_goes_on_as_an_unsharded_one_would(
         assert clipped is not None
         until(client, lambda c: c.status(run).step > clipped + 20 or None, "20 clipped steps")
         results = job.end()
+        truth = json.loads((tmp_path / "job" / "truth.json").read_text())
+        series, blocks = client.series(run)
+        at = series.columns.index("grad_norm")
+        before = [row for row, step in enumerate(blocks.step) if blocks.logged[row, at] and step < clipped]
+        assert len(before) >= 20
+        for row in before:
+            norm = truth[str(blocks.step[row])]["grad_norm"]
+            assert blocks.values[row, at] == pytest.approx(norm, rel=1e-6), blocks.step[row]
     digests: dict[str, str] = {}
     for result in results:
         for key, digest in result["shards"].items():

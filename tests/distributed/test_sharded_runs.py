@@ -12,7 +12,7 @@ from tests.distributed.jobs import START, Job, armed_run, until
 from tests.distributed.layouts import WIDTH, numel
 
 CASES = [
-    (2, "fsdp", WIDTH),
+    pytest.param(2, "fsdp", WIDTH, marks=pytest.mark.slow),
     pytest.param(2, "zero", WIDTH, marks=pytest.mark.slow),
     pytest.param(2, "ddp", WIDTH, marks=pytest.mark.slow),
     pytest.param(2, "tp", WIDTH, marks=pytest.mark.slow),

@@ -14,7 +14,7 @@ from tests.distributed.ranks import on_ranks
 CASES = [
     pytest.param("ddp", 2, WIDTH, marks=pytest.mark.slow),
     pytest.param("fsdp", 2, WIDTH, marks=pytest.mark.slow),
-    ("fsdp", 3, WIDTH),
+    pytest.param("fsdp", 3, WIDTH, marks=pytest.mark.slow),
     pytest.param("fsdp", 4, 3, marks=pytest.mark.slow),
     pytest.param("hsdp", 4, WIDTH, marks=pytest.mark.slow),
     pytest.param("tp", 2, WIDTH, marks=pytest.mark.slow),

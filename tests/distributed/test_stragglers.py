@@ -29,7 +29,8 @@ def measured(client: Client, run: str) -> RunStatus | None:
     return status if told and status.steps_recorded >= CLEAN else None
 
 
-@pytest.mark.parametrize("ranks", [3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [3, 4])
 def test_a_rank_slowed_by_20_ms_is_named_within_50_steps(
     ranks: int, daemon: DaemonProcess, tmp_path: Path
 ) -> None:
