@@ -14,18 +14,22 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 import numpy as np
 
 from optwatch.cli import show
 from optwatch.cli.errors import Wrong
+from optwatch.cli.tui import users_settings
 from optwatch.client import Client, DaemonError
 from optwatch.export.text import arguments
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import Finding
 from optwatch.wire.requests import Mode
+
+if TYPE_CHECKING:
+    from optwatch_tui.settings import Settings
 
 HELP = "Watch a real training go wrong, and be found out and repaired."
 EXAMPLE = "optwatch demo --fault bad_batch --headless"
@@ -86,11 +90,12 @@ def run(args: argparse.Namespace) -> int:
     on_screen = not (args.headless or args.json) and sys.stdin.isatty() and sys.stdout.isatty()
     if on_screen and find_spec("textual") is None:
         raise Wrong("the terminal UI needs its extra: pip install 'optwatch[tui]', or use --headless")
+    settings = users_settings() if on_screen else None  # read before the demo moves to places of its own
     with tempfile.TemporaryDirectory(prefix="optwatch-demo-") as directory, _own_places(Path(directory)):
         mode: Mode = args.mode or ("advise" if on_screen else "auto")
         with _daemon(Path(directory), mode) as address:
-            if on_screen:
-                _show(args, Path(directory), address, mode)
+            if settings is not None:
+                _show(args, Path(directory), address, mode, settings)
             else:
                 _compare(args, Path(directory), address, mode)
     return 0
@@ -106,16 +111,20 @@ def _check(args: argparse.Namespace) -> None:
 # --- the two ways to see it -------------------------------------------------------------------------------
 
 
-def _show(args: argparse.Namespace, directory: Path, address: str, mode: Mode) -> None:
+def _show(args: argparse.Namespace, directory: Path, address: str, mode: Mode, settings: "Settings") -> None:
     """The training under the terminal UI, then the story."""
     import optwatch_tui
 
+    key = settings.shown
     print(
         f"The demo trains for about {args.steps * PACE:.0f} s, slowed down for the eye: {FAULTS[args.fault]}."
     )
     if mode == "advise":
-        print("When optwatch finds something it proposes what to do: press a to approve, d to dismiss.")
-    print(f"r, l and c act by hand, ? shows all keys, q leaves. It begins in {READING} s, or with Enter.")
+        answers = f"press {key('approve')} to approve, {key('dismiss')} to dismiss"
+        print(f"When optwatch finds something it proposes what to do: {answers}.")
+    by_hand = f"{key('restart')}, {key('lower_lr')} and {key('clip')} act by hand"
+    others = f"{key('help')} shows all keys, {key('quit')} leaves"
+    print(f"{by_hand}, {others}. It begins in {READING} s, or with Enter.")
     if select.select([sys.stdin], [], [], READING)[0]:
         sys.stdin.readline()
     name = f"demo-{args.fault}"
@@ -124,7 +133,7 @@ def _show(args: argparse.Namespace, directory: Path, address: str, mode: Mode) -
         _training(args, log, watch=name, pace=PACE) as training,
     ):
         run_id = _await_run(name, training)
-        optwatch_tui.run(address, watch=run_id)
+        optwatch_tui.run(address, watch=run_id, settings=settings)
         if training.poll() is None:
             _say("the training goes on to its end; Ctrl-C leaves at once")
         result = _result(training)

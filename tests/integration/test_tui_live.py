@@ -65,12 +65,14 @@ class Training(threading.Thread):
         super().__init__(daemon=True)
         self.peer = AgentPeer(address, name=name, tensors=6)
         self.stopped = threading.Event()
+        self.diverging = threading.Event()
 
     def run(self) -> None:
         self.peer.greet()
         rng = np.random.default_rng(0)
         while not self.stopped.is_set():
-            values = np.array([2.0, 0.5, 0.01, 1e-3]) + 0.01 * rng.random(size=(5, 4))
+            usual = [9.0, 900.0, 0.01, 1e-3] if self.diverging.is_set() else [2.0, 0.5, 0.01, 1e-3]
+            values = np.array(usual) * (1 + 0.005 * rng.random(size=(5, 4)))
             self.peer.batch(values, sampled=True)
             self.peer.beat()
             end = time.monotonic() + 0.1
@@ -78,6 +80,7 @@ class Training(threading.Thread):
                 self.peer.receive(left)
             for prepare in self.peer.prepares:
                 self.peer.report(prepare, "applied", step=self.peer.step + 1)
+                self.diverging.clear()
             self.peer.prepares.clear()
         self.peer.bye()
         self.peer.close()
@@ -153,6 +156,48 @@ async def test_an_action_goes_its_whole_way_and_back(training: Training, daemon:
             first, second = by_hand(client, training.peer.run)
         assert (first.action, first.args, first.state) == ("scale_lr", {"factor": 0.5}, "undone")
         assert (second.undo_of, second.state) == (first.id, "applied")
+
+
+async def proposed(pilot: Pilot[None], training: Training) -> Command:
+    """The proposal that the daemon makes when the training diverges."""
+    await until(pilot, lambda: (now := snapshot(pilot)) and now.status.step > 300, "a trend to differ from")
+    training.diverging.set()
+    await until(pilot, lambda: snapshot(pilot).proposals, "a proposal")  # type: ignore[union-attr]
+    return snapshot(pilot).proposals[0]  # type: ignore[union-attr]
+
+
+async def test_a_proposal_is_approved_applied_and_judged(training: Training, daemon: DaemonProcess) -> None:
+    async with live() as pilot:
+        command = await proposed(pilot, training)
+        await until(pilot, lambda: "a approve" in text(pilot).splitlines()[1], "the call for an answer")
+        await pilot.press("a")
+        assert "approve the proposal?" in text(pilot)
+        await pilot.press("y")
+        await until(pilot, lambda: "applied at step" in text(pilot), "the word that it was applied")
+
+        def now() -> Command:
+            return next(c for c in snapshot(pilot).commands if c.id == command.id)  # type: ignore[union-attr]
+
+        await until(pilot, lambda: now().state == "judged", "the outcome")
+        assert now().outcome is not None
+        await pilot.press("j")
+        verdict = now().outcome.verdict  # type: ignore[union-attr]
+        await until(pilot, lambda: f"outcome    {verdict}" in text(pilot), "the outcome in the ledger")
+
+
+async def test_a_proposal_is_dismissed_with_a_reason(training: Training, daemon: DaemonProcess) -> None:
+    async with live() as pilot:
+        command = await proposed(pilot, training)
+        await pilot.press("d", "tab", *"on purpose", "enter")
+        await until(
+            pilot,
+            lambda: (
+                next(c for c in snapshot(pilot).commands if c.id == command.id).state == "dismissed"  # type: ignore[union-attr]
+            ),
+            "the dismissal",
+        )
+        await pilot.press("j")
+        await until(pilot, lambda: "on purpose" in text(pilot), "the reason in the ledger")
 
 
 async def test_what_the_daemon_refuses_is_said(training: Training) -> None:

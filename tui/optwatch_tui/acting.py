@@ -34,7 +34,8 @@ class Preview:
     """A question to the user: choices, and the fields of a form where there is something to fill in.
 
     `read` makes a request of what the form says, or raises a `ValueError` of one sentence; `facts` says
-    what a request (None: none yet) would do, a line each; `warning`: why it may not go through.
+    what a request (None: none yet) would do, a line each; `warning`: why it may not go through; `over`: why
+    a request can be made no more, empty where it can.
     """
 
     title: str
@@ -43,10 +44,11 @@ class Preview:
     warning: str = ""
     fields: tuple[Field, ...] = ()
     read: Callable[[Mapping[str, str]], Request] | None = None
+    over: Callable[[Request | None], str] = lambda _asked: ""
 
 
-def preview(action: str, snapshot: Snapshot) -> Preview:
-    """The question for an action by hand, whichever the contract knows."""
+def preview(action: str, snapshot: Snapshot, undo: str) -> Preview:
+    """The question for an action by hand. `undo`: the key that takes actions back."""
     run = snapshot.status.run
 
     def request(args: dict[str, Any]) -> Act:
@@ -60,7 +62,7 @@ def preview(action: str, snapshot: Snapshot) -> Preview:
             Choice(label, _request(request, args), said=forms.texts(action, args or {}))
             for label, args in options
         ),
-        lambda asked: action_facts(action, asked.args, snapshot) if isinstance(asked, Act) else (),
+        lambda asked: action_facts(action, asked.args, snapshot, undo) if isinstance(asked, Act) else (),
         _obstacle(action, snapshot),
         forms.fields(action),
         lambda said: request(forms.read(action, said)),
@@ -72,20 +74,23 @@ def preview_any(snapshot: Snapshot) -> tuple[tuple[str, str, str], ...]:
     return tuple((name, action_doc(name), _obstacle(name, snapshot)) for name in ACTIONS)
 
 
-def preview_approve(command: Command, snapshot: Snapshot) -> Preview:
+def preview_approve(command: Command, snapshot: Snapshot, undo: str) -> Preview:
     """The question for a proposal; the other proposals can be chosen instead."""
     proposals = (command, *(other for other in snapshot.proposals if other.id != command.id))
     choices = tuple(
         Choice(formats.command(each), Approve(each.run, each.id), _why(each, snapshot)) for each in proposals
     )
-    by_id = {each.id: each for each in proposals}
+
+    def chosen(asked: Request | None) -> Command:
+        wanted = asked.command if isinstance(asked, Approve) else command.id
+        return _as_it_stands(next((each for each in proposals if each.id == wanted), command), snapshot)
 
     def facts(asked: Request | None) -> tuple[Fact, ...]:
-        chosen = by_id[asked.command] if isinstance(asked, Approve) else command
-        return action_facts(chosen.action, chosen.args, snapshot)
+        return action_facts(chosen(asked).action, chosen(asked).args, snapshot, undo)
 
     title = "approve the proposal?" if len(choices) == 1 else "approve which proposal?"
-    return Preview(title, choices, facts, _obstacle(command.action, snapshot))
+    obstacle = _obstacle(command.action, snapshot)
+    return Preview(title, choices, facts, obstacle, over=lambda asked: _answered(chosen(asked)))
 
 
 def preview_dismiss(command: Command, snapshot: Snapshot) -> Preview:
@@ -106,6 +111,7 @@ def preview_dismiss(command: Command, snapshot: Snapshot) -> Preview:
         lambda _asked: facts,
         fields=(Field("reason", hint="why, in your own words"),),
         read=lambda said: Dismiss(command.run, command.id, said["reason"].strip()[:MAX_TEXT]),
+        over=lambda _asked: _answered(_as_it_stands(command, snapshot)),
     )
 
 
@@ -114,7 +120,15 @@ def preview_undo(command: Command, snapshot: Snapshot) -> Preview:
     applied = "-" if command.step is None else f"at step {formats.count(command.step)}"
     facts = (("was applied", applied), *_where(snapshot))
     choice = Choice(f"take back: {formats.command(command)}", Undo(command.run, command.id))
-    return Preview("undo?", (choice,), lambda _asked: facts, _obstacle(command.action, snapshot))
+    gone = _as_it_stands(command, snapshot).state not in ("applied", "judged")
+    over = "it was taken back meanwhile" if gone else ""
+    return Preview(
+        "undo?",
+        (choice,),
+        lambda _asked: facts,
+        _obstacle(command.action, snapshot),
+        over=lambda _asked: over,
+    )
 
 
 def preview_mode(snapshot: Snapshot) -> Preview:
@@ -155,7 +169,7 @@ def preview_mark(snapshot: Snapshot) -> Preview:
     )
 
 
-def action_facts(action: str, args: Mapping[str, Any], snapshot: Snapshot) -> tuple[Fact, ...]:
+def action_facts(action: str, args: Mapping[str, Any], snapshot: Snapshot, undo: str) -> tuple[Fact, ...]:
     """What an action does with these arguments, on which ranks, from which step, and the way back."""
     status = snapshot.status
     facts: list[Fact] = []
@@ -178,15 +192,15 @@ def action_facts(action: str, args: Mapping[str, Any], snapshot: Snapshot) -> tu
             facts.append(
                 ("learning rate", f"{formats.number(now)} → {formats.number(then)}; the schedule goes on")
             )
-        back = "u restores the former scale"
+        back = f"{undo} restores the former scale"
     elif action == "clip":
         now_clip = "not clipped" if status.clip is None else f"clipped at {formats.setting(status.clip)}"
         to_clip = "not clipped" if args.get("off") else formats.action(action, args)
         facts.append(("changes", f"gradients above the limit are scaled down to it: {now_clip} → {to_clip}"))
-        back = "u restores what was in force before"
+        back = f"{undo} restores what was in force before"
     else:
         facts.append(("changes", action_doc(action)))
-        back = "u takes it back where that can be; the daemon says so where not"
+        back = f"{undo} takes it back where that can be; the daemon says so where not"
     return (*facts, *_groups(snapshot), *_where(snapshot), ("to undo", back))
 
 
@@ -208,6 +222,19 @@ def action_doc(action: str) -> str:
 
 def _request(request: Callable[[dict[str, Any]], Act], args: dict[str, Any] | None) -> Act | None:
     return None if args is None else request(args)
+
+
+def _as_it_stands(command: Command, snapshot: Snapshot) -> Command:
+    """The same command, as the newest snapshot has it."""
+    return next((each for each in snapshot.commands if each.id == command.id), command)
+
+
+def _answered(command: Command) -> str:
+    """Why a proposal can be answered no more; empty where it still can."""
+    if command.state == "proposed":
+        return ""
+    reason = f": {command.reason}" if command.reason else ""
+    return f"this proposal is no longer open, it is {command.state}{reason}"
 
 
 def _why(command: Command, snapshot: Snapshot) -> str:

@@ -14,7 +14,7 @@ from optwatch.wire.requests import RunInfo
 from optwatch_tui.acting import action_doc
 from optwatch_tui.bindings import bindings
 from optwatch_tui.compared import ComparedRun
-from optwatch_tui.describe import AnswerKeys
+from optwatch_tui.describe import NamedKeys
 from optwatch_tui.feed import (
     Answered,
     ComparedChanged,
@@ -31,6 +31,7 @@ from optwatch_tui.screens.acting import ActingScreen
 from optwatch_tui.screens.actions import ActionsScreen
 from optwatch_tui.screens.base import LookingScreen, WatchScreen
 from optwatch_tui.screens.compare import CompareScreen
+from optwatch_tui.screens.confirm import ConfirmScreen
 from optwatch_tui.screens.findings import FindingsScreen
 from optwatch_tui.screens.ledger import LedgerScreen
 from optwatch_tui.screens.ranks import RanksScreen
@@ -101,11 +102,11 @@ class OptwatchApp(App[None]):
         self.set_keymap({name: canonical(key) for name, key in settings.keys.items()})
 
     @property
-    def answer_keys(self) -> AnswerKeys:
-        """The keys with which a proposal is answered here."""
-        if self.readonly:
-            return None
-        return self.settings.shown("approve"), self.settings.shown("dismiss")
+    def named_keys(self) -> NamedKeys:
+        """The keys that sentences name here."""
+        shown = self.settings.shown
+        answer = None if self.readonly else (shown("approve"), shown("dismiss"))
+        return NamedKeys(shown("findings"), shown("undo"), answer)
 
     def on_mount(self) -> None:
         self.push_screen(RunsScreen())
@@ -154,6 +155,8 @@ class OptwatchApp(App[None]):
         for screen in self._watch_screens():
             if screen.ready:
                 screen.changed()
+        if isinstance(self.screen, ConfirmScreen):
+            self.screen.changed()
 
     def _watch_screens(self) -> list[WatchScreen]:
         """What can be seen: the topmost screen, and the one under a question."""
@@ -251,7 +254,11 @@ class OptwatchApp(App[None]):
             with_key = {key.action for key in self.settings.in_force()}
             for name in ACTIONS:
                 if (action := f"act({name!r})") not in with_key:
-                    yield SystemCommand(name, f"{action_doc(name)} (x)", self._runner(screen, action))
+                    yield SystemCommand(
+                        name,
+                        f"{action_doc(name)} ({self.settings.shown('any_action')})",
+                        self._runner(screen, action),
+                    )
 
     def _runner(self, screen: Screen[object], action: str) -> Callable[[], object]:
         async def run() -> None:

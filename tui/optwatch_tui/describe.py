@@ -1,6 +1,7 @@
 """Findings, actions, runs and the state of a run in words and signs. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import SEVERITIES, Finding
@@ -11,8 +12,16 @@ from optwatch_tui.plan import planned_steps, seconds_left
 from optwatch_tui.rows import Item, Row, Span, clip_row, row_length, wrap
 from optwatch_tui.theme import COMMAND_GLYPHS, SEVERITY_GLYPHS, STATE_GLYPHS
 
-AnswerKeys = tuple[str, str] | None
-"""The keys that approve and dismiss a proposal; None where nothing can be changed."""
+
+@dataclass(frozen=True)
+class NamedKeys:
+    """The keys that sentences name, as the user has them. `answer`: None where nothing can be changed."""
+
+    findings: str
+    undo: str
+    answer: tuple[str, str] | None
+    """Those that approve and dismiss a proposal."""
+
 
 _VERDICT_ROLES = {"helped": "ok", "neutral": "muted", "hurt": "critical", "unclear": "muted"}
 _COMMAND_ROLES = {
@@ -67,14 +76,12 @@ def causes(finding: Finding, most: int) -> str:
 
 
 def finding_details(finding: Finding, width: int) -> list[Row]:
-    """Everything that is known about a finding: summary, evidence, causes with reasons, remedies."""
+    """Everything that is known about a finding: summary, causes with reasons, remedies, evidence.
+
+    What can be done stands before the numbers, so that it is in view on a small screen.
+    """
     rows: list[Row] = [(("", "text"),)]
     rows.extend(((line, "text"),) for line in wrap(finding.summary, width, 6))
-    if finding.evidence:
-        rows += [(), (("evidence", "title"),)]
-        for name, value in finding.evidence.items():
-            shown = value if isinstance(value, str) else formats.setting(float(value))
-            rows.append(((f"  {name}  ", "muted"), (shown, "value")))
     if finding.causes:
         rows += [(), (("likely causes", "title"),)]
         for cause in sorted(finding.causes, key=lambda cause: -cause.weight):
@@ -88,10 +95,15 @@ def finding_details(finding: Finding, width: int) -> list[Row]:
             )
             rows.append(((f"  {what}", "ok"),))
             rows.extend(((f"        {line}", "muted"),) for line in wrap(remedy.why, width - 8, 3))
+    if finding.evidence:
+        rows += [(), (("evidence", "title"),)]
+        for name, value in finding.evidence.items():
+            shown = value if isinstance(value, str) else formats.setting(float(value))
+            rows.append(((f"  {name}  ", "muted"), (shown, "value")))
     return rows
 
 
-def command_item(command: Command, world_size: int, width: int, keys: AnswerKeys) -> Item:
+def command_item(command: Command, world_size: int, width: int, answer: tuple[str, str] | None) -> Item:
     """A command in a list: its state, and what became of it."""
     step = f"{formats.count(command.step)} " if command.step is not None else ""
     head: Row = (
@@ -105,9 +117,9 @@ def command_item(command: Command, world_size: int, width: int, keys: AnswerKeys
         numbers = "  ".join(f"{name} {formats.number(v)}" for name, v in command.outcome.numbers.items())
         verdict = command.outcome.verdict
         rows.append(((f"   {verdict}", _VERDICT_ROLES[verdict]), (f"  {numbers}", "muted")))
-    elif command.state == "proposed" and keys is not None:
+    elif command.state == "proposed" and answer is not None:
         rows.append(
-            ((f"   {keys[0]}", "key"), (" approve  ", "muted"), (keys[1], "key"), (" dismiss", "muted"))
+            ((f"   {answer[0]}", "key"), (" approve  ", "muted"), (answer[1], "key"), (" dismiss", "muted"))
         )
     if text := command.reason or (command.why if command.state in ("proposed", "sent", "scheduled") else ""):
         rows.extend(((f"   {line}", "muted"),) for line in wrap(text, width - 4, 2))
@@ -129,7 +141,9 @@ def votes(command: Command, world_size: int) -> str:
     return f" at {formats.count(command.due)}, votes {len(command.votes)} of {world_size}"
 
 
-def command_details(command: Command, snapshot: Snapshot, now: float, width: int) -> list[Row]:
+def command_details(
+    command: Command, snapshot: Snapshot, now: float, width: int, keys: NamedKeys
+) -> list[Row]:
     """Everything that is known about a command: its way from the asking to the outcome."""
     world = snapshot.status.world_size
     rows: list[Row] = [
@@ -170,7 +184,7 @@ def command_details(command: Command, snapshot: Snapshot, now: float, width: int
     if taken_back:
         fact("undone by", f"action {', '.join(taken_back)}")
     if snapshot.undoable is command:
-        fact("to undo", "u")
+        fact("to undo", keys.undo)
     return rows
 
 
@@ -248,7 +262,7 @@ def run_head(width: int) -> Row:
     return _run_cells({name: ((titles.get(name, name), "muted"),) for name in _COLUMNS}, width)
 
 
-def verdict(snapshot: Snapshot, keys: AnswerKeys, width: int) -> Row:
+def verdict(snapshot: Snapshot, keys: NamedKeys, width: int) -> Row:
     """How the run is, in one sentence: the worst open finding and what can be done, or that all is well.
 
     The likely cause goes first where the line is short: what one can do stays.
@@ -260,7 +274,7 @@ def verdict(snapshot: Snapshot, keys: AnswerKeys, width: int) -> Row:
         state = f"  {doing.state}{votes(doing, snapshot.status.world_size)}, {waits}"
         return ((" … ", "info"), (formats.command(doing), "title"), (state, "muted"))
     worst = next(iter(snapshot.open_findings), None)
-    call = _call(snapshot, keys)
+    call = _call(snapshot, keys.answer)
     if worst is None or worst.severity in ("watch", "info"):
         if call:
             return ((" ○ ", "info"), ("nothing alarming", "text"), *call)
@@ -271,36 +285,36 @@ def verdict(snapshot: Snapshot, keys: AnswerKeys, width: int) -> Row:
         (worst.kind, worst.severity),
         (f" since step {formats.count(worst.onset_step)}", "text"),
     )
-    call = call or _done(worst, snapshot)
+    call = call or _done(worst, snapshot, keys)
     likely = max(worst.causes, key=lambda cause: cause.weight, default=None)
     because: Row = () if likely is None else ((f", likely {likely.cause}", "text"),)
     whole = (*head, *because, *call)
     return whole if row_length(whole) <= width else (*head, *call)
 
 
-def _call(snapshot: Snapshot, keys: AnswerKeys) -> Row:
+def _call(snapshot: Snapshot, answer: tuple[str, str] | None) -> Row:
     proposal = next(iter(snapshot.proposals), None)
     if proposal is None:
         return ()
     what: Row = (("  →  ", "muted"), (formats.command(proposal), "title"), (" proposed", "muted"))
     return (
         what
-        if keys is None
+        if answer is None
         else (
             *what,
-            (f"  {keys[0]}", "key"),
+            (f"  {answer[0]}", "key"),
             (" approve  ", "muted"),
-            (keys[1], "key"),
+            (answer[1], "key"),
             (" dismiss", "muted"),
         )
     )
 
 
-def _done(finding: Finding, snapshot: Snapshot) -> Row:
+def _done(finding: Finding, snapshot: Snapshot, keys: NamedKeys) -> Row:
     """What was done about a finding, or where to read what helps."""
     done = next((c for c in snapshot.commands if c.finding == finding.id and c.step is not None), None)
     if done is None or done.state == "undone":
-        return (("   f", "key"), (" why, and what helps", "muted"))
+        return ((f"   {keys.findings}", "key"), (" why, and what helps", "muted"))
     outcome = "outcome awaited" if done.outcome is None else done.outcome.verdict
     return (
         ("  →  ", "muted"),

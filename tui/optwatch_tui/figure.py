@@ -1,6 +1,6 @@
 """A chart as a drawing of its own: SVG with lines, axes, level, marks and legend. Pure."""
 
-from xml.sax.saxutils import escape
+from html import escape
 
 import numpy as np
 

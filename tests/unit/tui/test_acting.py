@@ -7,12 +7,14 @@ import pytest
 
 from optwatch.wire import actions
 from optwatch.wire.actions import ACTIONS
-from optwatch.wire.requests import Act, AddMark, Dismiss
+from optwatch.wire.requests import Act, AddMark, Approve, Dismiss
 from optwatch_tui import acting, forms
+from optwatch_tui.feed import LinkChanged, RunChanged, RunsChanged
 from optwatch_tui.screens.choose import ChooseScreen
 from optwatch_tui.screens.confirm import ConfirmScreen
 from optwatch_tui.screens.run import RunScreen
 from tests.unit.tui import recorded
+from tests.unit.tui.recorded import RecordedFeed
 from tests.unit.tui.test_screens import RUN, asked, shown, text
 
 
@@ -70,7 +72,7 @@ def test_a_wrong_argument_is_named(action: str, said: dict[str, str], words: str
 def test_every_action_says_what_it_changes_where_from_when_and_the_way_back() -> None:
     snapshot = recorded.snapshot()
     for action in ACTIONS:
-        question = acting.preview(action, snapshot)
+        question = acting.preview(action, snapshot, "u")
         for choice in question.choices:
             labels = [label for label, _ in question.facts(choice.request)]
             assert labels[0] == "changes"
@@ -79,9 +81,42 @@ def test_every_action_says_what_it_changes_where_from_when_and_the_way_back() ->
 
 
 def test_the_learning_rate_is_told_from_and_to() -> None:
-    facts = dict(acting.action_facts("scale_lr", {"factor": 0.1, "ramp": 50}, recorded.snapshot()))
+    facts = dict(acting.action_facts("scale_lr", {"factor": 0.1, "ramp": 50}, recorded.snapshot(), "u"))
     assert facts["changes"] == "the LR scale: × 0.5 → × 0.05, over 50 steps"
     assert facts["learning rate"].startswith("1.5e-4 → 1.5e-5")
+
+
+@pytest.mark.parametrize("key", ["a", "d"])
+async def test_a_proposal_that_goes_while_it_is_asked_about_is_offered_no_more(key: str) -> None:
+    model = recorded.model()
+    feed = RecordedFeed(LinkChanged(recorded.LIVE), RunsChanged(recorded.RUNS), RunChanged(model.snapshot()))
+    async with shown(feed) as pilot:
+        await pilot.press(key)
+        assert "y do it" in text(pilot)
+        gone = msgspec.structs.replace(recorded.COMMANDS[1], state="dismissed", reason="asked elsewhere")
+        model.update(*recorded.delta(11, 18_421, 18_430, commands=(gone,)))
+        pilot.app.post_message(RunChanged(model.snapshot()))
+        await pilot.pause()
+        assert "this proposal is no longer open, it is dismissed: asked elsewhere" in text(pilot)
+        assert "do it" not in text(pilot)
+        await pilot.press("y", "enter")
+        assert asked(pilot) == []
+        await pilot.press("escape")
+        assert isinstance(pilot.app.screen, RunScreen)
+
+
+async def test_the_step_in_a_question_moves_with_the_run() -> None:
+    model = recorded.model()
+    feed = RecordedFeed(LinkChanged(recorded.LIVE), RunsChanged(recorded.RUNS), RunChanged(model.snapshot()))
+    async with shown(feed) as pilot:
+        await pilot.press("a")
+        assert "a few steps after 18,420" in text(pilot)
+        model.update(*recorded.delta(11, 18_421, 18_470))
+        pilot.app.post_message(RunChanged(model.snapshot()))
+        await pilot.pause()
+        assert "a few steps after 18,470" in text(pilot)
+        await pilot.press("y")
+        assert asked(pilot) == [Approve(RUN, "2")]
 
 
 async def test_an_argument_is_typed_and_sent_as_typed() -> None:

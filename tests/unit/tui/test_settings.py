@@ -87,7 +87,9 @@ def test_a_character_is_known_by_its_name(key: str, name: str) -> None:
 
 
 async def test_the_users_keys_are_the_ones_that_work_and_are_shown() -> None:
-    settings = Settings({"restart": "f5", "lower_lr": "r", "approve": "A"}, "optwatch-contrast", "light")
+    settings = Settings(
+        {"restart": "f5", "lower_lr": "r", "approve": "A", "undo": "U"}, "optwatch-contrast", "light"
+    )
     app = OptwatchApp(recorded.live_run(), clock=lambda: NOW, settings=settings)
     async with app.run_test(size=(160, 50)) as pilot:
         await pilot.pause()
@@ -101,6 +103,7 @@ async def test_the_users_keys_are_the_ones_that_work_and_are_shown() -> None:
             await pilot.press(key)
             assert isinstance(pilot.app.screen, ConfirmScreen)
             assert title in text(pilot)
+            assert ("U restores the former scale" in text(pilot)) == (key == "r")
             await pilot.press("escape")
         await pilot.press("question_mark")
         assert "f5" in text(pilot)

@@ -1,5 +1,7 @@
 """What the screens share from which one acts: a question, the request, and word of what became of it."""
 
+from collections.abc import Callable
+
 from optwatch.wire.actions import Command
 from optwatch.wire.requests import Request
 from optwatch_tui import acting, formats
@@ -22,8 +24,9 @@ class ActingScreen(LookingScreen):
         return None
 
     def action_act(self, name: str) -> None:
+        undo = self.watch_app.named_keys.undo
         if (snapshot := self._armed()) is not None:
-            self._ask(acting.preview(name, snapshot))
+            self._ask(snapshot, lambda now: acting.preview(name, now, undo))
 
     def action_any_action(self) -> None:
         def chosen(name: str | None) -> None:
@@ -34,12 +37,13 @@ class ActingScreen(LookingScreen):
             self.app.push_screen(ChooseScreen("which action?", acting.preview_any(snapshot)), chosen)
 
     def action_approve(self) -> None:
+        undo = self.watch_app.named_keys.undo
         if (snapshot := self._armed()) is not None and (command := self._proposal(snapshot)) is not None:
-            self._ask(acting.preview_approve(command, snapshot))
+            self._ask(snapshot, lambda now: acting.preview_approve(command, now, undo))
 
     def action_turn_down(self) -> None:
         if (snapshot := self._armed()) is not None and (command := self._proposal(snapshot)) is not None:
-            self._ask(acting.preview_dismiss(command, snapshot))
+            self._ask(snapshot, lambda now: acting.preview_dismiss(command, now))
 
     def action_undo(self) -> None:
         if (snapshot := self._armed()) is None:
@@ -49,15 +53,15 @@ class ActingScreen(LookingScreen):
                 ((" – ", "muted"), ("nothing to undo: no applied action that can be taken back", "text"))
             )
         else:
-            self._ask(acting.preview_undo(command, snapshot))
+            self._ask(snapshot, lambda now: acting.preview_undo(command, now))
 
     def action_mode(self) -> None:
         if (snapshot := self._armed()) is not None:
-            self._ask(acting.preview_mode(snapshot))
+            self._ask(snapshot, acting.preview_mode)
 
     def action_mark(self) -> None:
         if (snapshot := self._armed()) is not None:
-            self._ask(acting.preview_mark(snapshot))
+            self._ask(snapshot, acting.preview_mark)
 
     def action_findings(self) -> None:
         self.watch_app.show_findings()
@@ -85,13 +89,19 @@ class ActingScreen(LookingScreen):
             self.notice(((" – ", "muted"), ("nothing is proposed", "text")))
         return proposal
 
-    def _ask(self, preview: Preview) -> None:
+    def _ask(self, snapshot: Snapshot, question: Callable[[Snapshot], Preview]) -> None:
+        """Ask, while the run goes on: what the question says is kept as true as the newest snapshot."""
+        app = self.watch_app
+
+        def again() -> Preview | None:
+            return None if app.snapshot is None else question(app.snapshot)
+
         def decided(request: Request | None) -> None:
             if request is not None:
-                self.watch_app.feed.ask(request)
+                app.feed.ask(request)
                 self.notice(((" … ", "info"), ("asked the daemon", "muted")))
 
-        self.app.push_screen(ConfirmScreen(preview), decided)
+        app.push_screen(ConfirmScreen(question(snapshot), again), decided)
 
     def tell_of_commands(self, snapshot: Snapshot) -> None:
         """Say when a command reaches an end, whoever asked for it."""

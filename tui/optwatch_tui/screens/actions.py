@@ -41,14 +41,16 @@ class ActionsScreen(LedgerScreen[Command]):
         return entry.state in OPEN_STATES
 
     def item(self, entry: Command, snapshot: Snapshot, width: int) -> Item:
-        return describe.command_item(entry, snapshot.status.world_size, width, self.watch_app.answer_keys)
+        answer = self.watch_app.named_keys.answer
+        return describe.command_item(entry, snapshot.status.world_size, width, answer)
 
     def heading(self, entry: Command) -> str:
         return f"action {entry.id}: {formats.command(entry)}"
 
     def in_full(self, entry: Command, snapshot: Snapshot, width: int) -> list[Row]:
         head: Row = ((self.heading(entry), "title"),)
-        return [head, *describe.command_details(entry, snapshot, self.watch_app.now(), width)]
+        app = self.watch_app
+        return [head, *describe.command_details(entry, snapshot, app.now(), width, app.named_keys)]
 
     def picture(self, entry: Command, snapshot: Snapshot) -> Picture:
         return evidence.command_picture(entry, snapshot)

@@ -1,5 +1,6 @@
 """Asks before anything is done to a run: what changes, where, when, and how to take it back."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual import events
@@ -46,18 +47,21 @@ class Facts(Lines):
 
     def __init__(self, preview: Preview) -> None:
         super().__init__(id="facts")
-        self._preview = preview
+        self.preview = preview
         self.request: Request | None = None
         self.problem = ""
         self.why = ""
 
     def lines(self, width: int, height: int) -> list[Row]:
+        if over := self.preview.over(self.request):
+            lines = wrap(over, width - 6, 3)
+            return [((f"  {' ' if at else '–'} {line}", "warning"),) for at, line in enumerate(lines)]
         rows: list[Row] = []
-        facts = self._preview.facts(self.request)
+        facts = self.preview.facts(self.request)
         for label, text in (*((("why", self.why),) if self.why else ()), *facts):
             for at, line in enumerate(wrap(text, width - _LABEL - 4, 4)):
                 rows.append(((f"  {label if at == 0 else '':<{_LABEL}} ", "muted"), (line, "text")))
-        for text, glyph, role in ((self.problem, "✗", "critical"), (self._preview.warning, "▲", "warning")):
+        for text, glyph, role in ((self.problem, "✗", "critical"), (self.preview.warning, "▲", "warning")):
             rows.extend(
                 ((f"  {glyph if at == 0 else ' '} {line}", role),)
                 for at, line in enumerate(wrap(text, width - 6, 3))
@@ -72,13 +76,15 @@ class Keys(Lines):
         super().__init__(id="keys")
         self._preview = preview
         self.typing = False
+        self.over = False
 
     def lines(self, width: int, height: int) -> list[Row]:
         do = "enter" if self.typing else "y"
-        keys: Row = ((f"  {do}", "key"), (" do it   ", "muted"), ("esc", "key"), (" leave it   ", "muted"))
-        if len(self._preview.choices) > 1 or self._preview.fields:
+        keys: Row = (("esc", "key"), (" leave it   ", "muted"))
+        keys = (("  ", "text"), *keys) if self.over else ((f"  {do}", "key"), (" do it   ", "muted"), *keys)
+        if len(self._preview.choices) > 1 or (self._preview.fields and not self.over):
             keys += (("↑↓", "key"), (" choose   ", "muted"))
-        if self._preview.fields:
+        if self._preview.fields and not self.over:
             keys += (("tab", "key"), (" fill in", "muted"))
         return [keys]
 
@@ -126,7 +132,10 @@ class FieldLabel(Lines):
 
 
 class ConfirmScreen(ModalScreen[Request | None]):
-    """Gives the chosen request, or None."""
+    """Gives the chosen request, or None. `again`: the same question to the newest snapshot, None without one.
+
+    What it says moves with the run; what can be chosen stays as it was asked.
+    """
 
     CSS = """
     #question { border: round $accent; height: auto; max-height: 100%; overflow-y: auto; }
@@ -145,9 +154,10 @@ class ConfirmScreen(ModalScreen[Request | None]):
         Binding("shift+tab", "app.focus_previous", show=False),
     ]
 
-    def __init__(self, preview: Preview) -> None:
+    def __init__(self, preview: Preview, again: Callable[[], Preview | None]) -> None:
         super().__init__()
         self._preview = preview
+        self._again = again
         self._choices, self._facts, self._keys = Choices(preview), Facts(preview), Keys(preview)
         said = preview.choices[0].said
         self._fields: dict[str, Input | OptionField] = {
@@ -196,6 +206,12 @@ class ConfirmScreen(ModalScreen[Request | None]):
         self._choices.styles.height = len(self._preview.choices)
         self._facts.styles.height = max(1, len(self._facts.lines(width - 2, 0)))
 
+    def changed(self) -> None:
+        """Say what is true now, or that there is nothing to answer any more."""
+        if (now := self._again()) is not None and self.is_mounted:
+            self._facts.preview = now
+            self._show()
+
     # --- what is asked for ----------------------------------------------------------------------------
 
     def _take_choice(self) -> None:
@@ -227,8 +243,10 @@ class ConfirmScreen(ModalScreen[Request | None]):
         return {name: widget.value for name, widget in self._fields.items()}
 
     def _show(self) -> None:
+        self._keys.over = bool(self._facts.preview.over(self._facts.request))
         self._fit()
         self._facts.renew()
+        self._keys.renew()
 
     def on_input_changed(self, _event: Input.Changed) -> None:
         self._filled_in()
@@ -255,7 +273,7 @@ class ConfirmScreen(ModalScreen[Request | None]):
         if self._facts.request is None:
             self._read()
             self._show()
-        if self._facts.request is not None:
+        if self._facts.request is not None and not self._keys.over:
             self.dismiss(self._facts.request)
 
     def action_leave(self) -> None:

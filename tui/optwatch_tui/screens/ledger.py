@@ -110,7 +110,7 @@ class LedgerScreen(ActingScreen, Generic[Entry]):
 
     def changed(self) -> None:
         app = self.watch_app
-        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.answer_keys)
+        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.named_keys)
         if app.snapshot is None:
             return
         self.tell_of_commands(app.snapshot)

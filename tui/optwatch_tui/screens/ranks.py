@@ -67,7 +67,7 @@ class RanksScreen(WatchScreen):
 
     def changed(self) -> None:
         app = self.watch_app
-        self._header.show(app.snapshot, app.link, app.now(), (), app.answer_keys)
+        self._header.show(app.snapshot, app.link, app.now(), (), app.named_keys)
         if app.snapshot is None:
             return
         status, statistic = app.snapshot.status, STATISTICS[self._statistic]

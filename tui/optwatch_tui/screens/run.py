@@ -84,7 +84,7 @@ class RunScreen(ActingScreen):
 
     def changed(self) -> None:
         app = self.watch_app
-        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.answer_keys)
+        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.named_keys)
         if app.snapshot is None:
             return
         self.tell_of_commands(app.snapshot)
@@ -121,10 +121,10 @@ class RunScreen(ActingScreen):
         ordered = (*snapshot.open_findings, *over)
         note: Row = ((f"{len(snapshot.open_findings)} open, {len(over)} over", "muted"),) if ordered else ()
         self._findings.show([describe.finding_item(f, width) for f in ordered], note=note)
-        world, keys = snapshot.status.world_size, self.watch_app.answer_keys
+        world, answer = snapshot.status.world_size, self.watch_app.named_keys.answer
         width = self._actions.size.width - 2
         self._actions.show(
-            [describe.command_item(command, world, width, keys) for command in snapshot.commands],
+            [describe.command_item(command, world, width, answer) for command in snapshot.commands],
             note=(("mode ", "muted"), (snapshot.status.mode, "text")),
         )
 

@@ -45,7 +45,7 @@ class TensorScreen(LookingScreen):
 
     def changed(self) -> None:
         app = self.watch_app
-        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.answer_keys)
+        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.named_keys)
         if (snapshot := self.looked_at()) is None:
             return
         for spec in self._specs:

@@ -42,7 +42,7 @@ class TensorsScreen(LookingScreen):
 
     def changed(self) -> None:
         app = self.watch_app
-        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.answer_keys)
+        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.named_keys)
         if (snapshot := self.held or app.snapshot) is not None:
             whole = heat(snapshot, STATISTICS[self._statistic], self.look)
             self._map.show(self._chosen(whole))

@@ -1,7 +1,7 @@
 """The two lines on top of a run: where it is and how it is reached, and how it does in one sentence."""
 
 from optwatch_tui import describe
-from optwatch_tui.describe import AnswerKeys
+from optwatch_tui.describe import NamedKeys
 from optwatch_tui.model import Link, Snapshot
 from optwatch_tui.rows import Row, Span, clip_row, row_length
 from optwatch_tui.widgets.frame import Lines
@@ -18,10 +18,10 @@ class StatusHeader(Lines):
         self._link: Link | None = None
         self._now = 0.0
         self._badges: tuple[Span, ...] = ()
-        self._keys: AnswerKeys = None
+        self._keys: NamedKeys | None = None
 
     def show(
-        self, snapshot: Snapshot | None, link: Link, now: float, badges: tuple[Span, ...], keys: AnswerKeys
+        self, snapshot: Snapshot | None, link: Link, now: float, badges: tuple[Span, ...], keys: NamedKeys
     ) -> None:
         """Draw another state. `badges`: words that stand at the right whatever else has to go."""
         self._snapshot, self._link, self._now = snapshot, link, now
@@ -32,7 +32,7 @@ class StatusHeader(Lines):
         link = self._link
         if link is None:
             return []
-        if self._snapshot is None:
+        if self._snapshot is None or self._keys is None:
             return [((f" {link.state} ", "title"), (link.address, "muted")), link_sentence(link)]
         pieces = describe.status_pieces(self._snapshot, link, self._now)
         badges: Row = tuple(span for badge in self._badges for span in ((" ", "text"), badge, (" ", "text")))
