@@ -61,11 +61,11 @@ def count(value: int) -> str:
 
 
 def short_count(value: int) -> str:
-    """A count in at most 5 characters: 950, 1.2k, 18k, 3.4M."""
+    """A count in at most 5 characters: 950, 1.2k, 12.5k, 18k, 3.4M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             scaled = value / size
-            return f"{scaled:.1f}{unit}".replace(".0", "") if scaled < 10 else f"{scaled:.0f}{unit}"
+            return f"{scaled:.1f}{unit}".replace(".0", "") if scaled < 100 else f"{scaled:.0f}{unit}"
     return str(value)
 
 

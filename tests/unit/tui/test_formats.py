@@ -43,6 +43,15 @@ def test_short_counts_fit_five_cells(value: int) -> None:
     assert len(formats.short_count(value)) <= 5
 
 
+def test_short_counts_of_neighbouring_ticks_differ() -> None:
+    assert [formats.short_count(at) for at in (11_500, 12_000, 99_960, 250_400)] == [
+        "11.5k",
+        "12k",
+        "100k",
+        "250k",
+    ]
+
+
 def test_spans() -> None:
     assert [formats.span(s) for s in (-1, 59, 61, 7500, 100_000)] == [
         "0 s",

@@ -175,7 +175,7 @@ EFFECTS: dict[str, Effect | dict[Scope, Effect]] = {
     },
     "pick": says("+■"),
     "compare": opens(CompareScreen, "by step", first=("space", "space")),
-    "order": says("order: worst finding"),
+    "order": says("order: the worst finding first"),
     "align": CHARTS,
     "filter": FILTERS,
     "save": opens(SaveScreen),
