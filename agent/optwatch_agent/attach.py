@@ -54,7 +54,8 @@ def attach(
         scaler: needed only for a subclass of torch.amp.GradScaler whose `update` or `scale` does not call
             that of its base, such as FSDP's; others are seen by themselves.
         config: shown with the run and exported as hyper-parameters.
-        step: global_step of the last completed step, when resuming; by default the optimizer's own count.
+        step: global_step of the last completed step, when resuming; by default the optimizer's own count,
+            which a commanded restart sets to zero, also in later checkpoints.
         allow: the actions that the daemon may command; () only observes.
         budget: the most of the step time that measuring may take.
         store: the torch.distributed.Store through which the ranks agree on commands, by default the one
