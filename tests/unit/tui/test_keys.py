@@ -203,6 +203,7 @@ EFFECTS: dict[str, Effect | dict[Scope, Effect]] = {
 COMPARED = recorded.compared(2)
 SNAPSHOT = recorded.snapshot(ranks=recorded.ranks(64), world_size=64)
 QUIT = "app.quit"
+SLOW = ("tensors", "tensor", "compare")
 
 
 def keys_on(scope: Scope) -> list[Key]:
@@ -226,7 +227,11 @@ async def open_anew(pilot: Pilot[None], scope: Scope, under: int) -> None:
     await pilot.pause()
 
 
-@pytest.mark.parametrize("scope", SCREENS)
+@pytest.mark.parametrize(
+    "scope",
+    # The last three share their keys with the screen of a run.
+    [pytest.param(scope, marks=pytest.mark.slow if scope in SLOW else ()) for scope in SCREENS],
+)
 async def test_every_key_does_what_it_says_on_its_screens(scope: Scope) -> None:
     ended = tuple(
         msgspec.structs.replace(run, state="ended") for run in recorded.RUNS
@@ -238,7 +243,7 @@ async def test_every_key_does_what_it_says_on_its_screens(scope: Scope) -> None:
         under = len(pilot.app.screen_stack)
         for key in keys_on(scope):
             effect = effect_of(key, scope)
-            assert effect is not None, f"say what {key.shown} ({key.action}) does on {scope}"
+            assert effect is not None
             for pressed in key.key.split(","):
                 await open_anew(pilot, scope, under)
                 await pilot.press(*effect.first)
@@ -250,6 +255,12 @@ async def test_every_key_does_what_it_says_on_its_screens(scope: Scope) -> None:
         await pilot.press("q")
     assert pilot.app.return_code == 0
     assert failed == []
+
+
+def test_of_every_key_it_is_said_what_it_does_on_each_of_its_screens() -> None:
+    for scope in SCREENS:
+        for key in keys_on(scope):
+            assert effect_of(key, scope) is not None, f"say what {key.shown} ({key.action}) does on {scope}"
 
 
 def test_nothing_is_said_of_keys_that_are_not_there() -> None:
