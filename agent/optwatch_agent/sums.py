@@ -67,7 +67,9 @@ class Sums:
                 "param_max": sums["param_max"],
                 "update_rms": np.sqrt(mean["update"]),
                 "rms_t": np.sqrt(mean["rms_t"]),
-                "cos_grad_exp_avg": sums["dot"] / (np.sqrt(sums["grad"]) * np.sqrt(sums["first"])),
+                "cos_grad_exp_avg": np.clip(
+                    sums["dot"] / (np.sqrt(sums["grad"]) * np.sqrt(sums["first"])), -1.0, 1.0
+                ),
                 "eps_share": mean["eps"],
             }
             stats = np.stack([columns[name] for name in STATS], axis=1).astype(np.float32)

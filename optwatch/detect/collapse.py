@@ -9,6 +9,8 @@ from optwatch.detect.memory import Blocks, median, push, trend
 
 FACTOR = 100.0
 """An LR that falls by this factor at once has collapsed: a step decay takes 2 to 10."""
+_EXACTLY = FACTOR * (1 - 1e-9)
+"""A hundredth that a scheduler has worked out may be a bit more than that."""
 ABRUPT, HELD = 10, 100
 """Points that it falls within at most, and that say which LR was held before."""
 NEAR = 0.5
@@ -34,9 +36,9 @@ class Rates(msgspec.Struct):
         """Take the next LR. The one that was held before if this one is a collapse from it, else 0."""
         held = 0.0
         highest = max(self.recent[-ABRUPT:], default=0.0)
-        if 0 <= FACTOR * rate <= highest:
+        if 0 <= _EXACTLY * rate <= highest:
             usual = median(self.recent[-HELD:])
-            if usual >= FACTOR * rate and highest >= NEAR * usual:
+            if usual >= _EXACTLY * rate and highest >= NEAR * usual:
                 held = usual
         push(self.recent, rate, HELD)
         return held
