@@ -57,6 +57,8 @@ def _make(path: Path) -> bytes:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             public, secret = zmq.curve_keypair()
+            while public.startswith(b"-"):  # as an argument it would be taken for an option
+                public, secret = zmq.curve_keypair()
             write_private(path, msgspec.json.encode(KeyPair(public.decode(), secret.decode())))
         return path.read_bytes()
 

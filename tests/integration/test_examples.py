@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+OVER_RANKS = {"ddp", "fsdp2", "ray_train"}
+"""Those that a launcher starts: `tests/distributed/test_examples.py` runs them."""
 FRAMEWORKS = {
     "with_accelerate": "accelerate",
     "with_huggingface": "transformers",
@@ -17,7 +19,9 @@ FRAMEWORKS = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if path.stem not in OVER_RANKS], ids=lambda path: path.stem
+)
 def test_an_example_trains_without_a_daemon(path: Path) -> None:
     if (needed := FRAMEWORKS.get(path.stem)) and find_spec(needed) is None:
         pytest.skip("needs the frameworks: pip install --group integrations")
@@ -29,7 +33,7 @@ def test_an_example_trains_without_a_daemon(path: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_optwatch_is_one_line_of_an_example(path: Path) -> None:
     lines = path.read_text().splitlines()
-    one = [line for line in lines if line.endswith("# the one line")]
+    one = [line for line in lines if "# the one line" in line]
     assert len(one) == 1
     assert "optwatch.attach(" in one[0] or "OptwatchCallback(" in one[0]
     ours = ("import optwatch", "from optwatch_agent.")
