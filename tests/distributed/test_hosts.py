@@ -145,7 +145,8 @@ def test_a_link_to_the_daemon_that_is_cut_loses_nothing_and_changes_nothing(
         for rank, result in enumerate(results(directory, 2)):
             assert losses(client, run, rank) == result["losses"]
             print(
-                f"rank {rank}: slowest step {1_000 * result['slowest']:.1f} ms, cut at step {before};"
+                f"rank {rank}: slowest step {1_000 * result['slowest']:.1f} ms, step {result['slowest_at']};"
+                f" cut after step {before}, from when on the daemon stood at step {stood};"
                 f" slowest when nobody watches {1_000 * alone[rank]['slowest']:.1f} ms"
             )
             assert result["slowest"] < CUT / 2, "a step waited for the link"

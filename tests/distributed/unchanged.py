@@ -1,6 +1,6 @@
 """A training that knows nothing of optwatch: DDP over gloo, a fixed number of steps, no randomness.
 
-Every rank writes its losses, its slowest step in seconds and a digest of its parameters' bits to
+Every rank writes its losses, its slowest step (seconds, and which) and a digest of its parameters' bits to
 `DIRECTORY/plain-R.json`.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     torch.manual_seed(1)
     model = DistributedDataParallel(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses, slowest = [], 0.0
+    losses, slowest, slowest_at = [], 0.0, 0
     for step in range(given.steps):
         began = time.monotonic()
         inputs = torch.randn(8, 8, generator=torch.Generator().manual_seed(2 * step + rank))
@@ -40,10 +40,11 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        slowest = max(slowest, time.monotonic() - began)
+        if (lasted := time.monotonic() - began) > slowest:
+            slowest, slowest_at = lasted, step + 1
         time.sleep(given.step_time)
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
-    result = {"losses": losses, "slowest": slowest, "bits": digest}
+    result = {"losses": losses, "slowest": slowest, "slowest_at": slowest_at, "bits": digest}
     (given.directory / f"plain-{rank}.json").write_text(json.dumps(result))
     time.sleep(0.2)
     dist.destroy_process_group()
