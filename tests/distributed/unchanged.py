@@ -1,7 +1,7 @@
 """A training that knows nothing of optwatch: DDP over gloo, a fixed number of steps, no randomness.
 
-Every rank writes its losses, its slowest step (seconds, and which) and a digest of its parameters' bits to
-`DIRECTORY/plain-R.json`.
+Every rank writes its losses, its slowest step after the first (seconds, and which) and a digest of its
+parameters' bits to `DIRECTORY/plain-R.json`.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        if (lasted := time.monotonic() - began) > slowest:
+        if step and (lasted := time.monotonic() - began) > slowest:
             slowest, slowest_at = lasted, step + 1
         time.sleep(given.step_time)
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
