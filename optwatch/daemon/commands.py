@@ -462,9 +462,10 @@ def _prepare(entry: Entry, session: str) -> Prepare:
 
 
 def _gone(entry: Entry, peers: Sequence[Peer], world_size: int) -> str:
-    """Why nobody can apply a command any more: a process that it went to was replaced, or has no heir."""
-    if not entry.vote:
-        return ""
+    """Why nobody can apply a command any more: a process that it went to was replaced, or has no heir.
+
+    Also between two votes: what was asked of a job is not done to the one that its launcher starts anew.
+    """
     now = {peer.rank: peer.session for peer in peers}
     for rank, session in entry.sessions.items():
         if now.get(rank, session) != session or rank >= world_size:

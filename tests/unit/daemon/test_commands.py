@@ -120,6 +120,17 @@ def test_applied_on_some_ranks_only_is_a_failure_that_says_so() -> None:
     assert entry.command.ranks_applied == (0,)
 
 
+def test_a_vote_that_failed_is_not_held_again_among_new_processes() -> None:
+    book = Book("r")
+    entry = ask(book, factor=0.5)
+    report(book, go(book, 2)[0], "aborted")
+    assert entry.open
+    sent = Sent()
+    book.work([peer(0), peer(1, session="another")], 2, [0.1], 1.0, sent)
+    assert (entry.command.state, sent.prepares) == ("expired", [])
+    assert entry.command.reason == "the process of rank 1 ended before it applied it"
+
+
 def test_a_report_of_an_earlier_vote_changes_nothing() -> None:
     book = Book("r")
     entry = ask(book, "restart")
