@@ -5,11 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.daemons import DaemonProcess
 
 # Loading numba takes a second in each of many training processes; the tests of the compiled pass load it.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
+
+# No test asserts how quick a machine is.
+settings.register_profile("optwatch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("optwatch")
 
 UNSET = ("OPTWATCH_DAEMON", "OPTWATCH_DAEMON_KEY", "OPTWATCH_INSECURE")
 

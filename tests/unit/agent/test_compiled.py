@@ -153,7 +153,7 @@ def test_one_element_that_is_not_finite(dtype: torch.dtype, bad: float, at: int)
 MAGNITUDES = st.sampled_from([0.0, 1e-42, 1e-30, 1e-23, 1e-19, 1e-8, 1e-3, 1.0, 1e4, 1e19])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.sampled_from([1, 2, 300, LEAF, 2 * LEAF + 77]),
     grad=MAGNITUDES,

@@ -107,7 +107,7 @@ def test_the_overhead_is_what_was_taken() -> None:
     assert made.overhead == pytest.approx(0.01, rel=0.25)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     budget=st.floats(1e-4, 0.2),
     step=st.floats(1e-4, 1.0),

@@ -64,7 +64,7 @@ def test_equal_elements(size: int, value: float) -> None:
     assert total(x.numpy()) == pytest.approx(size * x[0].item(), rel=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     parts=st.lists(
         st.tuples(st.integers(0, 3_000), st.floats(-44, 30), st.booleans()), min_size=1, max_size=6

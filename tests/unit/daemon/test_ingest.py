@@ -198,7 +198,7 @@ def new_bench() -> Iterator[Bench]:
             bench.store.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_no_sequence_of_messages_raises(data: st.DataObject) -> None:
     with new_bench() as bench:

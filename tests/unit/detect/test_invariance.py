@@ -34,21 +34,21 @@ def seen(run: Points, origin: int = 0) -> list[tuple[Any, ...]]:
     return [(f.kind, f.severity, f.step - origin, f.onset_step - origin) for f in panel.findings]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 1_000), fault=st.integers(0, 5), power=st.integers(-30, 60))
 def test_the_unit_of_the_loss_makes_no_difference(seed: int, fault: int, power: int) -> None:
     loss, norm = wrong_run(seed, fault)
     assert seen(points(loss=loss, grad_norm=norm)) == seen(points(loss=loss * 2.0**power, grad_norm=norm))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 1_000), fault=st.integers(0, 5), power=st.integers(-12, 60))
 def test_nor_does_that_of_the_gradient_above_1e_6(seed: int, fault: int, power: int) -> None:
     loss, norm = wrong_run(seed, fault)
     assert seen(points(loss=loss, grad_norm=norm)) == seen(points(loss=loss, grad_norm=norm * 2.0**power))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 1_000), fault=st.integers(0, 5), origin=st.integers(0, 10**9))
 def test_nor_where_the_steps_are_counted_from(seed: int, fault: int, origin: int) -> None:
     loss, norm = wrong_run(seed, fault)

@@ -56,7 +56,7 @@ def same(a: object, b: object) -> bool:
     return msgspec.msgpack.encode(a) == msgspec.msgpack.encode(b)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(run=runs(), sizes=st.lists(st.integers(1, 90), min_size=1, max_size=5))
 def test_no_numbers_raise_and_the_cut_into_chunks_makes_no_difference(run: Points, sizes: list[int]) -> None:
     whole = take(Panel("run"), [run])
@@ -81,7 +81,7 @@ def planned(changes: list[tuple[int, str]]) -> Panel:
     return panel
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(run=runs(), changes=CHANGES, sizes=st.lists(st.integers(1, 90), min_size=1, max_size=5))
 def test_nor_does_it_around_actions_and_marks(
     run: Points, changes: list[tuple[int, str]], sizes: list[int]
@@ -89,7 +89,7 @@ def test_nor_does_it_around_actions_and_marks(
     assert same(take(planned(changes), [run]), take(planned(changes), chunks(run, cycle(sizes))))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(run=runs(), changes=CHANGES, cut=st.integers(1, 600))
 def test_saved_and_restored_at_any_point_the_findings_are_the_same(
     run: Points, changes: list[tuple[int, str]], cut: int
@@ -104,7 +104,7 @@ def test_saved_and_restored_at_any_point_the_findings_are_the_same(
     assert same(whole, take(restored, rest))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(run=runs())
 def test_the_state_stays_bounded(run: Points) -> None:
     panel = Panel("run")

@@ -50,14 +50,14 @@ def play(book: Book, update: dict[str, Any]) -> list[Any]:
     return book.feed(update["points"], *update["findings"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(courses(severities=("watch", "info")))
 def test_quiet_evidence_is_never_acted_on(course: list[dict[str, Any]]) -> None:
     book = Book(Engine("auto"))
     assert [play(book, update) for update in course] == [[]] * len(course)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(courses())
 def test_limits_hold_whatever_happens(course: list[dict[str, Any]]) -> None:
     book = Book(Engine("auto"))
@@ -78,7 +78,7 @@ def test_limits_hold_whatever_happens(course: list[dict[str, Any]]) -> None:
     assert len(undone) == len(set(undone))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(courses(), st.integers(0, 24), st.sampled_from(["auto", "advise"]))
 def test_a_restored_engine_decides_the_same(course: list[dict[str, Any]], cut: int, mode: Any) -> None:
     kept, restored = Book(Engine(mode)), Book(Engine(mode))
@@ -91,7 +91,7 @@ def test_a_restored_engine_decides_the_same(course: list[dict[str, Any]], cut: i
     assert kept.outcomes == restored.outcomes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     courses(),
     st.lists(st.sampled_from(["approve", "dismiss", "refuse", "expire", "undo", "hand"]), max_size=25),
