@@ -36,8 +36,8 @@ TURN = 0.1
 """Seconds that one way runs before the next has its turn."""
 FEWEST = 3
 """Rounds of every way."""
-SLOW = 0.3
-"""Seconds of a step above which there are no more rounds than that."""
+SLOW = 2.0
+"""Times the step of nothing above which there are no more rounds of a way than that."""
 
 
 class Gpt(nn.Module):
@@ -319,7 +319,8 @@ def compare(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> lis
                         seen.setdefault(name, []).append(training.turn())
             rounds.append({name: statistics.mean(values) for name, values in seen.items()})
             if len(rounds) == FEWEST:
-                trainings = {name: t for name, t in trainings.items() if rounds[-1][name] < SLOW}
+                limit = SLOW * rounds[-1]["nothing"]
+                trainings = {name: t for name, t in trainings.items() if rounds[-1][name] < limit}
         return rounds
 
 
