@@ -145,17 +145,18 @@ class OptwatchApp(App[None]):
         self._changed()
 
     def on_answered(self, message: Answered) -> None:
-        screen = self._watch_screens()[-1]
-        if message.refusal:
-            screen.notice(((" ✗ ", "critical"), (message.refusal, "text")))
-        elif message.command is None:
-            screen.notice(((" ✓ ", "ok"), ("done", "text")))
+        for screen in self._watch_screens():
+            if message.refusal:
+                screen.notice(((" ✗ ", "critical"), (message.refusal, "text")))
+            elif message.command is None:
+                screen.notice(((" ✓ ", "ok"), ("done", "text")))
 
     def _changed(self) -> None:
         for screen in self._watch_screens():
             if screen.ready:
                 screen.changed()
-        if isinstance(self.screen, ConfirmScreen):
+        # What the feed said last is still handled while the app closes, when no screen is left.
+        if self.screen_stack and isinstance(self.screen, ConfirmScreen):
             self.screen.changed()
 
     def _watch_screens(self) -> list[WatchScreen]:
