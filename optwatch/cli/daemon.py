@@ -54,6 +54,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "to whoever can reach the port; HOST:PORT for another interface",
     )
     parser.add_argument(
+        "--otlp",
+        metavar="URL",
+        nargs="?",
+        const="",
+        help="send the same metrics to an OpenTelemetry collector (http/protobuf), such as "
+        "http://localhost:4318; without URL to the one that $OTEL_EXPORTER_OTLP_ENDPOINT names. The other "
+        "$OTEL_* variables hold too",
+    )
+    parser.add_argument(
         "--insecure", action="store_true", help="no keys: whoever reaches the address may do everything"
     )
     parser.add_argument(
@@ -131,6 +140,7 @@ def _serve(args: argparse.Namespace) -> int:
         policy=args.policy,
         tensorboard=args.tensorboard,
         metrics=args.metrics,
+        otlp=args.otlp,
         insecure=args.insecure,
         idle_exit=args.idle_exit,
     )

@@ -15,10 +15,12 @@ from optwatch.daemon.announcement import Announcement
 from optwatch.daemon.boards import Boards
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.meters import Meters
+from optwatch.daemon.readout import Readout
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.server import Server
 from optwatch.daemon.sockets import bind, check_exposure, open_socket, publish_address, raise_file_limit
 from optwatch.daemon.store import Store
+from optwatch.daemon.telemetry import Telemetry
 from optwatch.policy.load import DEFAULT, PolicyError, load_rules
 from optwatch.policy.rules import Rules
 from optwatch.wire.keys import KeyFileError, key_pair
@@ -44,6 +46,8 @@ class Settings:
     policy: Path | None = None
     tensorboard: Path | None = None
     metrics: tuple[str, int] | None = None
+    otlp: str | None = None
+    """A collector's URL, "" for the one that the SDK's environment variables name."""
     insecure: bool = False
     idle_exit: float | None = None
 
@@ -62,6 +66,8 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
     store = Store(settings.store or state_dir(), notify=lambda: _ring(bell))
     boards: Boards | None = None
     meters: Meters | None = None
+    telemetry: Telemetry | None = None
+    readout = Readout(lambda: _ring(bell))
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 65_535)
     try:
@@ -70,7 +76,8 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
         bound = bind(router, address, any_port=settings.listen is None)
         publish = bind(xpub, publish_address(bound), any_port=True)
         boards = Boards(settings.tensorboard, store.path) if settings.tensorboard else None
-        meters = Meters(settings.metrics, lambda: _ring(bell)) if settings.metrics else None
+        meters = Meters(settings.metrics, readout) if settings.metrics else None
+        telemetry = Telemetry(settings.otlp, readout) if settings.otlp is not None else None
         runs = Runs(store, settings.mode, rules)
         announcement = Announcement(
             Connection(
@@ -90,7 +97,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
             wake,
             settings.idle_exit,
             boards,
-            meters,
+            readout,
             announcement,
             lambda: _reread(settings.policy, runs),
         )
@@ -98,9 +105,13 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
             log.info("listening on %s, store %s, mode %s", bound, store.directory, settings.mode)
             if meters is not None:
                 log.info("metrics at %s", meters.address)
+            if telemetry is not None:
+                log.info("metrics to %s, every %g s", telemetry.address, telemetry.period)
             ready(bound)
             server.serve()
     finally:
+        if telemetry is not None:
+            telemetry.close()
         if meters is not None:
             meters.close()
         if boards is not None:

@@ -15,8 +15,8 @@ from optwatch.daemon.boards import Boards
 from optwatch.daemon.desk import Desk
 from optwatch.daemon.ingest import Ingest
 from optwatch.daemon.leftovers import Leftovers
-from optwatch.daemon.meters import Meters
 from optwatch.daemon.publish import Publisher
+from optwatch.daemon.readout import Readout
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.store import Store
@@ -45,13 +45,13 @@ class Server:
         wake: int,
         idle_exit: float | None,
         boards: Boards | None,
-        meters: Meters | None,
+        readout: Readout,
         announcement: Announcement,
         reread: Callable[[], None],
     ) -> None:
         self._reread = reread
         self._announcement = announcement
-        self._meters = meters
+        self._readout = readout
         self._store = store
         self._runs = runs
         self._access = access
@@ -121,8 +121,8 @@ class Server:
         self._advance(now)
         self._settle()
         self._publisher.tick(now)
-        if self._meters is not None and self._meters.wanted:
-            self._meters.take(self._runs, self._store, self._ingest, now)
+        if self._readout.wanted:
+            self._readout.take(self._runs, self._store, self._ingest, now)
 
     def _drain(self, now: float) -> int:
         for taken in range(BURST):
