@@ -1,7 +1,7 @@
 """A training that knows nothing of optwatch: DDP over gloo, a fixed number of steps, no randomness.
 
-Every rank writes its losses, its slowest step after the first (seconds, and which) and a digest of its
-parameters' bits to `DIRECTORY/plain-R.json`.
+Every rank writes its losses, a digest of its parameters' bits and where the time of each step went to
+`DIRECTORY/plain-R.json`.
 """
 
 import argparse
@@ -31,23 +31,28 @@ def main() -> None:
     torch.manual_seed(1)
     model = DistributedDataParallel(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    losses, slowest, slowest_at = [], 0.0, 0
+    losses, laps = [], []
     for step in range(given.steps):
-        began = time.monotonic()
+        before = clocks()
         inputs = torch.randn(8, 8, generator=torch.Generator().manual_seed(2 * step + rank))
         loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        if step and (lasted := time.monotonic() - began) > slowest:
-            slowest, slowest_at = lasted, step + 1
+        laps.append([before[0], *(now - then for now, then in zip(clocks(), before, strict=True))])
         time.sleep(given.step_time)
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
-    result = {"losses": losses, "slowest": slowest, "slowest_at": slowest_at, "bits": digest}
+    result = {"losses": losses, "laps": laps, "bits": digest}
     (given.directory / f"plain-{rank}.json").write_text(json.dumps(result))
     time.sleep(0.2)
     dist.destroy_process_group()
+
+
+def clocks() -> tuple[float, float, float]:
+    """Seconds: the time, this thread's use of a CPU, and how long it was ready to run and had none."""
+    waited = Path("/proc/thread-self/schedstat").read_text().split()[1]
+    return time.monotonic(), time.thread_time(), int(waited) / 1e9
 
 
 if __name__ == "__main__":
