@@ -2,7 +2,8 @@
 
 Small and real, ended by the file `DIRECTORY/stop` at one step on all ranks, or by the death of one. Every
 rank writes what it ends with to `DIRECTORY/rank-R.json`: its step, the bits of parameters and optimizer
-state, its slowest step and how long `detach` took, in seconds.
+state, its slowest step, how long `detach` took, in seconds, the last step that it completed, and the steps
+before which commands were applied, by vote.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import os
 import signal
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import optwatch
 from optwatch_agent.arbiter import Arbiter, Ballot
-from optwatch_agent.control import ControlLost
+from optwatch_agent.control import ControlLost, Outcome
 from tests.distributed.layouts import batch, whole
 from tests.distributed.train import bits
 
@@ -68,6 +70,7 @@ def main() -> None:
         store=own_store(given.store),
         strict=given.strict,
     )
+    watch._agent.control.outcomes = outcomes = Kept()
     if given.die and rank == given.victim:
         die_at_the_vote(given.die)
     first_attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
@@ -102,11 +105,26 @@ def main() -> None:
         "lost": lost,
         "slowest": slowest,
         "detach": time.monotonic() - began,
+        "completed": watch._agent.tracks[0].completed,
+        "applied": outcomes.applied,
     }
     (given.directory / f"rank-{rank}.json").write_text(json.dumps(result))
     if lost:
         os._exit(1)  # gloo's threads would wait for the one that is gone
     time.sleep(0.2)
+
+
+class Kept(deque[Outcome]):
+    """What became of commands on this rank, on its way to the daemon; what was applied is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.applied: dict[str, int] = {}
+
+    def append(self, outcome: Outcome) -> None:
+        if outcome.state == "applied":
+            self.applied[outcome.prepare.vote] = outcome.steps[0]
+        super().append(outcome)
 
 
 def join(given: argparse.Namespace, rank: int, world_size: int) -> torch.nn.Module:

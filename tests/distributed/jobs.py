@@ -20,9 +20,6 @@ Result = TypeVar("Result")
 START = 3 * GUARD
 """Seconds that several ranks may take to import torch on a machine that is busy."""
 
-TRIES = 5
-"""How often a command is given that expires, which it does on all ranks."""
-
 
 class Job:
     """A script of ours, `tests/distributed/train.py` if not told otherwise, on ranks of this machine."""
@@ -131,20 +128,14 @@ def armed_run(client: Client) -> str:
 
 
 def command(client: Client, run: str, action: str, args: dict[str, Any]) -> Command:
-    """Command a run and wait until that is over; again if it expired, as it may on a machine that is busy."""
-    for _ in range(TRIES):
-        number = client.act(run, action, args, "test").id
+    """Command a run and wait until that is over."""
+    number = client.act(run, action, args, "test").id
 
-        def ask(client: Client, number: int = number) -> Command | None:
-            (found,) = [c for c in client.commands(run) if c.id == number]
-            return found if found.state not in ("sent", "scheduled") else None
+    def ask(client: Client) -> Command | None:
+        (found,) = [c for c in client.commands(run) if c.id == number]
+        return found if found.state not in ("sent", "scheduled") else None
 
-        done = until(client, ask, f"the end of {action}")
-        if done.state != "expired":
-            break
-        print(f"{action} expired: {done.reason}")
-        assert not done.ranks_applied, done
-    return done
+    return until(client, ask, f"the end of {action}")
 
 
 def first_logged(client: Client, run: str, rank: int, column: str) -> int | None:
