@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, Action, Clip, Restart, ScaleLr, usual_norm
+from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, Action, Clip, Restart, ScaleLr, Stop, usual_norm
 from optwatch_agent import shards
 from optwatch_agent.globalnorm import global_norm, gradients_of, is_spread, is_unsummed
 from optwatch_agent.loose import Loose
@@ -77,6 +77,8 @@ class Actuators:
                 else:
                     self.max_norm = action.max_norm
                 return {} if self.max_norm is None else {"max_norm": self.max_norm}
+            case Stop():  # `Control.stopped` tells the script
+                return {}
 
     def clip(self, max_norm: float) -> tuple[float, float]:
         """Clip the gradients to a global norm; the norm before and after.

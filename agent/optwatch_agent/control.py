@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from optwatch.wire.actions import Action, parse_action
+from optwatch.wire.actions import Action, Stop, parse_action
 from optwatch.wire.messages import Prepare
 from optwatch_agent.actuators import Actuators
 from optwatch_agent.arbiter import SETTLE_TIMEOUT, Ballot
@@ -81,6 +81,8 @@ class Control:
         """For the link's thread to report."""
         self.lost = ""
         """Why no more commands are taken, "" while they are."""
+        self.stopped = False
+        """Whether a `stop` has taken effect, on all optimizers."""
         self._session = session
         self._allow = tuple(allow)
         self._actuators = actuators
@@ -211,6 +213,7 @@ class Control:
             pending.applied[optimizer] = step
             if len(pending.applied) == len(self._actuators):
                 self._drop(pending)
+                self.stopped = self.stopped or isinstance(pending.action, Stop)
                 steps = tuple(pending.applied[i] for i in range(len(self._actuators)))
                 self.outcomes.append(
                     Outcome(pending.prepare, "applied", steps=steps, numbers=pending.numbers)

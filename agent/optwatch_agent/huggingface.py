@@ -54,6 +54,11 @@ class OptwatchCallback(TrainerCallback):
         self.watch = attach(known["optimizer"], model=known.get("model"), **(options | self._options))
         losses.TAP.expect_parts(True)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **known: Any) -> None:
+        """End the training where a `stop` was commanded."""
+        if self.watch is not None and self.watch.should_stop:
+            control.should_training_stop = True
+
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **known: Any) -> None:
         """Log the metrics of an evaluation."""
         if self.watch is not None and metrics:

@@ -44,6 +44,11 @@ class OptwatchCallback(Callback):
         )
         losses.TAP.expect_parts(pl_module.automatic_optimization)
 
+    def on_train_batch_end(self, trainer: Any, *args: Any, **known: Any) -> None:
+        """End the training where a `stop` was commanded."""
+        if self.watch is not None and self.watch.should_stop:
+            trainer.should_stop = True
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the metrics of a validation, `valid/loss` as `val_loss`."""
         if self.watch is not None and not trainer.sanity_checking:

@@ -60,6 +60,14 @@ class Watch:
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._complain(f"mark failed: {error!r}")
 
+    @property
+    def should_stop(self) -> bool:
+        """Whether a `stop` was commanded: to be looked at between steps, where the script can end.
+
+        Over several ranks it turns True during the same step on all of them, or on none.
+        """
+        return self._held is not None and self._agent.control.stopped
+
     def detach(self) -> None:
         """Take every hook, wrapper, thread and socket off again, after sending what is left."""
         try:

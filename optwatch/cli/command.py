@@ -17,7 +17,8 @@ HELP = "Give one command by hand, and wait until every rank has applied it. Exit
 EXAMPLE = """optwatch command digits restart
   optwatch command digits scale_lr --factor 0.5 --ramp 50
   optwatch command digits scale_lr --reset
-  optwatch command digits clip --max-norm auto --wait judged --timeout 120"""
+  optwatch command digits clip --max-norm auto --wait judged --timeout 120
+  optwatch command digits stop --why 'flat for an hour'"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +119,7 @@ def _arguments(args: argparse.Namespace) -> dict[str, Any]:
     own = ACTIONS[args.action].__struct_fields__
     for name in given:
         if name not in own:
-            takes = ", ".join(_option(field) for field in own)
+            takes = ", ".join(_option(field) for field in own) or "no option of its own"
             raise Wrong(f"{args.action} takes {takes}, not {_option(name)}")
     try:
         return action_args(parse_action(args.action, given))

@@ -24,6 +24,7 @@ from optwatch.wire.actions import (
     Outcome,
     Restart,
     ScaleLr,
+    Stop,
     action_args,
     parse_action,
 )
@@ -419,6 +420,8 @@ class Book:
         action = parse_action(entry.command.action, entry.command.args)
         if isinstance(action, Restart):
             raise CommandError("bad_request", "a restart cannot be undone: the moments it zeroed are gone")
+        if isinstance(action, Stop):
+            raise CommandError("bad_request", "a stop cannot be undone: the script has been told")
         if isinstance(action, Clip):
             former = entry.before
             return "clip", {"off": True} if former is None else {"max_norm": former}

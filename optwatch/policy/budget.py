@@ -9,6 +9,7 @@ from optwatch.wire.actions import (
     Command,
     Restart,
     ScaleLr,
+    Stop,
     parse_action,
 )
 
@@ -70,7 +71,7 @@ def inverse(command: Command, commands: Sequence[Command]) -> Action | None:
             return ScaleLr(factor=1 / factor)
         case Clip(off=False):
             return _former_clip(command, commands)
-        case Restart() | None:
+        case Restart() | Stop() | None:
             return None
     return None
 

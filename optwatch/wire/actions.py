@@ -47,11 +47,16 @@ class Clip(msgspec.Struct, frozen=True, tag="clip", tag_field="action", forbid_u
             raise ValueError('clip needs either a max_norm (a number or "auto") or off')
 
 
-Action = Restart | ScaleLr | Clip
-ACTIONS: dict[str, type[Restart] | type[ScaleLr] | type[Clip]] = {
+class Stop(msgspec.Struct, frozen=True, tag="stop", tag_field="action", forbid_unknown_fields=True):
+    """Ask the script to end: `Watch.should_stop` is True from the step on, on every rank. It looks or not."""
+
+
+Action = Restart | ScaleLr | Clip | Stop
+ACTIONS: dict[str, type[Restart] | type[ScaleLr] | type[Clip] | type[Stop]] = {
     "restart": Restart,
     "scale_lr": ScaleLr,
     "clip": Clip,
+    "stop": Stop,
 }
 
 CommandState = Literal[

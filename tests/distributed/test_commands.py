@@ -42,6 +42,19 @@ def test_a_command_is_applied_at_one_step_on_all_ranks_and_all_end_cleanly(
         assert "recvValue" not in job.text(), "a store call after the end of the job"
 
 
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_all_ranks_leave_the_loop_at_the_step_of_a_stop(
+    ranks: int, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    with Job(tmp_path / "job", ranks, "--obey") as job, daemon.client() as client:
+        run = armed_run(client)
+        done = command(client, run, "stop", {})
+        assert (done.state, done.ranks_applied) == ("applied", tuple(range(ranks))), done
+        assert job.process.wait(2 * GUARD) == 0, job.text()  # nobody has asked it to end otherwise
+        results = [job.result(rank) for rank in range(ranks)]
+        assert [result and result["step"] for result in results] == [done.step] * ranks
+
+
 @pytest.mark.slow
 def test_two_optimizers_that_step_at_different_rates(daemon: DaemonProcess, tmp_path: Path) -> None:
     with Job(tmp_path / "job", 2, "--optimizers", "2") as job, daemon.client() as client:

@@ -62,6 +62,7 @@ def main() -> None:
         "--stuck", type=int, help="the rank whose data does not come while DIRECTORY/stuck is there"
     )
     options.add_argument("--comm-hook", action="store_true", help="attach with comm_hook=True")
+    options.add_argument("--obey", action="store_true", help="allow `stop`, and end at it without a word")
     given = options.parse_args()
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a launcher that was killed
@@ -87,7 +88,12 @@ def main() -> None:
     watch = None
     if given.attach in ("after", "before") or (given.attach == "rank0" and rank == 0):
         watch = optwatch.attach(
-            optimizers, model=model, name="ranks", budget=given.budget, comm_hook=given.comm_hook
+            optimizers,
+            model=model,
+            name="ranks",
+            budget=given.budget,
+            comm_hook=given.comm_hook,
+            **({"allow": "all"} if given.obey else {}),
         )
     if given.attach == "before":
         dist.init_process_group("gloo")
@@ -115,6 +121,8 @@ def main() -> None:
                 if given.truth:
                     truth[step] = of_whole_tensors(model)
                 optimizer.zero_grad()
+        if given.obey and watch is not None and watch.should_stop:
+            break  # a rank that did so a step earlier would leave the others waiting in the next one
         if given.flip == rank and (given.directory / "flip").exists():
             (given.directory / "flip").unlink()
             flip(next(iter(optimizers.values())))

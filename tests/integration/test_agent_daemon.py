@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import optwatch
+from optwatch.client import Refusal
 from optwatch_agent import Watch
 from tests.daemons import GUARD, DaemonProcess
 from tests.unit.agent.models import batches, classifier, train
@@ -108,6 +109,30 @@ def test_commands_are_applied_and_reported(daemon: DaemonProcess) -> None:
         assert status.lr_scale == 0.25
         assert status.lr == 1e-2, "as scheduled"
     assert training.optimizer.param_groups[0]["lr"] == 1e-2
+    training.watch.detach()
+
+
+def test_a_script_ends_at_a_stop_where_it_allows_one(daemon: DaemonProcess) -> None:
+    training = Training(name="stopped", allow="all")
+    training.connect()
+    with daemon.client() as client:
+        assert not training.watch.should_stop
+        number = client.act("stopped", "stop", {}, "flat for an hour").id
+        wait_until(lambda: training.watch.should_stop, "no stop", training.go)
+        ended_at = len(training.losses)
+        training.watch.detach()
+        assert training.watch.should_stop
+        (stop,) = [command for command in client.commands("stopped") if command.id == number]
+        assert (stop.state, stop.step) == ("applied", ended_at)
+        with pytest.raises(Refusal, match="a stop cannot be undone"):
+            client.undo("stopped", number)
+
+
+def test_a_stop_is_refused_where_attach_does_not_allow_it(daemon: DaemonProcess) -> None:
+    training = Training(name="busy")
+    training.connect()
+    with daemon.client() as client, pytest.raises(Refusal, match="stop is not allowed in this run"):
+        client.act("busy", "stop", {}, "")
     training.watch.detach()
 
 

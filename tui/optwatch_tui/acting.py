@@ -198,6 +198,11 @@ def action_facts(action: str, args: Mapping[str, Any], snapshot: Snapshot, undo:
         to_clip = "not clipped" if args.get("off") else formats.action(action, args)
         facts.append(("changes", f"gradients above the limit are scaled down to it: {now_clip} → {to_clip}"))
         back = f"{undo} restores what was in force before"
+    elif action == "stop":
+        facts.append(
+            ("changes", "nothing by itself: watch.should_stop is True, for a script that looks at it")
+        )
+        back = "cannot be undone"
     else:
         facts.append(("changes", action_doc(action)))
         back = f"{undo} takes it back where that can be; the daemon says so where not"
@@ -208,6 +213,7 @@ _TITLES = {
     "restart": "restart the optimizer",
     "scale_lr": "scale the learning rate",
     "clip": "clip the gradient norm",
+    "stop": "ask the script to stop",
 }
 
 

@@ -11,11 +11,12 @@ from optwatch.wire.actions import parse_action
 @pytest.mark.parametrize(
     ("name", "args", "sentence"),
     [
-        ("explode", {}, "unknown action 'explode': it is one of restart, scale_lr, clip"),
+        ("explode", {}, "unknown action 'explode': it is one of restart, scale_lr, clip, stop"),
         ("restart", {"warmup": -3}, "restart: warmup is wrong: expected int >= 0"),
         ("clip", {"max_norm": -1.0}, "clip: max_norm is wrong: expected float > 0.0"),
         ("clip", {}, 'clip needs either a max_norm (a number or "auto") or off'),
         ("scale_lr", {"factor": 0.5, "reset": True}, "scale_lr needs either a factor (such as 0.5) or reset"),
+        ("stop", {"at": 7}, "stop: Object contains unknown field at"),
         ("restart", {"factor": 2}, "restart: Object contains unknown field factor"),
     ],
 )
