@@ -13,13 +13,26 @@ import torch
 
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.limits import MAX_TEXT, PROTOCOL
-from optwatch.wire.messages import Ask, Beat, ConfigValue, Event, Hello, Prepare, Report, Schema, Stack
+from optwatch.wire.messages import (
+    Ask,
+    Beat,
+    ConfigValue,
+    Event,
+    Follow,
+    Hello,
+    News,
+    Prepare,
+    Report,
+    Schema,
+    Stack,
+)
 from optwatch_agent import clips, identity, losses, naming, scalers, stacks
 from optwatch_agent.compiled import COMPILER
 from optwatch_agent.control import Control
 from optwatch_agent.forward import Forward
 from optwatch_agent.link import Answer, Durable, Link
 from optwatch_agent.membership import Membership
+from optwatch_agent.mirroring import Mirroring
 from optwatch_agent.phases import PHASES
 from optwatch_agent.track import Track
 
@@ -98,6 +111,7 @@ class Agent:
         self._allow = tuple(allow)
         self._config = dict(config)
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self.mirroring = Mirroring()
         self._told_degraded: set[int] = set()
         self._optimizers = tuple(naming.describe(track.name, track.optimizer) for track in self.tracks)
         self.link = Link(self, self.identity.session, address)
@@ -141,6 +155,7 @@ class Agent:
             self.control.give_up(reason, _STORE_PATIENCE)
             self.membership.close(_STORE_PATIENCE)
             self.link.stop(reason)
+            self.mirroring.close()
 
     def expire(self) -> None:
         """Its optimizers are gone: close, and let the link send the rest while the process goes on."""
@@ -259,6 +274,12 @@ class Agent:
             oldest=self.link.oldest,
             reduced=first.reduced,
         )
+
+    def follow(self) -> Follow | None:
+        return self.mirroring.follow(self.identity.session)
+
+    def hear(self, news: News) -> None:
+        self.mirroring.hear(news)
 
     def take(self, prepare: Prepare) -> None:
         self.control.take(prepare)

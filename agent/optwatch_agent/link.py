@@ -44,7 +44,9 @@ from optwatch.wire.messages import (
     Bye,
     Checked,
     Event,
+    Follow,
     Hello,
+    News,
     Prepare,
     Rejected,
     Report,
@@ -102,6 +104,12 @@ class Source(Protocol):
         ...
 
     def beat(self) -> Beat: ...
+
+    def follow(self) -> Follow | None:
+        """What is to be told of the run, None where nobody wants to know."""
+        ...
+
+    def hear(self, news: News) -> None: ...
 
     def take(self, prepare: Prepare) -> None: ...
 
@@ -226,9 +234,12 @@ class Link:
                 if now >= self._next_beat:
                     self._next_beat = now + _BEAT * _JITTER.uniform(0.9, 1.1)
                     self._send(pack(self._source.beat()))
+                    if (follow := self._source.follow()) is not None:
+                        self._send(pack(follow))
 
     def _finish(self) -> None:
         """Everything out, as far as a daemon takes it within the grace."""
+        self._next_beat = 0.0
         self._turn(everything=True)
         self._hold(Bye(session=self._session, seq=0, reason=self._reason), None, None)
         self._next_try = 0.0
@@ -356,6 +367,8 @@ class Link:
                     self._forget(acked)
                 case Prepare():
                     self._source.take(message)
+                case News():
+                    self._source.hear(message)
                 case Assign(reduced=reduced):
                     self._source.assign(reduced)
                     self._next_beat = 0.0

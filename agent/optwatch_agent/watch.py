@@ -1,6 +1,7 @@
 """What `attach` returns: the handle that a training script holds."""
 
 import logging
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from optwatch_agent.agent import Agent
+from optwatch_agent.mirrors import SCALARS, mirror_of
 from optwatch_agent.recorder import Value, column_name
 
 log = logging.getLogger("optwatch")
@@ -59,6 +61,26 @@ class Watch:
                 self._agent.event("mark", str(text))
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._complain(f"mark failed: {error!r}")
+
+    def mirror(self, run: Any, scalars: Iterable[str] = SCALARS) -> None:
+        """Bring what optwatch finds and does, and some of its scalars, into a run that the script has open.
+
+        The daemon tells it, about once a second, of all ranks together; so one rank is enough. A thread of
+        its own calls the run, whose own step does not move. Call `detach` before the run is finished.
+
+        Args:
+            run: a Weights & Biases run, an MLflow run (or a client with an active run), a Trackio run; or a
+                function that is called with each `optwatch.wire.findings.Finding` and
+                `optwatch.wire.actions.Command`, and again whenever one has changed.
+            scalars: columns that are mirrored as `optwatch/COLUMN`, at most 64; not for a function. The names
+                are those of the table in `optwatch_agent.mirrors`.
+        """
+        try:
+            if self._held is not None and not self._agent.closed:
+                mirror = mirror_of(run, tuple(map(column_name, scalars)))
+                self._agent.mirroring.add(mirror, self._agent.tracks[0].completed)
+        except Exception as error:  # noqa: BLE001 - never into the training loop
+            self._complain(f"mirror takes {error}" if isinstance(error, TypeError) else f"mirror: {error!r}")
 
     @property
     def should_stop(self) -> bool:

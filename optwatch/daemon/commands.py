@@ -28,7 +28,7 @@ from optwatch.wire.actions import (
     action_args,
     parse_action,
 )
-from optwatch.wire.messages import Ask, Prepare, Report
+from optwatch.wire.messages import Ask, News, Prepare, Report
 
 ATTEMPTS = 4
 """A first vote and three more."""
@@ -84,7 +84,7 @@ class Entry(msgspec.Struct, kw_only=True):
         return self.command.state in OPEN_STATES
 
 
-Send = Callable[[str, Prepare | Ask], None]
+Send = Callable[[str, Prepare | Ask | News], None]
 """Send a message to a session."""
 
 

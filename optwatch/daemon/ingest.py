@@ -32,7 +32,9 @@ from optwatch.wire.messages import (
     Checked,
     DaemonMessage,
     Event,
+    Follow,
     Hello,
+    News,
     Prepare,
     Rejected,
     Report,
@@ -70,7 +72,7 @@ class Ingest:
         store: Store,
         runs: Runs,
         send: Send,
-        prepare: Callable[[str, Prepare | Ask], None],
+        prepare: Callable[[str, Prepare | Ask | News], None],
         daemon: str,
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -106,6 +108,8 @@ class Ingest:
                 self._schema(session, message)
             elif isinstance(message, Beat):
                 self._beat(session, message, now)
+            elif isinstance(message, Follow):
+                self._run(session).take_follow(session, message)
             elif isinstance(message, Sums):
                 self._run(session).take_sums(session, message, _sums(message, blocks))
             elif isinstance(message, Stack):

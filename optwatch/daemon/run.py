@@ -15,6 +15,7 @@ from optwatch.daemon.changes import Changes
 from optwatch.daemon.commands import Book, CommandError, Entry, Send
 from optwatch.daemon.diagnosis import Diagnosis
 from optwatch.daemon.duties import Duties
+from optwatch.daemon.followers import Followers
 from optwatch.daemon.hangs import Hangs, Standing, standings_of
 from optwatch.daemon.head import Head
 from optwatch.daemon.history import History, scalar_points, with_samples
@@ -31,7 +32,7 @@ from optwatch.series.points import Points
 from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, usual_norm
 from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
-from optwatch.wire.messages import Ask, Assign, Checked, Event, Hello, Report, Schema, Stack, Sums
+from optwatch.wire.messages import Ask, Assign, Checked, Event, Follow, Hello, Report, Schema, Stack, Sums
 from optwatch.wire.requests import Marker, Mode, RunState
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Run:
         self.book = Book(head.run)
         self.hangs = Hangs()
         self.duties = Duties()
+        self.followers = Followers()
         self.replicas = Replicas()
         self.stragglers = Stragglers()
         self.loaded = loaded
@@ -226,6 +228,12 @@ class Run:
         """Take where a rank's training thread is, since somebody asked."""
         session.stack, session.stacked = stack, now
 
+    def take_follow(self, session: Session, follow: Follow) -> None:
+        """Take that a rank wants to be told of the run."""
+        rank = self.ranks.get(session.hello.rank)
+        if rank is not None and rank.session is session:
+            self.followers.take(follow)
+
     def leave(self, session: Session) -> None:
         """A rank ended in good order; when all have, the run is over."""
         session.left = True
@@ -369,6 +377,12 @@ class Run:
             self._checkpoint_at = 0.0
         if self.book.open():
             self.book.work(self.peers(now), self.head.world_size, self._step_times(), time.time(), send)
+        if self.followers:
+            speaking = {rank.session.hello.session for rank in self.ranks.values()}
+            for news in self.followers.news(
+                speaking, self.lane(0).timeline, self.findings.values(), self.book.commands
+            ):
+                send(news.session, news)
         self._describe(now, changes)
 
     def _compare_replicas(self, live: set[int], now: float, send: Send) -> None:

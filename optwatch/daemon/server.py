@@ -21,7 +21,7 @@ from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.store import Store
 from optwatch.wire.frames import AGENT, CLIENT, pack
-from optwatch.wire.messages import Ask, Assign, DaemonMessage, Prepare
+from optwatch.wire.messages import Ask, Assign, DaemonMessage, News, Prepare
 from optwatch.wire.requests import Accepted
 
 log = logging.getLogger(__name__)
@@ -187,8 +187,8 @@ class Server:
             run.fail(error)
         return not run.fault
 
-    def _prepare(self, session: str, message: Prepare | Ask) -> None:
-        """Send a command to an agent, but not before it is in the books."""
+    def _prepare(self, session: str, message: Prepare | Ask | News) -> None:
+        """Send a command to an agent, or news of the run, but not before it is in the books."""
         found = self._ingest.sessions.get(session)
         if found is not None:
             self._held.append((found.identity, pack(message)))

@@ -12,9 +12,13 @@ will never come; they are recorded as a gap and the session goes on behind it. N
 the connection's `Hello`. A `Prepare` may come twice: the agent knows a `vote` it has had and ignores it.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+
+from optwatch.wire.actions import Command
+from optwatch.wire.findings import Finding
+from optwatch.wire.limits import MAX_NAME
 
 ConfigValue = str | int | float | bool | None
 
@@ -242,7 +246,28 @@ class Stack(msgspec.Struct, tag="stack", frozen=True, kw_only=True):
     """ "file:line function" each; no source text, no values."""
 
 
-AgentMessage = Hello | Schema | Batch | Event | Report | Checked | Bye | Beat | Sums | Stack
+MOST_NEWS = 64
+"""Columns, rows, findings and commands, each, of one `News`."""
+
+Columns = Annotated[
+    tuple[Annotated[str, msgspec.Meta(max_length=MAX_NAME)], ...], msgspec.Meta(max_length=MOST_NEWS)
+]
+
+
+class Follow(msgspec.Struct, tag="follow", frozen=True, kw_only=True):
+    """Once a second from an agent that wants to be told what the daemon knows of its run: send `News`.
+
+    `after`: the last global_step of which it has a row. `seen`: the number of the last `News` that it has;
+    where that is not the last one sent, all findings and commands are told anew.
+    """
+
+    session: str
+    columns: Columns
+    after: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+    seen: int
+
+
+AgentMessage = Follow | Hello | Schema | Batch | Event | Report | Checked | Bye | Beat | Sums | Stack
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True, kw_only=True):
@@ -302,4 +327,27 @@ class Ask(msgspec.Struct, tag="ask", frozen=True, kw_only=True):
     step: int = 0
 
 
-DaemonMessage = Welcome | Ack | Prepare | Ask | Assign | Rejected
+class News(msgspec.Struct, tag="news", frozen=True, kw_only=True):
+    """Answer to `Follow`, and then whenever a finding or a command is new or has changed.
+
+    Rows are of the merged series of the first optimizer, thinned out to `MOST_NEWS`: at each of `steps` one
+    of `values`, a number for each of `columns` or None. Each finding and command is as it stands now.
+    """
+
+    session: str
+    number: int
+    columns: Columns = ()
+    steps: Annotated[tuple[int, ...], msgspec.Meta(max_length=MOST_NEWS)] = ()
+    values: Annotated[
+        tuple[Annotated[tuple[float | None, ...], msgspec.Meta(max_length=MOST_NEWS)], ...],
+        msgspec.Meta(max_length=MOST_NEWS),
+    ] = ()
+    findings: Annotated[tuple[Finding, ...], msgspec.Meta(max_length=MOST_NEWS)] = ()
+    commands: Annotated[tuple[Command, ...], msgspec.Meta(max_length=MOST_NEWS)] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.values) or any(len(row) != len(self.columns) for row in self.values):
+            raise ValueError("rows that do not fit their columns")
+
+
+DaemonMessage = News | Welcome | Ack | Prepare | Ask | Assign | Rejected
