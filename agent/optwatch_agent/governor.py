@@ -16,6 +16,15 @@ left for samples, however seldom that makes the norm."""
 _SAVED = 8.0
 """Norms that can be paid from savings while steps are shorter than usual."""
 
+_HISTOGRAMS = 0.2
+"""Share of what is left for samples that histograms may take of it."""
+
+_APART = (2.0, 60.0)
+"""Seconds between two histograms at least, at first and however long the run has been."""
+
+_RESOLUTION = 256
+"""Of a long run, a histogram for every such part."""
+
 _WEIGHT = 0.2
 """Weight of the newest value in a moving average."""
 
@@ -24,9 +33,10 @@ class Governor:
     """Plans when gradient norms and per-tensor samples are taken, from what they and the steps cost.
 
     Every step earns `budget` × its time. What every step costs (loss, LR, time) is paid first, then the
-    gradient norm, and samples from what is left. Each has a purse of its own, so that a sample never
-    silences the norm; and one cost far above the usual is no debt. It starts sparse: nothing is measured
-    before the first steps have earned it, so that the beginning of a run holds the budget too.
+    gradient norm, and samples from what is left; now and then one comes with histograms. Norms and samples
+    have purses of their own, so that a sample never silences the norm; and one cost far above the usual is no
+    debt. It starts sparse: nothing is measured before the first steps have earned it, so that the beginning
+    of a run holds the budget too.
 
     A step that the system interrupts inside the agent would have been interrupted without it too, so the
     costs of norms and samples should be CPU time. That of every step may be by the clock, which is cheaper
@@ -39,16 +49,20 @@ class Governor:
         """Of the budget, the share that is spent elsewhere: on checks of the replicas."""
         self.norm_every = 1
         self.sample_every = _MOST
+        self.histogram_every = 1
         # First guesses, on the high side: one read of the gradients, or a dozen passes over a
         # tensor. A compiled pass takes a fifth of that, which the first sample tells.
         self._norm = Cost(1e-5 + 1e-6 * tensors + numel * 4e-10)
         self._sample = Cost(1e-4 + 1e-5 * tensors + numel * 5e-9)
+        self._histogram = Cost(1e-4 + 1e-5 * tensors + numel * 3e-9)
         self._fixed = Usual(3e-5)
         self._step_time: Usual | None = None
         self._for_norms = -self._norm.usual
         self._for_samples = -self._sample.usual
         self._since_norm = 0
         self._since_sample = 0
+        self._since_histogram = math.inf
+        self._steps = 0
         self._cost = self._time = 0.0
 
     @property
@@ -65,6 +79,10 @@ class Governor:
         that was wanted anyway."""
         return (self._for_samples >= 0 and self.wants_norm()) or self._since_sample >= _MOST
 
+    def wants_histogram(self) -> bool:
+        """Whether a sample that is taken now should come with the histograms of its tensors."""
+        return self._since_histogram + 1 >= self.histogram_every
+
     def spent(
         self,
         step_time: float | None,
@@ -72,6 +90,7 @@ class Governor:
         norm: float | None,
         sample: float | None,
         reserved: float = 0.0,
+        histogram: float | None = None,
     ) -> None:
         """Take account of a step: its whole time, and what the agent's parts took, in seconds.
 
@@ -79,6 +98,8 @@ class Governor:
         """
         self._since_norm = 0 if norm is not None else self._since_norm + 1
         self._since_sample = 0 if sample is not None else self._since_sample + 1
+        self._since_histogram = 0.0 if histogram is not None else self._since_histogram + 1
+        self._steps += 1
         cost = self._fixed.see(fixed) + reserved
         if norm is not None:
             cost += norm
@@ -86,6 +107,9 @@ class Governor:
         if sample is not None:
             cost += sample
             self._for_samples = self._sample.debit(self._for_samples, sample)
+        if histogram is not None:
+            cost += histogram
+            self._for_samples -= self._histogram.see(histogram)
         if step_time is None:
             return
         self._cost = 0.99 * self._cost + cost
@@ -111,6 +135,13 @@ class Governor:
         self.norm_every = period(self._norm.usual, (1 - _LEAST) * income)
         norms = min(self._norm.usual / self.norm_every, (1 - _LEAST) * income)
         self.sample_every = period(self._sample.usual, income - norms)
+        # Evenly spread over a run, however long it gets.
+        part, (least, most) = (
+            self._steps / _RESOLUTION,
+            (seconds / self._step_time.value for seconds in _APART),
+        )
+        affordable = period(self._histogram.usual, _HISTOGRAMS * (income - norms), most=1 << 30)
+        self.histogram_every = max(affordable, math.ceil(min(max(part, least), most)))
 
     def _income(self, step_time: float) -> float:
         earned = (1.0 - self.reserved) * self.budget * step_time
@@ -137,17 +168,21 @@ class Cost:
         self.usual = guess
         self._last: deque[float] = deque(maxlen=5)
 
-    def debit(self, purse: float, cost: float) -> float:
-        """Take account of a cost; what it leaves of the purse. No debt is kept from a guess too high."""
+    def see(self, cost: float) -> float:
+        """Take account of a cost; what of it is believed."""
         # The first time code runs it is slow.
         believed = min(cost, _OUTLIER * self.usual)
         self._last.append(believed)
         self.usual = sorted(self._last)[(len(self._last) - 1) // 2]
-        return max(purse - believed, -_OUTLIER * self.usual)
+        return believed
+
+    def debit(self, purse: float, cost: float) -> float:
+        """Take account of a cost; what it leaves of the purse. No debt is kept from a guess too high."""
+        return max(purse - self.see(cost), -_OUTLIER * self.usual)
 
 
-def period(cost: float, income: float) -> int:
-    """Steps over which an income per step pays for a cost, 1024 at most."""
-    if cost > income * _MOST:
-        return _MOST
+def period(cost: float, income: float, most: int = _MOST) -> int:
+    """Steps over which an income per step pays for a cost."""
+    if cost > income * most:
+        return most
     return max(1, math.ceil(cost / income))

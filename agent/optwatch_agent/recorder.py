@@ -7,9 +7,11 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from optwatch.wire.frames import BatchBlocks
@@ -25,6 +27,7 @@ _HELD_FOR = 0.5
 """Seconds that the newest row waits for values logged after its step."""
 
 Value = float | Tensor
+Counts = npt.NDArray[np.uint32]
 
 
 class Row:
@@ -50,6 +53,7 @@ class Recorder:
         self._newest: deque[Row] = deque(maxlen=1)
         self._rows: deque[Row] = deque()
         self._samples: deque[tuple[int, Sample, tuple[TensorInfo, ...]]] = deque()
+        self._histograms: deque[tuple[int, Counts, tuple[TensorInfo, ...]]] = deque()
 
     # --- the training thread --------------------------------------------------------------------------
 
@@ -75,6 +79,10 @@ class Recorder:
         """Record a measurement of every tensor, taken at a step."""
         self._samples.append((step, sample, self.tensors))
 
+    def histogram(self, step: int, counts: Counts) -> None:
+        """Record the histograms of every tensor at a step, u4[T, WIDTH]."""
+        self._histograms.append((step, counts, self.tensors))
+
     def rename(self, tensors: tuple[TensorInfo, ...]) -> None:
         """Other tensors from now on: parameters were added."""
         self.tensors = tensors
@@ -96,15 +104,21 @@ class Recorder:
         if self._newest and (everything or time.time() - self._newest[0].wall > _HELD_FOR):
             self.release()
         batches = []
-        while self._rows or self._samples:
+        while self._rows or self._samples or self._histograms:
             rows = _take(self._rows, _MOST_IN_BATCH)
-            tensors = self._samples[0][2] if self._samples else self.tensors
+            first = self._samples or self._histograms
+            tensors = first[0][2] if first else self.tensors
             samples = []
             room = MAX_BLOCK_BYTES // 2
             while self._samples and self._samples[0][2] is tensors and room > 0:
                 step, sample, _ = self._samples.popleft()
                 samples.append((step, sample))
                 room -= sample.stats.nbytes + sample.counts.nbytes
+            histograms = []
+            while self._histograms and self._histograms[0][2] is tensors and room > 0:
+                step, counts, _ = self._histograms.popleft()
+                histograms.append((step, counts))
+                room -= counts.nbytes
             schema = self._schema(session, rows, tensors)
             batch = Batch(
                 session=session,
@@ -114,8 +128,16 @@ class Recorder:
                 steps=len(rows),
                 sampled=len(samples),
                 dropped=self.dropped,
+                histograms=len(histograms),
             )
-            batches.append((schema, batch, self._blocks(rows, samples, len(tensors))))
+            blocks = self._blocks(rows, samples, len(tensors))
+            if histograms:
+                blocks = replace(
+                    blocks,
+                    histogram_step=np.array([step for step, _ in histograms], dtype=np.int64),
+                    histograms=np.stack([counts for _, counts in histograms]),
+                )
+            batches.append((schema, batch, blocks))
         return batches
 
     def _schema(self, session: str, rows: list[Row], tensors: tuple[TensorInfo, ...]) -> Schema:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optwatch_agent import losses, naming, probe, scalers, zero
+from optwatch_agent import histograms, losses, naming, probe, scalers, zero
 from optwatch_agent.actuators import Actuators
 from optwatch_agent.before import Before
 from optwatch_agent.checks import Checks
@@ -315,7 +315,7 @@ class Track:
         if self._logged:
             logged, self._logged = self._logged, {}
             values.update(logged)
-        norm_cost = sample_cost = None
+        norm_cost = sample_cost = histogram_cost = None
         began = ended = time.perf_counter()
         wants_norm = self._sampling or self._clipped is not None or self._wants_norm()
         if wants_norm and not self.degraded:
@@ -324,6 +324,7 @@ class Track:
                     norm_cost = self._add_norm(values) + self._add_local_norm(values)
                     if self._sampling:
                         sample_cost = self._add_sample(step, values)
+                        histogram_cost = self._add_histogram(step)
             except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
                 self._failed(error)
             ended = time.perf_counter()
@@ -338,7 +339,7 @@ class Track:
         self.recorder.add(step, values)
         PHASES.enter(FORWARD)
         fixed = self._spent + (began - now) + (time.perf_counter() - ended)
-        self.governor.spent(step_time, fixed, norm_cost, sample_cost, check_cost)
+        self.governor.spent(step_time, fixed, norm_cost, sample_cost, check_cost, histogram_cost)
         if (
             self._local is not None
             and self.checks.ranks > 1
@@ -413,7 +414,6 @@ class Track:
         sample = probe.measure(
             self.optimizer, params, roles_of(self.optimizer), before.differences(params), before.grads
         )
-        before.grads = None
         self.recorder.sample(step, zero.spread(sample, self.optimizer))
         if self._parts is not None:
             values.update(self._parts.sampled(sample))
@@ -424,6 +424,17 @@ class Track:
             values["update_norm"] = sample.update_norm
         if not is_known(self.optimizer):
             values.update(state_norms(self.optimizer))
+        return time.thread_time() - began
+
+    def _add_histogram(self, step: int) -> float | None:
+        """How each gradient is spread, at a few of the steps that are sampled; the CPU seconds it took."""
+        kept, self._before.grads = self._before.grads, None
+        meets = self._parts is None or in_step(self.governor.histogram_every, step)
+        if not (meets and self.governor.wants_histogram() and histograms.fits(len(self.recorder.tensors))):
+            return None
+        began = time.thread_time()
+        counts = histograms.measure(self._params(), kept)
+        self.recorder.histogram(step, zero.spread_counts(counts, self.optimizer))
         return time.thread_time() - began
 
     def _add_local_norm(self, values: dict[str, Value]) -> float:

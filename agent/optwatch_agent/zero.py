@@ -11,10 +11,13 @@ import weakref
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from optwatch_agent.probe import Sample
+
+Counts = npt.NDArray[np.uint32]
 
 DIMENSION = "zero"
 """The name of the dimension in shard_keys."""
@@ -75,12 +78,21 @@ def groups_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 def spread(sample: Sample, optimizer: torch.optim.Optimizer) -> Sample:
     """A record of the tensors of all ranks from one of this rank's: of the others it says nothing."""
-    partition = partition_of(optimizer)
-    if partition is None:
+    if partition_of(optimizer) is None:
         return sample
+    stats = _spread(sample.stats, optimizer, np.nan)
+    return dataclasses.replace(sample, stats=stats, counts=_spread(sample.counts, optimizer, 0))
+
+
+def spread_counts(counts: Counts, optimizer: torch.optim.Optimizer) -> Counts:
+    """The same of histograms, u4[T, WIDTH]."""
+    return counts if partition_of(optimizer) is None else _spread(counts, optimizer, 0)
+
+
+def _spread(of_own: npt.NDArray[Any], optimizer: torch.optim.Optimizer, other: float) -> npt.NDArray[Any]:
+    partition = partition_of(optimizer)
+    assert partition is not None
     place = {id(param): at for at, param in enumerate(partition.params)}
-    rows = [place[id(param)] for group in optimizer.param_groups for param in group["params"]]
-    stats = np.full((len(place), sample.stats.shape[1]), np.nan, dtype=sample.stats.dtype)
-    counts = np.zeros((len(place), sample.counts.shape[1]), dtype=sample.counts.dtype)
-    stats[rows], counts[rows] = sample.stats, sample.counts
-    return dataclasses.replace(sample, stats=stats, counts=counts)
+    out = np.full((len(place), of_own.shape[1]), other, dtype=of_own.dtype)
+    out[[place[id(param)] for group in optimizer.param_groups for param in group["params"]]] = of_own
+    return out

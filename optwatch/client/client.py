@@ -19,6 +19,7 @@ from optwatch.wire.frames import (
     CLIENT,
     RUNS_TOPIC,
     Buffer,
+    HistogramBlocks,
     SeriesBlocks,
     TensorBlocks,
     WireError,
@@ -36,6 +37,7 @@ from optwatch.wire.requests import (
     Findings,
     GetCommands,
     GetFindings,
+    GetHistograms,
     GetSeries,
     GetStacks,
     GetStatus,
@@ -43,6 +45,7 @@ from optwatch.wire.requests import (
     GetView,
     Greet,
     Greeting,
+    Histograms,
     ListRuns,
     Mode,
     RankStack,
@@ -203,6 +206,26 @@ class Client:
         request = GetTensors(run=run, optimizer=optimizer, first=first, last=last, limit=limit)
         tensors, blocks = self._get_blocks(request, Tensors)
         return tensors, _tensor_blocks(tensors, blocks)
+
+    def histograms(
+        self,
+        run: str,
+        tensor: str | None = None,
+        *,
+        optimizer: int = 0,
+        first: int | None = None,
+        last: int | None = None,
+        limit: int = 64,
+    ) -> tuple[Histograms, HistogramBlocks]:
+        """How the gradient of one tensor or of all (None) was spread, at the last steps that have it."""
+        request = GetHistograms(
+            run=run, tensor=tensor, optimizer=optimizer, first=first, last=last, limit=limit
+        )
+        histograms, blocks = self._get_blocks(request, Histograms)
+        try:
+            return histograms, HistogramBlocks.read(blocks, len(histograms.tensors))
+        except WireError as error:
+            raise DaemonError(f"the daemon sent {error}") from None
 
     def act(self, run: str, action: str, args: dict[str, Any], why: str = "") -> Command:
         return self._command(Act(run=run, action=action, args=args, why=why))

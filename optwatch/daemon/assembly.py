@@ -1,11 +1,11 @@
 """Assembly: the records of ranks that hold parts of the tensors become one record a step."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from optwatch.series.shards import Plan
+from optwatch.series.shards import Plan, numel
 from optwatch.wire.messages import Schema, TensorInfo
 
 Holding = tuple[tuple[TensorInfo, ...], tuple[str, ...], tuple[str, ...]]
@@ -143,7 +143,18 @@ def combine(plan: Plan, schema: Schema, parts: Mapping[int, Record]) -> Record:
     return Record(step, schema, np.asarray(stats), np.asarray(counts))
 
 
-def assemble(steps: Sequence[Mapping[int, Record]]) -> list[Record]:
+def add_up(plan: Plan, schema: Schema, parts: Mapping[int, Record]) -> Record:
+    """The same of histograms, which are counts only. A tensor is whole or not measured."""
+    step = next(iter(parts.values())).step
+    counts = plan.add_up({rank: parts[rank].counts for rank in plan.ranks})
+    counts[counts.sum(axis=1) != np.array([numel(tensor) for tensor in plan.tensors], np.uint64)] = 0
+    return Record(step, schema, np.empty((len(counts), 0), np.float32), counts)
+
+
+def assemble(
+    steps: Sequence[Mapping[int, Record]],
+    combine: Callable[[Plan, Schema, Mapping[int, Record]], Record] = combine,
+) -> list[Record]:
     """One record of whole tensors for each step (rank → its record) whose parts are all there."""
     plans: dict[tuple[tuple[int, str], ...], tuple[Plan, Schema]] = {}
     out = []

@@ -1,9 +1,11 @@
 """Chunks: the blocks of many batches as one blob, bit for bit as they came.
 
 A chunk of kind "s" holds step <i8[n], wall <f8[n], values <f8[n, S], logged |u1[n, S] one behind the
-other; one of kind "t" holds step <i8[k], stats <f4[k, T·S], counts <u8[k, T·C].
+other; one of kind "t" holds step <i8[k], stats <f4[k, T·S], counts <u8[k, T·C]; one of kind "h", compressed
+by zlib since few of its counts are not 0, step <i8[h], histograms <u4[h, T·WIDTH].
 """
 
+import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,9 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from optwatch.wire.frames import BatchBlocks
+from optwatch.wire.histograms import WIDTH
 from optwatch.wire.messages import Schema
 
-ChunkKind = Literal["s", "t"]
+ChunkKind = Literal["s", "t", "h"]
+
+_EFFORT = 1
+"""Of zlib: the quickest."""
+
+
+def kind_of(text: str) -> ChunkKind:
+    """A kind as the store names it.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    match text:
+        case "s" | "t" | "h":
+            return text
+    raise ValueError(f"a chunk of kind {text!r}")
 
 
 def widths(kind: ChunkKind, schema: Schema) -> tuple[tuple[str, int], ...]:
@@ -21,6 +39,8 @@ def widths(kind: ChunkKind, schema: Schema) -> tuple[tuple[str, int], ...]:
     if kind == "s":
         return ("<i8", 1), ("<f8", 1), ("<f8", len(schema.scalars)), ("|u1", len(schema.scalars))
     tensors = len(schema.tensors)
+    if kind == "h":
+        return ("<i8", 1), ("<u4", tensors * WIDTH)
     return ("<i8", 1), ("<f4", tensors * len(schema.stats)), ("<u8", tensors * len(schema.counts))
 
 
@@ -32,12 +52,18 @@ def tensor_chunk(blocks: BatchBlocks) -> bytes:
     return _bytes(blocks.sample_step, blocks.stats, blocks.counts)
 
 
+def histogram_chunk(blocks: BatchBlocks) -> bytes:
+    return zlib.compress(_bytes(blocks.histogram_step, blocks.histograms), _EFFORT)
+
+
 def split(kind: ChunkKind, schema: Schema, rows: int, data: bytes) -> list[npt.NDArray[Any]]:
     """The blocks of a chunk, each [rows, width], read-only.
 
     Raises:
         ValueError: the blob does not have the length that the schema and `rows` promise.
     """
+    if kind == "h":
+        data = _decompressed(data)
     out = []
     offset = 0
     for dtype, width in widths(kind, schema):
@@ -56,7 +82,15 @@ def join(kind: ChunkKind, schema: Schema, parts: Sequence[tuple[int, bytes]]) ->
         ValueError: as `split`.
     """
     blocks = [split(kind, schema, rows, data) for rows, data in parts]
-    return b"".join(array.tobytes() for column in zip(*blocks, strict=True) for array in column)
+    data = b"".join(array.tobytes() for column in zip(*blocks, strict=True) for array in column)
+    return zlib.compress(data, _EFFORT) if kind == "h" else data
+
+
+def _decompressed(data: bytes) -> bytes:
+    try:
+        return zlib.decompress(data)
+    except zlib.error as error:
+        raise ValueError(f"a chunk that cannot be decompressed: {error}") from None
 
 
 def _bytes(*arrays: npt.NDArray[Any]) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 from optwatch import __version__
 from optwatch.daemon.commands import CommandError, Entry
 from optwatch.daemon.head import UnknownRun
-from optwatch.daemon.lane import tensor_reply
+from optwatch.daemon.lane import histogram_reply, tensor_reply
 from optwatch.daemon.publish import Publisher
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
@@ -33,6 +33,7 @@ from optwatch.wire.requests import (
     Findings,
     GetCommands,
     GetFindings,
+    GetHistograms,
     GetSeries,
     GetStacks,
     GetStatus,
@@ -62,6 +63,7 @@ PAGE_BYTES = 16 << 20
 MAX_POINTS = 20_000
 VIEW_RECORDS = 96
 MAX_RECORDS = 4_096
+MAX_HISTOGRAMS = 256
 MAX_BLOCK = 48 << 20
 MAX_STEP = 1 << 53
 
@@ -97,6 +99,7 @@ class Desk:
             GetView: self._view,
             GetSeries: self._series,
             GetTensors: self._tensors,
+            GetHistograms: self._histograms,
             Act: self._act,
             Approve: self._approve,
             Dismiss: self._dismiss,
@@ -246,6 +249,18 @@ class Desk:
         tensors, blocks = tensor_reply(_fitting(records))
         return tensors, blocks.blocks()
 
+    def _histograms(self, request: GetHistograms, now: float) -> Answer:
+        run = self._runs.find(request.run)
+        self._store.settle()
+        if not 0 <= request.limit <= MAX_HISTOGRAMS:
+            return Refused("bad_request", f"limit is from 0 to {MAX_HISTOGRAMS}"), ()
+        _check_range(request.first, request.last)
+        records = self._runs.history.histograms(
+            run.head.run, request.optimizer, request.first, request.last, request.limit, request.tensor
+        )
+        histograms, blocks = histogram_reply(_fitting(records))
+        return histograms, blocks.blocks()
+
     # --- wishes ---------------------------------------------------------------------------------------
 
     def _act(self, request: Act, user: str, now: float) -> Answer:
@@ -319,7 +334,7 @@ def _fitting(records: list[Any]) -> list[Any]:
     """The newest records, as many as a reply may carry."""
     size = 0
     for at in range(len(records) - 1, -1, -1):
-        size += max(records[at].stats.nbytes, records[at].counts.nbytes)
+        size += max(records[at].stats.nbytes, 8 * records[at].counts.size)
         if size > MAX_BLOCK:
             return records[at + 1 :]
     return records

@@ -1,19 +1,20 @@
 """History: series read back from the store."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
 import numpy as np
 
-from optwatch.daemon.assembly import Record, assemble
-from optwatch.daemon.chunks import split
+from optwatch.daemon.assembly import Record, add_up, assemble
+from optwatch.daemon.chunks import ChunkKind, split
 from optwatch.daemon.writer import read_schema
 from optwatch.series.coverage import Coverage
 from optwatch.series.merge import merge, select
 from optwatch.series.norms import Norms
 from optwatch.series.points import Column, Points, Samples
+from optwatch.wire.histograms import WIDTH
 from optwatch.wire.messages import Schema, TensorInfo
 
 WINDOW = 16_384
@@ -103,27 +104,75 @@ class History:
         A step at which ranks hold parts of the tensors and some part is missing is left out.
         """
         with self._one_state():
-            return self._records(run, optimizer, first, last, limit)
+            return assemble(self._newest("t", self._samples_of, run, optimizer, first, last, limit))
 
-    def _records(
-        self, run: str, optimizer: int, first: int | None, last: int | None, limit: int
+    def histograms(
+        self,
+        run: str,
+        optimizer: int,
+        first: int | None,
+        last: int | None,
+        limit: int,
+        tensor: str | None = None,
     ) -> list[Record]:
-        chunks = self._chunks(run, optimizer, "t", None, first, last)
+        """The last `limit` histograms of a range, of all tensors or of the one of a name: records without
+        stats, whose counts are [T, WIDTH] (`wire.histograms`). What is incomplete is left out likewise."""
+
+        schemas: dict[str, Schema] = {}
+
+        def read(run: str, optimizer: int, chunk: _Chunk) -> Iterator[Record]:
+            return self._histograms_of(run, optimizer, chunk, tensor, schemas)
+
+        with self._one_state():
+            return assemble(self._newest("h", read, run, optimizer, first, last, limit), add_up)
+
+    def _newest(
+        self,
+        kind: ChunkKind,
+        read: "Callable[[str, int, _Chunk], Iterator[Record]]",
+        run: str,
+        optimizer: int,
+        first: int | None,
+        last: int | None,
+        limit: int,
+    ) -> list[dict[int, Record]]:
+        """rank → its record, for each of the last `limit` steps that have any."""
+        chunks = self._chunks(run, optimizer, kind, None, first, last)
         ceilings = self._ceilings(run, optimizer)
         found: dict[int, dict[int, Record]] = {}
         for chunk in sorted(chunks, key=lambda chunk: (chunk.last, -chunk.rank), reverse=True):
-            if len(found) >= limit and chunk.last < min(sorted(found)[-limit:]):
+            if len(found) >= limit and chunk.last < min(sorted(found)[-limit:], default=0):
                 break
-            schema = self.schema(run, optimizer, chunk.schema)
-            step, stats, counts = split("t", schema, chunk.rows, self._blob(chunk.id))
-            shape = (chunk.rows, len(schema.tensors), -1) if schema.tensors else (chunk.rows, 0, 0)
-            stats, counts = stats.reshape(shape), counts.reshape(shape)
             ceiling = ceilings[chunk.incarnation]
-            for row, number in enumerate(step[:, 0].tolist()):
-                if (first is None or number >= first) and number <= min(ceiling, last or ceiling):
-                    there = found.setdefault(number, {})
-                    there[chunk.rank] = Record(number, schema, stats[row], counts[row])
-        return assemble([found[step] for step in sorted(found)[-limit:]]) if limit else []
+            for record in read(run, optimizer, chunk):
+                if (first is None or record.step >= first) and record.step <= min(ceiling, last or ceiling):
+                    found.setdefault(record.step, {})[chunk.rank] = record
+        return [found[step] for step in sorted(found)[-limit:]] if limit else []
+
+    def _samples_of(self, run: str, optimizer: int, chunk: _Chunk) -> Iterator[Record]:
+        schema = self.schema(run, optimizer, chunk.schema)
+        step, stats, counts = split("t", schema, chunk.rows, self._blob(chunk.id))
+        shape = (chunk.rows, len(schema.tensors), -1) if schema.tensors else (chunk.rows, 0, 0)
+        stats, counts = stats.reshape(shape), counts.reshape(shape)
+        for row, number in enumerate(step[:, 0].tolist()):
+            yield Record(number, schema, stats[row], counts[row])
+
+    def _histograms_of(
+        self, run: str, optimizer: int, chunk: _Chunk, tensor: str | None, schemas: dict[str, Schema]
+    ) -> Iterator[Record]:
+        whole = self.schema(run, optimizer, chunk.schema)
+        rows = [at for at, info in enumerate(whole.tensors) if tensor in (None, info.name)]
+        if not rows:
+            return
+        tensors = tuple(whole.tensors[at] for at in rows)
+        schema = schemas.setdefault(
+            chunk.schema, msgspec.structs.replace(whole, tensors=tensors, stats=(), counts=())
+        )
+        step, counts = split("h", whole, chunk.rows, self._blob(chunk.id))
+        counts = counts.reshape(chunk.rows, len(whole.tensors), WIDTH)
+        nothing = np.empty((len(rows), 0), np.float32)
+        for row, number in enumerate(step[:, 0].tolist()):
+            yield Record(number, schema, nothing, counts[row] if tensor is None else counts[row, rows])
 
     def coverage(self, run: str, optimizer: int) -> dict[tuple[int, int], Coverage]:
         """For each (incarnation, rank) the steps whose scalars are in the store."""

@@ -347,7 +347,7 @@ def _check_stack(stack: Stack) -> None:
 
 
 def _check_steps(blocks: BatchBlocks) -> None:
-    for step in (blocks.step, blocks.sample_step):
+    for step in (blocks.step, blocks.sample_step, blocks.histogram_step):
         if len(step) and (step[0] < 0 or step[-1] > MAX_STEP or np.any(np.diff(step) <= 0)):
             raise WireError("steps that do not increase")
 

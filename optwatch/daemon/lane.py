@@ -11,9 +11,10 @@ from optwatch.series.coverage import Coverage
 from optwatch.series.merge import Merger
 from optwatch.series.points import Points
 from optwatch.series.timeline import Timeline
-from optwatch.wire.frames import TensorBlocks
+from optwatch.wire.frames import HistogramBlocks, TensorBlocks
+from optwatch.wire.histograms import WIDTH
 from optwatch.wire.messages import Schema
-from optwatch.wire.requests import Tensors
+from optwatch.wire.requests import Histograms, Tensors
 
 RECORD_BYTES = 32 << 20
 """Memory for the newest per-tensor records of one lane."""
@@ -150,4 +151,17 @@ def tensor_reply(records: Collection[Record]) -> tuple[Tensors, TensorBlocks]:
         np.array([record.step for record in chosen], dtype=np.int64),
         np.stack([record.stats for record in chosen]),
         np.stack([record.counts for record in chosen]),
+    )
+
+
+def histogram_reply(records: Collection[Record]) -> tuple[Histograms, HistogramBlocks]:
+    """The same of histograms."""
+    if not records:
+        return Histograms(()), HistogramBlocks(np.empty(0, np.int64), np.empty((0, 0, WIDTH), np.uint64))
+    chosen = list(records)
+    tensors = chosen[-1].schema.tensors
+    chosen = [record for record in chosen if record.schema.tensors == tensors]
+    return Histograms(tensors), HistogramBlocks(
+        np.array([record.step for record in chosen], dtype=np.int64),
+        np.stack([record.counts for record in chosen]).astype(np.uint64, copy=False),
     )

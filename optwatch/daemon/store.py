@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from optwatch.daemon.chunks import ChunkKind, scalar_chunk, tensor_chunk
+from optwatch.daemon.chunks import ChunkKind, histogram_chunk, scalar_chunk, tensor_chunk
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.tables import connect, migrate
 from optwatch.daemon.writer import Statement, Stream, Writer
@@ -123,11 +123,13 @@ class Store:
         )
 
     def add_batch(self, hello: Hello, schema: Schema, blocks: BatchBlocks, *, tensors: bool) -> None:
-        """Add the rows of one batch; its per-tensor records only with `tensors`."""
+        """Add the rows of one batch; its per-tensor records and histograms only with `tensors`."""
         if len(blocks.step):
             self._add_chunk(hello, schema, "s", blocks.step, scalar_chunk(blocks))
         if tensors and len(blocks.sample_step):
             self._add_chunk(hello, schema, "t", blocks.sample_step, tensor_chunk(blocks))
+        if tensors and len(blocks.histogram_step):
+            self._add_chunk(hello, schema, "h", blocks.histogram_step, histogram_chunk(blocks))
 
     def add_marker(self, run: str, event: Event) -> None:
         self._write(

@@ -42,6 +42,7 @@ MIGRATIONS = (
         what TEXT NOT NULL, detail TEXT NOT NULL
     );
     """,
+    "-- The same tables, with chunks of kind h (histograms), which version 1 cannot read.\n",
 )
 VERSION = len(MIGRATIONS)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from optwatch.daemon.chunks import split
+from optwatch.daemon.chunks import kind_of, split
 from optwatch.daemon.commands import Entry
 from optwatch.daemon.diagnosis import Checkpoint
 from optwatch.daemon.errors import StartError
@@ -147,7 +147,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> Report:
         rows += count
         try:
             schema = read_schema(connection, run, optimizer, digest)
-            step = split("s" if kind == "s" else "t", schema, count, data)[0][:, 0]
+            step = split(kind_of(kind), schema, count, data)[0][:, 0]
             if count and (step.min() != first or step.max() != last):
                 problems.append(f"run {run}: chunk {number} holds other steps than it says")
         except ValueError as error:

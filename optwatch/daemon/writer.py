@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from optwatch.daemon.chunks import ChunkKind, join
+from optwatch.daemon.chunks import join, kind_of
 from optwatch.wire.messages import Schema
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def merge_level(connection: sqlite3.Connection, stream: Stream, level: int) -> i
                     min(row[3] for row in batch),
                     max(row[4] for row in batch),
                     sum(row[5] for row in batch),
-                    join(_kind(kind), schema, [(row[5], row[6]) for row in batch]),
+                    join(kind_of(kind), schema, [(row[5], row[6]) for row in batch]),
                 ),
             )
     connection.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in rows])
@@ -210,7 +210,3 @@ def _by_size(rows: list[tuple[Any, ...]]) -> list[list[tuple[Any, ...]]]:
         batches[-1].append(row)
         size += len(row[6])
     return batches
-
-
-def _kind(text: str) -> ChunkKind:
-    return "s" if text == "s" else "t"

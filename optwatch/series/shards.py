@@ -6,6 +6,7 @@ wire, weighted with the elements that each rank holds, in float64.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -63,15 +64,19 @@ class Plan:
     def merge(self, records: Mapping[int, tuple[F4, U8]]) -> tuple[F4, U8]:
         """Merge stats [T, S] and counts [T, C] of each of `ranks` into those of the whole tensors."""
         stats = np.concatenate([records[rank][0][self._rows[rank]] for rank in self.ranks]).astype(np.float64)
-        counts = np.concatenate([records[rank][1][self._rows[rank]] for rank in self.ranks])
         merged = np.empty((len(self.tensors), len(self.stats)))
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             for at, name in enumerate(self.stats):
                 merged[:, at] = self._cosine(stats) if name == COSINE else self._one(name, stats[:, at])
             whole = merged.astype(np.float32)
-        total = np.zeros((len(self.tensors), len(self.counts)), dtype=np.uint64)
-        np.add.at(total, self._into, counts)
-        return whole, total
+        return whole, self.add_up({rank: records[rank][1] for rank in self.ranks})
+
+    def add_up(self, records: Mapping[int, npt.NDArray[np.unsignedinteger[Any]]]) -> U8:
+        """Add up counts [T, C] of each of `ranks` to those of the whole tensors."""
+        counts = np.concatenate([records[rank][self._rows[rank]] for rank in self.ranks])
+        total = np.zeros((len(self.tensors), counts.shape[1]), dtype=np.uint64)
+        np.add.at(total, self._into, counts.astype(np.uint64, copy=False))
+        return total
 
     def _one(self, name: str, values: F8) -> F8:
         if name.endswith("_max"):

@@ -13,7 +13,7 @@ One ROUTER serves both kinds of peers; the first frame says which one speaks:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optwatch.wire import limits
+from optwatch.wire.histograms import WIDTH
 from optwatch.wire.messages import AgentMessage, Batch, DaemonMessage, Schema
 from optwatch.wire.requests import Publication, Reply, Request
 
@@ -30,6 +31,7 @@ I8 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint64]
 F8 = npt.NDArray[np.float64]
 F4 = npt.NDArray[np.float32]
+U4 = npt.NDArray[np.uint32]
 U1 = npt.NDArray[np.uint8]
 
 Message = TypeVar("Message")
@@ -79,11 +81,12 @@ def unpack(parts: Parts, decoder: "msgspec.msgpack.Decoder[Message]") -> tuple[M
 
 @dataclass(frozen=True)
 class BatchBlocks:
-    """The numbers of a `Batch` of n steps, S scalars, k samples of T tensors.
+    """The numbers of a `Batch` of n steps, S scalars, k samples and h histograms of T tensors.
 
     step <i8[n] global_step; wall <f8[n] unix seconds; scalars <f8[n, S]; logged |u1[n, S], 1 where a
     value was logged (it may be NaN or inf all the same); sample_step <i8[k]; stats <f4[k, T, stats];
-    counts <u8[k, T, counts].
+    counts <u8[k, T, counts]. Only where there are histograms (`wire.histograms`): histogram_step <i8[h];
+    histograms <u4[h, T, WIDTH].
     """
 
     step: I8
@@ -93,6 +96,8 @@ class BatchBlocks:
     sample_step: I8
     stats: F4
     counts: U8
+    histogram_step: I8 = field(default_factory=lambda: np.empty(0, np.int64))
+    histograms: U4 = field(default_factory=lambda: np.empty((0, 0, WIDTH), np.uint32))
 
     def blocks(self) -> tuple[npt.NDArray[Any], ...]:
         """In the order of the wire."""
@@ -104,6 +109,7 @@ class BatchBlocks:
             self.sample_step,
             self.stats,
             self.counts,
+            *((self.histogram_step, self.histograms) if len(self.histogram_step) else ()),
         )
 
     @classmethod
@@ -114,11 +120,15 @@ class BatchBlocks:
             WireError: a count over its cap or a block of the wrong length.
         """
         n, s = batch.steps, len(schema.scalars)
-        k, t = batch.sampled, len(schema.tensors)
-        if not (0 <= n <= limits.MAX_STEPS and 0 <= k <= limits.MAX_STEPS):
-            raise WireError(f"a batch of {n} steps and {k} samples")
-        if len(blocks) != 7:
+        k, t, h = batch.sampled, len(schema.tensors), batch.histograms
+        if not all(0 <= rows <= limits.MAX_STEPS for rows in (n, k, h)):
+            raise WireError(f"a batch of {n} steps, {k} samples and {h} histograms")
+        if len(blocks) != (9 if h else 7):
             raise WireError(f"a batch of {len(blocks)} blocks")
+        histograms = {}
+        if h:
+            histograms["histogram_step"] = block(blocks[7], "<i8", (h,))
+            histograms["histograms"] = block(blocks[8], "<u4", (h, t, WIDTH))
         return cls(
             step=block(blocks[0], "<i8", (n,)),
             wall=block(blocks[1], "<f8", (n,)),
@@ -127,6 +137,7 @@ class BatchBlocks:
             sample_step=block(blocks[4], "<i8", (k,)),
             stats=block(blocks[5], "<f4", (k, t, len(schema.stats))),
             counts=block(blocks[6], "<u8", (k, t, len(schema.counts))),
+            **histograms,
         )
 
 
@@ -195,6 +206,28 @@ class TensorBlocks:
             step=block(blocks[0], "<i8", (k,)),
             stats=block(blocks[1], "<f4", (k, tensors, stats)),
             counts=block(blocks[2], "<u8", (k, tensors, counts)),
+        )
+
+
+@dataclass(frozen=True)
+class HistogramBlocks:
+    """step <i8[h], counts <u8[h, T, WIDTH] (`wire.histograms`)."""
+
+    step: I8
+    counts: U8
+
+    def blocks(self) -> tuple[npt.NDArray[Any], ...]:
+        return (self.step, self.counts)
+
+    @classmethod
+    def read(cls, blocks: Parts, tensors: int) -> Self:
+        """Raises `WireError` where the lengths do not fit together."""
+        if len(blocks) != 2:
+            raise WireError(f"histograms of {len(blocks)} blocks")
+        h = _size(blocks[0]) // 8
+        return cls(
+            step=block(blocks[0], "<i8", (h,)),
+            counts=block(blocks[1], "<u8", (h, tensors, WIDTH)),
         )
 
 

@@ -143,6 +143,8 @@ class Batch(msgspec.Struct, tag="batch", frozen=True, kw_only=True):
     sampled: int
     dropped: int = 0
     """Steps lost so far in this session because the queue was full."""
+    histograms: int = 0
+    """Steps at which the spread of each tensor's gradient was measured: `histograms`."""
 
 
 class Event(msgspec.Struct, tag="event", frozen=True, kw_only=True):

@@ -177,6 +177,18 @@ class GetTensors(msgspec.Struct, tag="tensors", frozen=True, kw_only=True):
     limit: int = 256
 
 
+class GetHistograms(msgspec.Struct, tag="histograms", frozen=True, kw_only=True):
+    """How the gradient of one tensor was spread, or that of all (None), at the last `limit` steps of a range
+    at which it was measured."""
+
+    run: str
+    tensor: str | None = None
+    optimizer: int = 0
+    first: int | None = None
+    last: int | None = None
+    limit: int = 64
+
+
 class Act(msgspec.Struct, tag="act", frozen=True, kw_only=True):
     """Command the agents of a run by hand."""
 
@@ -230,6 +242,7 @@ Request = (
     | GetView
     | GetSeries
     | GetTensors
+    | GetHistograms
     | Act
     | Approve
     | Dismiss
@@ -311,6 +324,12 @@ class Tensors(msgspec.Struct, tag="tensors", frozen=True, kw_only=True):
     counts: tuple[str, ...]
 
 
+class Histograms(msgspec.Struct, tag="histograms_of", frozen=True):
+    """Blocks: `step <i8[h]`, `counts <u8[h, T, WIDTH]` (`frames.HistogramBlocks`)."""
+
+    tensors: tuple[TensorInfo, ...]
+
+
 class View(msgspec.Struct, tag="view", frozen=True, kw_only=True):
     """Blocks: a `Series`' three, then a `Tensors`' three. `seq`: the last `Delta` that is in it."""
 
@@ -336,7 +355,20 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     reason: str
 
 
-Reply = Greeting | Runs | Status | Findings | Commands | Stacks | Series | Tensors | View | Accepted | Refused
+Reply = (
+    Greeting
+    | Runs
+    | Status
+    | Findings
+    | Commands
+    | Stacks
+    | Series
+    | Tensors
+    | Histograms
+    | View
+    | Accepted
+    | Refused
+)
 
 
 class Delta(msgspec.Struct, tag="delta", frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ import pytest
 from tests.daemons import DaemonProcess
 from tests.distributed.jobs import START, Job, armed_run, until
 from tests.distributed.layouts import WIDTH, numel
+from tests.histograms import sparse
 
 CASES = [
     pytest.param(2, "fsdp", WIDTH, marks=pytest.mark.slow),
@@ -34,6 +35,7 @@ def test_norms_and_records_are_those_of_whole_tensors(
     with Job(tmp_path / "job", ranks, *options) as job, daemon.client() as client:
         run = armed_run(client)
         until(client, lambda c: len(c.tensors(run)[1].step) >= 3 or None, "3 records", guard=START)
+        until(client, lambda c: len(c.histograms(run)[1].step) >= 1 or None, "a histogram", guard=START)
         job.end()
         truth = {
             int(step): values
@@ -59,3 +61,8 @@ def test_norms_and_records_are_those_of_whole_tensors(
                 for name, value in wanted["stats"].items():
                     np.testing.assert_allclose(shown[name], value, rtol=2e-6, err_msg=f"{tensor.name} {name}")
                 assert records.counts[row, at].tolist() == wanted["counts"]
+        spread, histograms = client.histograms(run)
+        assert [t.name for t in spread.tensors] == [t.name for t in tensors.tensors]
+        for row, step in enumerate(histograms.step.tolist()):
+            for at, tensor in enumerate(spread.tensors):
+                assert sparse(histograms.counts[row, at]) == truth[step]["tensors"][tensor.name]["histogram"]

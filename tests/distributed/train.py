@@ -29,6 +29,7 @@ from optwatch_agent.shards import is_sharded, shard_key
 from optwatch_agent.tensors import local
 from tests.distributed.layouts import LAYOUTS, WIDTH, batch
 from tests.distributed.layouts import optimizer as optimizer_of
+from tests.histograms import counted, sparse
 
 LR = 1e-2
 
@@ -229,6 +230,7 @@ def of_whole_tensors(model: torch.nn.Module) -> dict[str, Any]:
                 "grad_max": full[1].abs().max().item(),
             },
             "counts": [int((full[1] == 0).sum()), int((~full[1].isfinite()).sum())],
+            "histogram": sparse(counted(full[1].numpy())),
         }
     return {norm: value**0.5 for norm, value in squares.items()} | {"tensors": tensors}
 

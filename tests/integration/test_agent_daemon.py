@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ import optwatch
 from optwatch.client import Refusal
 from optwatch_agent import Watch
 from tests.daemons import GUARD, DaemonProcess
+from tests.histograms import counted
 from tests.unit.agent.models import batches, classifier, train
 
 SCRIPT = """
@@ -60,6 +62,30 @@ class Training:
 
     def connect(self) -> None:
         wait_until(lambda: self.watch._agent.link.welcomed, "no daemon took the agent", self.go)
+
+
+def test_histograms_of_a_training_arrive_as_its_gradients_were(daemon: DaemonProcess) -> None:
+    training = Training(name="spread")
+    governor = training.watch._agent.tracks[0].governor
+    governor.budget = 1e6
+    grads = {}
+    for step in range(1, 41):
+        governor.histogram_every = 10
+        training.go()
+        grads[step] = {name: counted(p.grad.numpy()) for name, p in training.model.named_parameters()}
+    training.watch.detach()
+    with daemon.client() as client:
+        spread, blocks = client.histograms("spread")
+        one, of_one = client.histograms("spread", "0.weight", first=int(blocks.step[-1]), limit=5)
+        with pytest.raises(Refusal, match="limit is from 0 to"):
+            client.histograms("spread", limit=10_000)
+    assert len(blocks.step) in (3, 4)
+    assert [tensor.name for tensor in spread.tensors] == list(grads[1])
+    for row, step in enumerate(blocks.step.tolist()):
+        np.testing.assert_array_equal(blocks.counts[row], np.stack(list(grads[step].values())))
+    assert [tensor.name for tensor in one.tensors] == ["0.weight"]
+    assert of_one.step.tolist() == blocks.step.tolist()[-1:]
+    np.testing.assert_array_equal(of_one.counts[0], blocks.counts[-1, :1])
 
 
 def test_history_arrives_whole(daemon: DaemonProcess) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ class Told:
 
     norms: list[bool]
     samples: list[bool]
+    histograms: list[int]
     cost: float
     time: float
 
@@ -28,14 +30,19 @@ def drive(
     fixed: Callable[[int], float] = lambda i: 20e-6,
     norm: Callable[[int], float] = lambda i: 50e-6,
     sample: Callable[[int], float] = lambda i: 2e-3,
+    histogram: Callable[[int], float] = lambda i: 1e-6,
 ) -> Told:
     """Do as the governor says, as a track does: with a sample there is always a norm."""
-    told = Told([], [], 0.0, 0.0)
+    told = Told([], [], [], 0.0, 0.0)
     for i in range(steps):
         samples = governor.wants_sample()
         norms = samples or governor.wants_norm()
         costs = norm(i) if norms else None, sample(i) if samples else None
-        governor.spent(step_time(i), fixed(i), *costs)
+        spread = histogram(i) if samples and governor.wants_histogram() else None
+        governor.spent(step_time(i), fixed(i), *costs, histogram=spread)
+        if spread is not None:
+            told.histograms.append(i)
+            told.cost += spread
         told.norms.append(norms)
         told.samples.append(samples)
         told.cost += sum(cost for cost in costs if cost is not None)
@@ -51,6 +58,24 @@ def test_a_norm_that_can_be_paid_is_there_on_every_step() -> None:
     told = drive(governor(), 1_000)
     assert told.norms.count(False) < 20  # those of the start
     assert all(told.norms[100:])
+
+
+def test_histograms_come_with_samples_seldom_and_ever_further_apart() -> None:
+    made = governor(budget=0.1)
+    told = drive(made, 10_000, step_time=lambda i: 0.1, histogram=lambda i: 1e-3)
+    assert all(told.samples[i] for i in told.histograms)
+    apart = np.diff(told.histograms)
+    assert apart.min() >= 20  # two seconds
+    assert apart[:10].max() <= 25
+    assert 35 <= apart[-1] <= 45  # a 256th of the run
+    assert told.cost <= 0.1 * told.time
+
+
+def test_expensive_histograms_take_a_fifth_of_what_samples_have_and_keep_to_the_budget() -> None:
+    told = drive(governor(), 20_000, histogram=lambda i: 6e-3)
+    assert len(told.histograms) > 10
+    assert 6e-3 * len(told.histograms) < 0.25 * 30e-6 * 20_000
+    assert told.cost <= 0.01 * told.time
 
 
 def test_samples_take_what_norms_leave() -> None:
@@ -113,14 +138,21 @@ def test_the_overhead_is_what_was_taken() -> None:
     step=st.floats(1e-4, 1.0),
     norm=st.floats(1e-5, 1e-2),
     sample=st.floats(1e-4, 1e-1),
+    histogram=st.floats(1e-5, 2e-1),
     fixed=st.floats(1e-6, 1e-4),
     spread=st.lists(st.floats(0.6, 1.6), min_size=7, max_size=7),
 )
 def test_the_budget_holds(
-    budget: float, step: float, norm: float, sample: float, fixed: float, spread: list[float]
+    budget: float,
+    step: float,
+    norm: float,
+    sample: float,
+    histogram: float,
+    fixed: float,
+    spread: list[float],
 ) -> None:
-    """Norms and samples take what the budget leaves, but for what starts and ends in the middle, and for
-    one of each in a thousand steps."""
+    """Norms, samples and histograms take what the budget leaves, but for what starts and ends in the middle,
+    and for one of each in a thousand steps."""
     steps = 3_000
     told = drive(
         governor(budget),
@@ -129,6 +161,7 @@ def test_the_budget_holds(
         norm=lambda i: norm * spread[(i + 3) % 7],
         sample=lambda i: sample * spread[(i + 5) % 7],
         fixed=lambda i: fixed,
+        histogram=lambda i: histogram * spread[(i + 1) % 7],
     )
     left = max(budget * told.time - fixed * steps, 0.25 * budget * told.time)
-    assert told.cost <= 1.1 * left + 8 * 1.6 * (norm + sample)
+    assert told.cost <= 1.1 * left + 8 * 1.6 * (norm + sample + histogram)

@@ -2,14 +2,17 @@
 
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 
+from optwatch.daemon.assembly import Record, add_up, assemble
 from optwatch.series.norms import Norms
 from optwatch.series.points import Column
 from optwatch.series.shards import Plan
 from optwatch.wire.messages import COUNTS, STATS, Schema, TensorInfo
 from optwatch.wire.parts import Part, tensor_digest
+from tests.histograms import counted
 
 RNG = np.random.default_rng(5)
 
@@ -164,3 +167,23 @@ def test_a_non_finite_part_makes_the_norm_non_finite_and_logged() -> None:
     assert folded.logged.all()
     assert np.isnan(folded.values[0])
     assert folded.values[1] == np.inf
+
+
+def test_histograms_of_parts_add_up_to_that_of_the_whole_or_there_is_none() -> None:
+    cuts = (0, 5, 5, 12)
+    whole = {name: RNG.normal(size=12) * 10.0 ** RNG.integers(-6, 6, 12) for name in ("a", "b")}
+    parts = {}
+    for rank, (low, high) in enumerate(pairwise(cuts)):
+        infos = [TensorInfo(name, (12,), "float32", 0, (("dp", rank),), high - low) for name in whole]
+        of = msgspec.structs.replace(schema(infos), stats=(), counts=())
+        counts = np.stack([counted(x[low:high]) for x in whole.values()]).astype(np.uint32)
+        parts[rank] = Record(7, of, np.empty((2, 0), np.float32), counts)
+    (record,) = assemble([parts], add_up)
+    assert [t.name for t in record.schema.tensors] == ["a", "b"]
+    assert record.counts.dtype == np.uint64
+    np.testing.assert_array_equal(record.counts, np.stack([counted(x) for x in whole.values()]))
+    parts[2].counts[0] = 0  # as where a rank cannot read its gradient
+    (record,) = assemble([parts], add_up)
+    assert not record.counts[0].any()
+    np.testing.assert_array_equal(record.counts[1], counted(whole["b"]))
+    assert assemble([{rank: parts[rank] for rank in (0, 1)}], add_up) == []

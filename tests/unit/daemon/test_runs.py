@@ -17,7 +17,7 @@ def test_a_run_that_is_over_is_unloaded_and_comes_back() -> None:
         bench.take(schema, [])
         for seq in range(1, 20):
             batch = blocks(1 + 8 * (seq - 1), 8)
-            header = Batch(session="one", seq=seq, optimizer=0, schema="d", steps=8, sampled=4)
+            header = Batch(session="one", seq=seq, optimizer=0, schema="d", steps=8, sampled=4, histograms=1)
             bench.take(header, [block.tobytes() for block in batch.blocks()])
         bench.take(Bye(session="one", seq=20, reason="done"), [])
         run = bench.runs.by_id["r"]

@@ -13,6 +13,7 @@ from optwatch.daemon.history import History
 from optwatch.daemon.store import FILE, Store
 from optwatch.daemon.tables import VERSION
 from optwatch.wire.frames import BatchBlocks
+from optwatch.wire.histograms import WIDTH
 from optwatch.wire.messages import Schema, TensorInfo
 from tests.unit.daemon.test_ingest import GOOD
 
@@ -42,6 +43,8 @@ def blocks(first: int, n: int) -> BatchBlocks:
         step[:k],
         np.random.default_rng(first + 1).normal(size=(k, 2, 1)).astype(np.float32),
         np.full((k, 2, 1), 2**63 + first, dtype=np.uint64),
+        step[-1:],
+        np.random.default_rng(first).integers(0, 2**32, (1, 2, WIDTH), dtype=np.uint32),
     )
 
 
@@ -73,6 +76,14 @@ def test_many_small_batches_become_few_chunks_of_the_same_bits(tmp_path: Path) -
     assert (
         np.stack([r.counts for r in records]).tobytes() == np.concatenate([p.counts for p in sent]).tobytes()
     )
+    spread = history.histograms("r", 0, None, None, limit=10_000)
+    assert [record.step for record in spread] == [int(part.step[-1]) for part in sent]
+    whole = np.concatenate([part.histograms for part in sent])
+    assert np.stack([record.counts for record in spread]).tobytes() == whole.tobytes()
+    last = history.histograms("r", 0, None, sent[9].step[-1], limit=3, tensor="b")
+    assert [record.schema.tensors for record in last] == [SCHEMA.tensors[1:]] * 3
+    assert np.stack([record.counts for record in last]).tobytes() == whole[7:10, 1:].tobytes()
+    assert history.histograms("r", 0, None, None, limit=3, tensor="none of them") == []
     again.close()
 
 

@@ -70,7 +70,7 @@ def test_compacting_keeps_every_bit_in_fewer_chunks(tmp_path: Path) -> None:
     after = check(tmp_path)
     assert after.problems == ()
     assert (after.rows, after.runs) == (before.rows, before.runs)
-    assert after.chunks == 2
+    assert after.chunks == 3
     again = lr(tmp_path)
     assert again[0].tobytes() == whole[0].tobytes()
     assert again[1] == whole[1]

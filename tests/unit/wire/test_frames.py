@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from optwatch.wire import limits
 from optwatch.wire.frames import (
     BatchBlocks,
+    HistogramBlocks,
     SeriesBlocks,
     TensorBlocks,
     WireError,
@@ -23,6 +24,7 @@ from optwatch.wire.frames import (
     request_decoder,
     unpack,
 )
+from optwatch.wire.histograms import WIDTH
 from optwatch.wire.messages import Batch, Beat, Schema, TensorInfo
 from optwatch.wire.requests import GetSeries
 
@@ -38,7 +40,7 @@ SCHEMA = Schema(
 )
 MESSAGES = [
     SCHEMA,
-    Batch(session="s", seq=1, optimizer=0, schema="d", steps=2, sampled=1),
+    Batch(session="s", seq=1, optimizer=0, schema="d", steps=2, sampled=1, histograms=1),
     Beat(
         session="s",
         steps=(1,),
@@ -54,7 +56,7 @@ MESSAGES = [
 ]
 
 
-def batch_blocks(n: int, k: int) -> BatchBlocks:
+def batch_blocks(n: int, k: int, h: int = 0) -> BatchBlocks:
     return BatchBlocks(
         step=np.arange(n, dtype=np.int64),
         wall=np.arange(n, dtype=np.float64),
@@ -63,6 +65,8 @@ def batch_blocks(n: int, k: int) -> BatchBlocks:
         sample_step=np.arange(k, dtype=np.int64),
         stats=np.arange(k * 3, dtype=np.float32).reshape(k, 1, 3),
         counts=np.arange(k, dtype=np.uint64).reshape(k, 1, 1),
+        histogram_step=np.arange(h, dtype=np.int64),
+        histograms=np.arange(h * WIDTH, dtype=np.uint32).reshape(h, 1, WIDTH),
     )
 
 
@@ -95,11 +99,17 @@ def test_a_message_with_changed_bytes_is_a_message_or_a_wire_error(
     k=st.integers(-1, 4),
     steps=st.integers(-(2**63), 2**64 - 1) | st.integers(-1, 4),
     sampled=st.integers(-(2**63), 2**64 - 1) | st.integers(-1, 4),
+    h=st.integers(0, 2),
+    histograms=st.integers(-(2**63), 2**64 - 1) | st.integers(-1, 2),
 )
-def test_blocks_fit_their_header_or_are_refused(n: int, k: int, steps: int, sampled: int) -> None:
-    blocks = [block.tobytes() for block in batch_blocks(max(n, 0), max(k, 0)).blocks()]
-    header = Batch(session="s", seq=1, optimizer=0, schema="d", steps=steps, sampled=sampled)
-    if (steps, sampled) == (max(n, 0), max(k, 0)):
+def test_blocks_fit_their_header_or_are_refused(
+    n: int, k: int, steps: int, sampled: int, h: int, histograms: int
+) -> None:
+    blocks = [block.tobytes() for block in batch_blocks(max(n, 0), max(k, 0), h).blocks()]
+    header = Batch(
+        session="s", seq=1, optimizer=0, schema="d", steps=steps, sampled=sampled, histograms=histograms
+    )
+    if (steps, sampled, histograms) == (max(n, 0), max(k, 0), h):
         read = BatchBlocks.read(blocks, header, SCHEMA)
         assert [block.tobytes() for block in read.blocks()] == blocks
         assert not read.scalars.flags.writeable
@@ -108,11 +118,12 @@ def test_blocks_fit_their_header_or_are_refused(n: int, k: int, steps: int, samp
             BatchBlocks.read(blocks, header, SCHEMA)
 
 
-@given(st.lists(st.binary(max_size=80), max_size=8), st.integers(0, 5))
+@given(st.lists(st.binary(max_size=80), max_size=10), st.integers(0, 5))
 def test_any_blocks_are_a_series_or_a_wire_error(blocks: list[bytes], columns: int) -> None:
     for read in (
         lambda: SeriesBlocks.read(blocks, columns),
         lambda: TensorBlocks.read(blocks, columns, 2, 1),
+        lambda: HistogramBlocks.read(blocks, columns),
         lambda: BatchBlocks.read(blocks, MESSAGES[1], SCHEMA),  # type: ignore[arg-type]
     ):
         with contextlib.suppress(WireError):
