@@ -33,6 +33,7 @@ from optwatch_agent.forward import Forward
 from optwatch_agent.link import Answer, Durable, Link
 from optwatch_agent.membership import Membership
 from optwatch_agent.mirroring import Mirroring
+from optwatch_agent.pace import Pace, waits_in_forward
 from optwatch_agent.phases import PHASES
 from optwatch_agent.track import Track
 
@@ -70,6 +71,7 @@ class Agent:
         losses.TAP.install()
         clips.TAP.patch.install()
         PHASES.patch.install()
+        self._pace: Pace | None = None
         self._scaler_patches = scalers.TAP.patches_of(type(scaler)) if scaler is not None else []
         for patch in self._scaler_patches:
             patch.install()
@@ -98,6 +100,8 @@ class Agent:
             raise
         if model is not None:
             self.tracks[0].forward = Forward(model)
+        self._pace = Pace(model) if model is not None and waits_in_forward(model) else None
+        self._own_time = declared or self._pace is not None
         self.control = Control(
             self.identity.session,
             allow,
@@ -179,6 +183,8 @@ class Agent:
         PHASES.patch.remove()
         for patch in self._scaler_patches:
             patch.remove()
+        if self._pace is not None:
+            self._pace.close()
 
     def abandon(self) -> None:
         """In a forked child: the socket and the thread are the parent's. Be still."""
@@ -217,6 +223,7 @@ class Agent:
             optimizers=self._optimizers,
             allow=self._allow,
             control=self.control.state,
+            own_time=self._own_time,
             config=self._config,
             versions=identity.versions(),
         )

@@ -181,9 +181,15 @@ class Forward:
             shares.append(where.float().mean())
 
 
-class _Hook:
-    """A hook that does nothing unless armed, nor under torch.compile, nor in a copy or a pickle of the model,
-    which can then be loaded where there is no optwatch."""
+class Uncopied:
+    """A hook that does nothing in a copy or a pickle of the model, which is loaded where no optwatch is."""
+
+    def __reduce__(self) -> Any:
+        return getattr, (contextlib.nullcontext(), "__exit__")  # takes anything, does nothing
+
+
+class _Hook(Uncopied):
+    """A hook that does nothing unless armed, nor under torch.compile."""
 
     def __init__(self, forward: Forward, see: Callable[..., None], name: str = "") -> None:
         self._forward = forward
@@ -194,9 +200,6 @@ class _Hook:
         # Compiled, the first is true and all that is left of this.
         if not torch.compiler.is_compiling() and self._forward.armed:
             self._forward.run(self._see, self._name, module, *seen)
-
-    def __reduce__(self) -> Any:
-        return getattr, (contextlib.nullcontext(), "__exit__")  # takes anything, does nothing
 
 
 def _activations(model: nn.Module) -> list[tuple[str, nn.Module]]:

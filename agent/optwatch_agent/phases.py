@@ -5,6 +5,7 @@ the process, since all its attachments share the training.
 
 Data-parallel ranks wait for each other inside the backward pass. So the time outside of it is a rank's
 own: the rank that needs most of it holds up the others, although a whole step takes all of them as long.
+Where they wait in the forward pass as well (`pace`), it is the time until that begins.
 """
 
 import threading
@@ -33,16 +34,22 @@ class Phases:
         self.thread = threading.main_thread().ident
         """The thread that trains."""
         self.own = 0.0
-        """Seconds outside of backward passes so far."""
+        """Seconds so far in which this rank waited for no other."""
         self.passes = 0
         """Backward passes so far."""
         self.patch = Patch(dataloader._BaseDataLoaderIter, "__next__", self._wrap_next)
         self._left = 0.0
-        """When the last backward pass ended, on the clock of `perf_counter`; 0 before."""
+        """Since when the time is this rank's own, on the clock of `perf_counter`; 0 while it is not."""
         self._depth = 0
 
     def enter(self, phase: str) -> None:
         self.now = phase, time.monotonic()
+
+    def begin_forward(self) -> None:
+        """A forward pass begins in which ranks wait for each other."""
+        if self._left and self._depth == 0:
+            self.own += time.perf_counter() - self._left
+            self._left = 0.0
 
     def begin_backward(self) -> None:
         """A backward pass begins: what came since the last one was this rank's own time."""

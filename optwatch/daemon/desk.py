@@ -212,8 +212,9 @@ class Desk:
         if len(set(columns)) < len(columns):
             return Refused("bad_request", "a column is asked for twice"), ()
         _check_range(request.first, request.last)
-        if request.points is not None and request.rank is None:
-            series, blocks = _window(timeline, columns, request.first, request.last, _count(request.points))
+        points_wanted = None if request.points is None else _count(request.points)
+        if not columns or (points_wanted is not None and request.rank is None):
+            series, blocks = _window(timeline, columns, request.first, request.last, points_wanted)
             return series, blocks.blocks()
         self._store.settle()
         page = max(PAGE_BYTES // (9 * len(columns) + 8), 1)
@@ -233,7 +234,7 @@ class Desk:
             tuple(n for n in columns if n not in missing),
             None,
             None,
-            None if request.points is None else _count(request.points),
+            points_wanted,
         )
         return _pad(series, blocks, columns, None if request.points else page)
 

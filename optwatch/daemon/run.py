@@ -372,7 +372,8 @@ class Run:
         self._asked.clear()
         self._compare_replicas(live, now, send)
         # Those that hold replicas do the same work on other data, and wait for each other in each step.
-        for signal in self.stragglers.look(live & self.replicas.compared):
+        telling = {number for number, rank in self.ranks.items() if rank.session.hello.own_time}
+        for signal in self.stragglers.look(live & (self.replicas.compared | telling)):
             self._found(self.diagnosis.observe(signal, "stragglers"))
             self._checkpoint_at = 0.0
         if self.book.open():

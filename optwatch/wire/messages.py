@@ -57,8 +57,9 @@ CORE_SCALARS = (
 
 `lr` is the first param_group's as scheduled. Others: `lr/1` … for further groups, `lr_scale` while one
 is in force, `grad_norm_raw` before the user's clipping, `val_loss` and whatever `watch.log` was given.
-`step_time` in seconds. With several ranks `arrival`: the seconds of a step that a rank spent outside of
-backward passes, in which ranks wait for each other: its own time; with `attach(comm_hook=True)`
+`step_time` in seconds. With several ranks `arrival`, a rank's own time: the seconds of a step that it spent
+outside of backward passes, in which ranks wait for each other, and of forward passes where they wait there
+as well (`own_time` in the hello says that it is so); with `attach(comm_hook=True)`
 `local_norm`, of its own gradients before they are averaged.
 """
 
@@ -100,6 +101,8 @@ class Hello(msgspec.Struct, tag="hello", frozen=True, kw_only=True):
     allow: tuple[str, ...]
     control: str
     """"armed", or why commands cannot be taken."""
+    own_time: bool = False
+    """Whether the column `arrival` is known to hold no waiting for other ranks."""
     config: dict[str, ConfigValue] = {}
     versions: dict[str, str] = {}
 

@@ -23,27 +23,23 @@ import torch.distributed as dist
 from optwatch_agent.arbiter import Arbiter, Ballot
 from optwatch_agent.jobstore import connect
 from optwatch_agent.vote import Verdict
+from tests.distributed.link import Weather
 
 DEAD = UNKNOWN = -1
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What the ranks have to bear. Times in seconds."""
+@dataclass(frozen=True, kw_only=True)
+class Conditions(Weather):
+    """What the ranks have to bear, beside the weather. Times in seconds."""
 
     ranks: int = 4
     commands: int = 100
-    seed: int = 0
     store: str = "tcp"
     step_time: float = 0.002
     every: float = 0.02
     """From one command to the next, on average."""
     margin: int = 12
     """Steps from the proposal to the command's step."""
-    delay: float = 0.006
-    """How late a message is, on average."""
-    loss: float = 0.03
-    """Share of messages lost."""
     kills: int = 0
     """Ranks killed at random moments."""
 

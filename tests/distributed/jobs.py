@@ -117,6 +117,11 @@ def until(client: Client, ask: Callable[[Client], Result | None], what: str, gua
     raise AssertionError(f"{what} did not come: {[client.status(run.run) for run in client.runs()]}")
 
 
+def the_run(client: Client) -> str:
+    """The id of the one run, armed or not."""
+    return until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START)
+
+
 def armed_run(client: Client) -> str:
     """The id of the one run, once it can be commanded."""
 

@@ -23,7 +23,7 @@ VERDICT = "verdict"
 """The action of a `Prepare` that stands for a verdict of the daemon's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Weather:
     """Seconds that a message takes on average, and the share that is lost."""
 

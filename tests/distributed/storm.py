@@ -32,21 +32,18 @@ CHECK_EVERY = 100
 """Steps between two digests of all bits."""
 
 
-@dataclass(frozen=True)
-class Storm:
-    """What the ranks have to bear. Times in seconds."""
+@dataclass(frozen=True, kw_only=True)
+class Storm(Weather):
+    """What the ranks have to bear, beside the weather. Times in seconds."""
 
     ranks: int = 4
     commands: int = 1_000
-    seed: int = 0
     protocol: str = "vote"
     in_flight: int = 12
     every: float = 0.08
     """From one command to the next, on average, where not too many are under way."""
     kill_every: float = 25.0
     """From one SIGKILL of the daemon to the next, on average; 0: never."""
-    loss: float = 0.03
-    delay: float = 0.006
     step_time: float = 0.002
     most: float = 900.0
     """Seconds after which no more commands are given."""
@@ -95,7 +92,7 @@ def run(storm: Storm, directory: Path, tell: Callable[[str], None] = lambda text
     daemon = DaemonProcess(directory / "daemon", "--insecure").start()
     link = BadLink(
         daemon.address,
-        Weather(storm.delay, storm.loss, storm.seed),
+        storm,
         decides=storm.protocol == "daemon_decides",
     )
     link.start()

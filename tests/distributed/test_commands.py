@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemons import GUARD, DaemonProcess
-from tests.distributed.jobs import START, Job, armed_run, command, first_logged, until
+from tests.distributed.jobs import Job, armed_run, command, first_logged, the_run, until
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_attached_on_one_rank_only_it_observes_and_nothing_hangs(
     daemon: DaemonProcess, tmp_path: Path
 ) -> None:
     with Job(tmp_path / "job", 2, "--attach", "rank0") as job, daemon.client() as client:
-        run = until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START)
+        run = the_run(client)
         until(client, lambda c: c.status(run).steps_recorded >= 20 or None, "20 steps")
         assert client.status(run).control == "1 of 2 ranks are connected"
         job.end()

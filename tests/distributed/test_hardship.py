@@ -14,7 +14,7 @@ import pytest
 
 from optwatch.client import Client
 from tests.daemons import GUARD, DaemonProcess
-from tests.distributed.jobs import START, Job, armed_run, command, until
+from tests.distributed.jobs import START, Job, armed_run, command, the_run, until
 
 HANG = 20.0
 """Seconds after which the end of an attachment hangs: ten times what it may take."""
@@ -22,11 +22,6 @@ HANG = 20.0
 
 def hardship(directory: Path, ranks: int, *options: str, launcher: tuple[str, ...] = ()) -> Job:
     return Job(directory, ranks, *options, launcher=launcher, script="hardship")
-
-
-def the_run(client: Client) -> str:
-    """The id of the one run, armed or not."""
-    return until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from optwatch.client import Client
 from optwatch.wire.places import read_connection
 from tests.daemons import GUARD, DaemonProcess
 from tests.distributed.hosts import Hosts, permitted
-from tests.distributed.jobs import START, started, until
+from tests.distributed.jobs import START, started, the_run, until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("unchanged.py")
@@ -141,7 +141,7 @@ def test_a_link_to_the_daemon_that_is_cut_loses_nothing_and_changes_nothing(
     script = [str(SCRIPT), str(directory), *options]
     nodes = [["env", f"NODE_RANK={node}", "sh", str(EXAMPLE), *script] for node in (0, 1)]
     with Hosts(3) as hosts, training(hosts, directory, nodes) as (client, processes):
-        run = until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START)
+        run = the_run(client)
         until(client, lambda c: c.status(run).control == "armed" or None, "an armed run", START)
         hosts.cut(2)
         cut = time.monotonic()
@@ -181,7 +181,7 @@ def test_when_the_hosts_lose_each_other_optwatch_lets_the_job_end(home: Path, tm
         address = f"--master-addr={hosts.address(0)}"
         nodes = [["torchrun", f"--node-rank={node}", address, *options, *script] for node in (0, 1)]
         with training(hosts, directory, nodes) as (client, processes):
-            run = until(client, lambda c: c.runs()[0].run if c.runs() else None, "a run", START)
+            run = the_run(client)
             until(client, lambda c: c.status(run).control == "armed" or None, "an armed run", START)
             client.act(run, "restart", {}, "under way at the cut")
             hosts.cut(1)

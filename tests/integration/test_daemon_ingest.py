@@ -111,6 +111,10 @@ def test_ranks_are_merged(daemon: DaemonProcess) -> None:
     for agent in (first, second):
         agent.greet()
     first.batch(np.tile([1.0, 5.0, 0.01, 0.1], (10, 1)), sampled=True)
+    first.wait_acked()
+    with daemon.client() as client:
+        _, early = client.series(first.run)
+    assert bool(early.values.size) == bool(len(early.step)), "rows of no columns"
     second.batch(np.tile([3.0, 5.0, 0.03, 0.1], (10, 1)), sampled=True)
     for agent in (first, second):
         agent.wait_acked()
