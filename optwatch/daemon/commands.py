@@ -71,6 +71,8 @@ class Entry(msgspec.Struct, kw_only=True):
     repeated_at: float = 0.0
     blocked_since: float | None = None
     """Since when something has stood in its way, such as a rank that is not there."""
+    aborted_at: float | None = None
+    """When the first rank told that the vote has failed."""
     sessions: dict[int, str] = {}
     """The process that each rank's proposal went to."""
     steps: tuple[int, ...] = ()
@@ -247,6 +249,8 @@ class Book:
         if report.state == "pending" and rank not in entry.reports and not entry.repeated_at:
             self._answers.append(max(now - entry.sent_at, 0.0))
         entry.reports[rank] = report.state
+        if report.state == "aborted" and entry.aborted_at is None:
+            entry.aborted_at = now
         if entry.n > 1 and report.state in ("pending", "applied"):
             self._set(entry, votes=tuple(sorted({*entry.command.votes, rank})))
         applied = tuple(sorted(r for r, state in entry.reports.items() if state == "applied"))
@@ -297,7 +301,7 @@ class Book:
         entry.n = world_size
         entry.vote = uuid.uuid4().hex
         entry.attempt += 1
-        entry.sent_at, entry.repeated_at, entry.blocked_since = now, 0.0, None
+        entry.sent_at, entry.repeated_at, entry.blocked_since, entry.aborted_at = now, 0.0, None, None
         entry.reports = {}
         entry.sessions = {peer.rank: peer.session for peer in peers}
         entry.steps = ()
@@ -332,6 +336,9 @@ class Book:
 
         What they hold is not timed out: a training that pauses comes to its step when it goes on.
         """
+        if entry.aborted_at is not None and now - entry.aborted_at > _REPEAT:
+            self._vote_again(entry)
+            return
         there = sum(peer.fresh for peer in peers)
         if there < entry.n:
             if entry.blocked_since is None:
@@ -381,16 +388,24 @@ class Book:
                 state="refused" if refusal == "refused" else "failed",
                 reason=f"rank {_first(entry, refusal)}: {report.reason}" if report.reason else refusal,
             )
-        elif "aborted" in states and not applied and entry.open:  # the verdict is the same for all: one tells
-            if entry.attempt < ATTEMPTS:
-                entry.vote, entry.reports = "", {}
-                self._set(entry, state="sent")
-            else:
-                self._set(entry, state="expired", reason=f"{entry.attempt} votes failed: {report.reason}")
+        elif "aborted" in states and not applied and entry.open:
+            # The verdict is the same for all, but who is still to speak may be the one that refuses.
+            self._set(entry, reason=report.reason or entry.command.reason)
+            if len(final) >= entry.n:
+                self._vote_again(entry)
         elif "pending" in states and entry.command.state == "sent":
             self._set(entry, state="scheduled")
         else:
             self._touch(entry)
+
+    def _vote_again(self, entry: Entry) -> None:
+        """Hold the vote again that has failed, if it may be."""
+        if entry.attempt < ATTEMPTS:
+            entry.vote, entry.reports, entry.aborted_at = "", {}, None
+            self._set(entry, state="sent")
+        else:
+            reason = f"{entry.attempt} votes failed: {entry.command.reason}"
+            self._set(entry, state="expired", reason=reason)
 
     def _note_force(self, entry: Entry, report: Report) -> None:
         action = parse_action(entry.command.action, entry.command.args)

@@ -109,6 +109,28 @@ def test_the_step_lies_further_ahead_after_each_failed_vote_and_there_is_an_end(
     assert "4 votes failed: late" in entry.command.reason
 
 
+def test_a_rank_that_refuses_is_heard_before_a_failed_vote_is_held_again() -> None:
+    book = Book("r")
+    entry = ask(book, "clip", max_norm=1.0)
+    prepares = go(book, 2)
+    report(book, prepares[0], "aborted", 0, reason="not all ranks were in time")
+    assert go(book, 2, now=1.2) == []
+    report(book, prepares[1], "refused", 1, reason="not allowed here")
+    assert (entry.command.state, entry.command.reason) == ("refused", "rank 1: not allowed here")
+
+
+def test_a_failed_vote_is_held_again_when_a_rank_does_not_say_more() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    first = go(book, 2)
+    report(book, first[0], "aborted", 0, reason="late")
+    assert entry.command.reason == "late"
+    assert go(book, 2, now=2.5) == []  # that ends the vote
+    again = go(book, 2, now=2.6)
+    assert again[0].vote != first[0].vote
+    assert (entry.command.state, entry.command.reason) == ("sent", "")
+
+
 def test_applied_on_some_ranks_only_is_a_failure_that_says_so() -> None:
     book = Book("r")
     entry = ask(book, "restart")
