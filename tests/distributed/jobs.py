@@ -145,6 +145,8 @@ def command(client: Client, run: str, action: str, args: dict[str, Any]) -> Comm
 
 def first_logged(client: Client, run: str, rank: int, column: str) -> int | None:
     """The first step at which a rank logged a column, None if it did not yet."""
-    _, blocks = client.series(run, rank=rank, columns=(column,))
-    logged = blocks.step[blocks.logged[:, 0] != 0]
+    series, blocks = client.series(run, rank=rank)
+    if column not in series.columns:
+        return None
+    logged = blocks.step[blocks.logged[:, series.columns.index(column)] != 0]
     return int(logged[0]) if len(logged) else None

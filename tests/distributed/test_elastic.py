@@ -88,7 +88,7 @@ def test_a_job_goes_on_as_the_same_run_with_more_and_with_fewer_ranks(
     node = [
         *("torchrun", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--monitor-interval=0.1"),
         *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=elastic"),
-        "--rdzv-conf=last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=3",
+        "--rdzv-conf=last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=10",
         *("-m", "tests.distributed.hardship", str(directory), "--checkpoint", "50"),
     ]
     with started(node, log=directory / "log") as (first,), daemon.client() as client:
