@@ -34,6 +34,7 @@ SUBCOMMANDS = {
     "diagnose": "optwatch.cli.diagnose",
     "store": "optwatch.cli.store",
     "keys": "optwatch.cli.keys",
+    "notify": "optwatch.cli.notify",
 }
 
 

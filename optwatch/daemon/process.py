@@ -14,6 +14,7 @@ from optwatch.daemon.access import Access
 from optwatch.daemon.announcement import Announcement
 from optwatch.daemon.boards import Boards
 from optwatch.daemon.errors import StartError
+from optwatch.daemon.herald import Herald
 from optwatch.daemon.meters import Meters
 from optwatch.daemon.readout import Readout
 from optwatch.daemon.runs import Runs
@@ -21,6 +22,7 @@ from optwatch.daemon.server import Server
 from optwatch.daemon.sockets import bind, check_exposure, open_socket, publish_address, raise_file_limit
 from optwatch.daemon.store import Store
 from optwatch.daemon.telemetry import Telemetry
+from optwatch.export.targets import notify_file
 from optwatch.policy.load import DEFAULT, PolicyError, load_rules
 from optwatch.policy.rules import Rules
 from optwatch.wire.keys import KeyFileError, key_pair
@@ -67,6 +69,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
     boards: Boards | None = None
     meters: Meters | None = None
     telemetry: Telemetry | None = None
+    herald: Herald | None = None
     readout = Readout(lambda: _ring(bell))
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 65_535)
@@ -78,6 +81,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
         boards = Boards(settings.tensorboard, store.path) if settings.tensorboard else None
         meters = Meters(settings.metrics, readout) if settings.metrics else None
         telemetry = Telemetry(settings.otlp, readout) if settings.otlp is not None else None
+        herald = Herald(notify_file())
         runs = Runs(store, settings.mode, rules)
         announcement = Announcement(
             Connection(
@@ -96,13 +100,15 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
             xpub,
             wake,
             settings.idle_exit,
-            boards,
+            [each.tell for each in (boards, herald) if each is not None],
             readout,
             announcement,
-            lambda: _reread(settings.policy, runs),
+            lambda: _reread(settings.policy, runs, herald),
         )
         with _signals(server.stop, server.reread), announcement:
             log.info("listening on %s, store %s, mode %s", bound, store.directory, settings.mode)
+            if herald.targets:
+                log.info("notifications to %s", ", ".join(herald.targets))
             if meters is not None:
                 log.info("metrics at %s", meters.address)
             if telemetry is not None:
@@ -110,6 +116,8 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
             ready(bound)
             server.serve()
     finally:
+        if herald is not None:
+            herald.close()
         if telemetry is not None:
             telemetry.close()
         if meters is not None:
@@ -141,8 +149,9 @@ def _access(context: "zmq.Context[zmq.Socket[bytes]]", settings: Settings) -> Ac
         raise StartError(f"cannot keep keys in {error.filename}: {error.strerror}") from None
 
 
-def _reread(policy: Path | None, runs: Runs) -> None:
-    """Take the policy's file as it is now; a wrong one changes nothing."""
+def _reread(policy: Path | None, runs: Runs, herald: Herald) -> None:
+    """Take the policy's file, and whom to notify, as they are now; a wrong one changes nothing."""
+    herald.reread()
     if policy is None:
         log.info("SIGHUP: there is no policy file to read anew")
         return

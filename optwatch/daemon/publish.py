@@ -1,6 +1,6 @@
 """Publishing: what changed in a run, to whoever is subscribed, at most four times a second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,9 @@ class Publisher:
     """Numbers every change of a run, and sends it where somebody listens."""
 
     def __init__(
-        self, socket: "zmq.Socket[Any]", runs: Runs, also: Callable[[Run, Changes], None] | None
+        self, socket: "zmq.Socket[Any]", runs: Runs, also: Sequence[Callable[[Run, Changes], None]]
     ) -> None:
-        """`also` is told all that is published, whether anybody is subscribed or not."""
+        """`also` are told all that is published, whether anybody is subscribed or not."""
         self.subscribers: dict[bytes, int] = {}
         self._socket = socket
         self._runs = runs
@@ -91,8 +91,8 @@ class Publisher:
 
     def _publish(self, run: Run, changes: Changes, now: float) -> None:
         changes.seq += 1
-        if self._also is not None:
-            self._also(run, changes)
+        for tell in self._also:
+            tell(run, changes)
         topic = run.head.run.encode()
         if topic in self.subscribers:
             series, series_blocks = _series(run, changes.points)

@@ -4,14 +4,14 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
 
 from optwatch.daemon.access import Access
 from optwatch.daemon.announcement import Announcement
-from optwatch.daemon.boards import Boards
+from optwatch.daemon.changes import Changes
 from optwatch.daemon.desk import Desk
 from optwatch.daemon.ingest import Ingest
 from optwatch.daemon.leftovers import Leftovers
@@ -44,7 +44,7 @@ class Server:
         xpub: "zmq.Socket[Any]",
         wake: int,
         idle_exit: float | None,
-        boards: Boards | None,
+        also: Sequence[Callable[[Run, Changes], None]],
         readout: Readout,
         announcement: Announcement,
         reread: Callable[[], None],
@@ -67,7 +67,7 @@ class Server:
         self._outbox: deque[tuple[int, bytes, list[Any]]] = deque()
         """What may go out once the store has what it rests on: (ticket, routing id, parts)."""
         daemon = os.urandom(8).hex()
-        self._publisher = Publisher(xpub, runs, boards.tell if boards else None)
+        self._publisher = Publisher(xpub, runs, also)
         self._ingest = Ingest(store, runs, self._send, self._prepare, daemon)
         self._leftovers = Leftovers(self._ingest, access.local_user)
         publish = xpub.getsockopt_string(zmq.LAST_ENDPOINT)
