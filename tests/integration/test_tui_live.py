@@ -358,6 +358,9 @@ async def test_a_real_training_is_seen_and_acted_on(daemon: DaemonProcess, tmp_p
             await until(pilot, lambda: snapshot(pilot) and snapshot(pilot).status.step > 50, "steps")  # type: ignore[union-attr]
             await until(pilot, lambda: len(snapshot(pilot).samples.step), "per-tensor samples")  # type: ignore[union-attr]
             assert "0.weight" in text(pilot)
+            await pilot.press("t", "enter", "h")
+            await until(pilot, lambda: "█ positive" in text(pilot), "the tensor's histogram")
+            await pilot.press("escape", "escape")
             await pilot.press("r", "y")
             await until(pilot, lambda: "restart applied at step" in text(pilot), "the restart")
             await pilot.press("c", "down", "down", "y")

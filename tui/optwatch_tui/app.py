@@ -23,6 +23,7 @@ from optwatch_tui.feed import (
     LinkChanged,
     RunChanged,
     RunsChanged,
+    SpreadChanged,
 )
 from optwatch_tui.help import help_rows
 from optwatch_tui.look import Smoothing
@@ -41,6 +42,7 @@ from optwatch_tui.screens.tensor import TensorScreen
 from optwatch_tui.screens.tensors import TensorsScreen
 from optwatch_tui.screens.text import TextScreen
 from optwatch_tui.settings import DEFAULTS, Settings, canonical
+from optwatch_tui.spread import Spread
 from optwatch_tui.theme import PALETTES, first_palette, textual_theme
 
 
@@ -65,6 +67,7 @@ class OptwatchApp(App[None]):
     #tensors, Horizontal { height: 1fr; }
     #differences { height: auto; }
     #tensor-charts { height: 1fr; }
+    #spread { height: 1fr; }
     #tensor-name { height: 1; }
     FilterLine { height: 1; dock: bottom; margin-bottom: 1; }
     ModalScreen { align: center middle; background: $background 60%; }
@@ -91,6 +94,7 @@ class OptwatchApp(App[None]):
         self.snapshot: Snapshot | None = None
         self.glances: Mapping[str, Glance] = {}
         self.compared: tuple[ComparedRun, ...] = ()
+        self.spread: Spread | None = None
         self.settings = settings
         self.smoothing: Smoothing = settings.smoothing
         """What the charts of the next screen begin with."""
@@ -144,6 +148,10 @@ class OptwatchApp(App[None]):
         self.compared = message.runs
         self._changed()
 
+    def on_spread_changed(self, message: SpreadChanged) -> None:
+        self.spread = message.spread
+        self._changed()
+
     def on_answered(self, message: Answered) -> None:
         for screen in self._watch_screens():
             if message.refusal:
@@ -186,6 +194,8 @@ class OptwatchApp(App[None]):
         self.push_screen(TensorsScreen())
 
     def show_tensor(self, name: str) -> None:
+        if self.snapshot is not None:
+            self.feed.look_into(self.snapshot.status.run, name)
         self.push_screen(TensorScreen(name))
 
     def show_ranks(self) -> None:
@@ -211,6 +221,8 @@ class OptwatchApp(App[None]):
         if isinstance(screen, WatchScreen) and not isinstance(screen, RunsScreen):
             if isinstance(screen, CompareScreen):
                 self.feed.compare(())
+            if isinstance(screen, TensorScreen):
+                self.feed.look_into("", None)
             if isinstance(screen, RunScreen):
                 self.feed.watch(None)
                 self.snapshot = None

@@ -84,6 +84,7 @@ KEYS: tuple[Key, ...] = (
         ("run",),
         8,
     ),
+    Key("h", "h", "spread", "histogram", "how its gradient is spread, and back", ("tensor",), 6),
     Key("space", "space", "pause", "pause", "hold the picture; data goes on", _OVER_STEPS, 7),
     Key("plus,equals_sign", "+", "zoom(0.5)", "zoom in", "half the steps", _OVER_STEPS, 11),
     Key("minus", "-", "zoom(2.0)", "zoom out", "twice the steps", _OVER_STEPS, 12),

@@ -73,6 +73,10 @@ class DaemonFeed:
         if self._gatherer is not None:
             self._gatherer.compare(runs)
 
+    def look_into(self, run: str, tensor: str | None) -> None:
+        if self._gatherer is not None:
+            self._gatherer.look_into(run, tensor)
+
     def close(self) -> None:
         self._post = lambda message: None
         self._stopped.set()

@@ -9,6 +9,7 @@ from optwatch.wire.actions import Command
 from optwatch.wire.requests import Greeting, Request, RunInfo
 from optwatch_tui.compared import ComparedRun
 from optwatch_tui.model import Glance, Link, Snapshot
+from optwatch_tui.spread import Spread
 
 Post = Callable[[Message], object]
 
@@ -54,6 +55,14 @@ class ComparedChanged(Message):
         self.runs = runs
 
 
+class SpreadChanged(Message):
+    """How the gradient of the tensor that is looked at was spread."""
+
+    def __init__(self, spread: Spread) -> None:
+        super().__init__()
+        self.spread = spread
+
+
 class Answered(Message):
     """A request was carried out, or not: `refusal` says why."""
 
@@ -77,6 +86,10 @@ class Feed(Protocol):
 
     def compare(self, runs: tuple[str, ...]) -> None:
         """Follow several runs to compare them; () for none."""
+        ...
+
+    def look_into(self, run: str, tensor: str | None) -> None:
+        """Have the histograms of one tensor of a run; None for no more."""
         ...
 
     def ask(self, request: Request) -> None:

@@ -55,6 +55,14 @@ def tick(value: float) -> str:
     return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
 
 
+def percent(share: float) -> str:
+    """A share in at most 5 characters: 31 %, 3.1 %, <.1 %."""
+    hundredths = 100 * share
+    if 0 < hundredths < 0.1:
+        return "<.1 %"
+    return f"{hundredths:.0f} %" if hundredths == 0 or hundredths >= 9.95 else f"{hundredths:.1f} %"
+
+
 def count(value: int) -> str:
     """18420 → 18,420."""
     return f"{value:,}"

@@ -22,8 +22,10 @@ from optwatch.wire.requests import (
     View,
 )
 from optwatch_tui.compared import ComparedRun
-from optwatch_tui.feed import LinkChanged, Post, RunChanged, RunsChanged
+from optwatch_tui.feed import LinkChanged, Post, RunChanged, RunsChanged, SpreadChanged
 from optwatch_tui.model import Glance, Link, RunModel, Snapshot
+from optwatch_tui.spread import Spread
+from tests.histograms import counted
 
 NOW = 1_790_000_000.0
 ADDRESS = "tcp://127.0.0.1:47017"
@@ -48,6 +50,7 @@ class RecordedFeed:
         self.asked: list[Request] = []
         self.watched: list[str | None] = []
         self.compared: list[tuple[str, ...]] = []
+        self.looked_into: list[str | None] = []
         self.post: Post = lambda message: None
 
     def start(self, post: Post) -> None:
@@ -60,6 +63,11 @@ class RecordedFeed:
 
     def compare(self, runs: tuple[str, ...]) -> None:
         self.compared.append(runs)
+
+    def look_into(self, run: str, tensor: str | None) -> None:
+        self.looked_into.append(tensor)
+        if tensor is not None:
+            self.post(SpreadChanged(spread(tensor)))
 
     def ask(self, request: Request) -> None:
         self.asked.append(request)
@@ -339,6 +347,15 @@ def compared(count: int, last: int = 2_000) -> tuple[ComparedRun, ...]:
         values[:, 2] *= 1 + at
         out.append(ComparedRun(shown.status, replace(shown.columns, values=values), shown.findings[:1]))
     return tuple(out)
+
+
+def spread(tensor: str, last: int = 18_420, histograms: int = 60) -> Spread:
+    """Of a normal distribution that shrinks towards the end, with some zeros."""
+    rng = np.random.default_rng(13)
+    step = np.unique(np.linspace(1, last, histograms).astype(np.int64))
+    scale = 10 ** (-3 - 2.5 * (step / last) ** 3)
+    counts = [counted(np.where(rng.random(4_096) < 0.03, 0.0, s * rng.normal(size=4_096))) for s in scale]
+    return Spread("7f3a2c10", tensor, step, np.array(counts, dtype=np.uint64))
 
 
 def glances() -> dict[str, Glance]:

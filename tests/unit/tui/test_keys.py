@@ -152,6 +152,9 @@ EFFECTS: dict[str, Effect | dict[Scope, Effect]] = {
     "which": {"findings": says("open  2 of 3"), "actions": says("open  1 of 2")},
     "severity": says("shown: alarms"),
     "more_charts": CHARTS,
+    "spread": Effect(
+        lambda was, now: "zero 3" in now.text and "RMS_t" in was.text and "RMS_t" not in now.text
+    ),
     "pause": says("paused"),
     "zoom(0.5)": span(_less),
     "zoom(2.0)": span(_more, *ZOOMED),

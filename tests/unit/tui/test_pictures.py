@@ -56,6 +56,7 @@ def test_questions(snap_compare: Compare, key: str) -> None:
     [
         (["t"], {}),
         (["t", "down", "down", "enter"], {}),
+        (["t", "down", "down", "enter", "h"], {}),
         (["k"], {"world_size": 64, "ranks": recorded.ranks(64)}),
         (["k", *"ssss"], {"world_size": 1024, "ranks": recorded.ranks(1024)}),
         (["f"], {}),
@@ -69,6 +70,7 @@ def test_questions(snap_compare: Compare, key: str) -> None:
     ids=[
         "tensors",
         "tensor",
+        "histogram",
         "ranks",
         "thousand_ranks",
         "findings",

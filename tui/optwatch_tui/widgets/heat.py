@@ -1,6 +1,5 @@
 """A heat map of one statistic of every tensor: depth down, time across."""
 
-from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -11,12 +10,10 @@ from textual.message import Message
 from optwatch_tui.formats import number
 from optwatch_tui.heat import Heat, group_bounds, heat_grid, ramp_limits
 from optwatch_tui.history import F8
-from optwatch_tui.rows import Row, Span
+from optwatch_tui.rows import Row
 from optwatch_tui.theme import RAMP_LEVELS
 from optwatch_tui.widgets.frame import Framed
-
-_SHADES = "·░░▒▒▓▓█"
-"""Glyphs from quiet to loud, where there are no colours."""
+from optwatch_tui.widgets.shades import levels, shade, shades, with_cursor
 
 
 class HeatMap(Framed, can_focus=True):
@@ -82,7 +79,7 @@ class HeatMap(Framed, can_focus=True):
         if self._heat is None or not len(self._heat.names):
             return ()
         low, high = ramp_limits(self._heat.values)
-        ramp = [(self._glyph(level), f"ramp{level}") for level in range(0, RAMP_LEVELS, 2)]
+        ramp = [shade(level, self.app.no_color) for level in range(0, RAMP_LEVELS, 2)]
         return (
             (f"{len(self._heat.names)} tensors  ", "muted"),
             (f"{number(10**low)} ", "muted"),
@@ -99,6 +96,8 @@ class HeatMap(Framed, can_focus=True):
         label = min(max(12, width // 5), 28, max(len(name) for name in heat.names) + 1 + more_cells)
         grid = heat_grid(heat, groups, max(1, width - label - 10))
         low, high = ramp_limits(heat.values)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            level = levels((np.log10(grid) - low) / (high - low))
         cursor = None if heat.cursor is None else heat.column(heat.cursor, grid.shape[1])
         rows: list[Row] = []
         for at, (start, stop) in enumerate(groups):
@@ -112,27 +111,12 @@ class HeatMap(Framed, can_focus=True):
             rows.append(
                 (
                     ((name + more).ljust(label)[:label], role),
-                    *_with_cursor(self._shades(grid[at], low, high), cursor),
+                    *with_cursor(shades(level[at], self.app.no_color), cursor),
                     (f" {number(told):>8}", "muted"),
                     ("◀" if flagged else " ", "warning"),
                 )
             )
         return rows
-
-    def _glyph(self, level: int) -> str:
-        return _SHADES[level * len(_SHADES) // RAMP_LEVELS] if self.app.no_color else "█"
-
-    def _shades(self, values: F8, low: float, high: float) -> list[Span]:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = (np.log10(values) - low) / (high - low)
-        level = np.clip(np.nan_to_num(share, nan=0.0) * RAMP_LEVELS, 0, RAMP_LEVELS - 1).astype(int)
-        level = np.where(np.isfinite(values), level, -1)
-        cuts = [0, *(np.flatnonzero(np.diff(level)) + 1).tolist(), len(level)]
-        spans: list[Span] = []
-        for a, b in pairwise(cuts):
-            at = int(level[a])
-            spans.append((" " * (b - a), "text") if at < 0 else (self._glyph(at) * (b - a), f"ramp{at}"))
-        return spans
 
 
 def _told(values: F8, cursor: int | None) -> float | None:
@@ -141,20 +125,6 @@ def _told(values: F8, cursor: int | None) -> float | None:
         return float(values[cursor]) if np.isfinite(values[cursor]) else None
     measured = values[np.isfinite(values)]
     return float(measured[-1]) if len(measured) else None
-
-
-def _with_cursor(spans: list[Span], cursor: int | None) -> list[Span]:
-    """A line of shades with the cursor through it."""
-    out: list[Span] = []
-    start = 0
-    for text, role in spans:
-        if cursor is None or not start <= cursor < start + len(text):
-            out.append((text, role))
-        else:
-            at = cursor - start
-            out += [(text[:at], role), ("│", "focus"), (text[at + 1 :], role)]
-        start += len(text)
-    return out
 
 
 def short_name(name: str, width: int) -> str:
