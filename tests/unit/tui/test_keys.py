@@ -147,7 +147,7 @@ EFFECTS: dict[str, Effect | dict[Scope, Effect]] = {
     "actions": opens(ActionsScreen),
     "tensors": opens(TensorsScreen),
     "ranks": opens(RanksScreen),
-    "statistic": {"run": CHARTS, "tensors": CHARTS, "ranks": CHARTS},
+    "statistic": CHARTS,
     "sort": {"tensors": says("order: the loudest first"), "ranks": says("order: by number")},
     "which": {"findings": says("open  2 of 3"), "actions": says("open  1 of 2")},
     "severity": says("shown: alarms"),
@@ -204,13 +204,28 @@ EFFECTS: dict[str, Effect | dict[Scope, Effect]] = {
 """What each action of the table brings about, the same on all its screens or as each screen has it."""
 
 COMPARED = recorded.compared(2)
-SNAPSHOT = recorded.snapshot(ranks=recorded.ranks(64), world_size=64)
+SNAPSHOT = recorded.snapshot(2_000, ranks=recorded.ranks(64), world_size=64)
 QUIT = "app.quit"
-SLOW = ("tensors", "tensor", "compare")
+CHEAP_FIRST: tuple[Scope, ...] = (
+    "actions",
+    "runs",
+    "findings",
+    "tensors",
+    "ranks",
+    "tensor",
+    "compare",
+    "run",
+)
+"""The screens, the quickest to draw first."""
 
 
 def keys_on(scope: Scope) -> list[Key]:
     return [key for key in KEYS if {scope, "app"} & set(key.scopes) and key.action != QUIT]
+
+
+def first_of(key: Key) -> Scope:
+    """The screen on which a key is pressed when it is pressed on one only."""
+    return next(scope for scope in CHEAP_FIRST if {scope, "app"} & set(key.scopes))
 
 
 def effect_of(key: Key, scope: Scope) -> Effect | None:
@@ -230,21 +245,29 @@ async def open_anew(pilot: Pilot[None], scope: Scope, under: int) -> None:
     await pilot.pause()
 
 
-@pytest.mark.parametrize(
-    "scope",
-    # The last three share their keys with the screen of a run.
-    [pytest.param(scope, marks=pytest.mark.slow if scope in SLOW else ()) for scope in SCREENS],
-)
-async def test_every_key_does_what_it_says_on_its_screens(scope: Scope) -> None:
+@pytest.mark.parametrize("scope", SCREENS)
+async def test_every_key_does_what_it_says(scope: Scope) -> None:
+    await press_all([key for key in keys_on(scope) if first_of(key) == scope], scope, (100, 30))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("scope", SCREENS)
+async def test_every_key_does_so_on_all_its_screens(scope: Scope, size: tuple[int, int]) -> None:
+    await press_all(keys_on(scope), scope, size)
+
+
+async def press_all(keys: list[Key], scope: Scope, size: tuple[int, int]) -> None:
+    """Press each on a screen that was opened anew, and see whether what it is for comes about."""
     ended = tuple(
         msgspec.structs.replace(run, state="ended") for run in recorded.RUNS
     )  # none opens by itself
     failed = []
-    async with shown(RecordedFeed(LinkChanged(recorded.LIVE), RunsChanged(ended))) as pilot:
+    async with shown(RecordedFeed(LinkChanged(recorded.LIVE), RunsChanged(ended)), size) as pilot:
         for lower in SCREENS[scope][0]:
             await open_anew(pilot, lower, under=len(pilot.app.screen_stack))
         under = len(pilot.app.screen_stack)
-        for key in keys_on(scope):
+        for key in keys:
             effect = effect_of(key, scope)
             assert effect is not None
             for pressed in key.key.split(","):

@@ -148,6 +148,10 @@ class RunScreen(ActingScreen):
         self.call_after_refresh(self.changed)
 
     def action_statistic(self) -> None:
+        if not self._heat.display:
+            key = self.watch_app.settings.shown("tensors")
+            self.notice(((" – ", "muted"), (f"the heat map does not fit here: {key} shows it alone", "text")))
+            return
         self._statistic = (self._statistic + 1) % len(STATISTICS)
         self.changed()
 
