@@ -18,7 +18,6 @@ It takes a daemon: without one nothing is found, and the other pruner decides al
 """
 
 import weakref
-from collections.abc import Collection
 
 from optuna import Study, Trial
 from optuna.pruners import BasePruner, NopPruner
@@ -45,8 +44,8 @@ class FindingPruner(BasePruner):
     def __init__(
         self,
         pruner: BasePruner | None = None,
-        severities: Collection[Severity] = ("critical",),
-        kinds: Collection[Kind] | None = None,
+        severities: tuple[Severity, ...] = ("critical",),
+        kinds: tuple[Kind, ...] | None = None,
     ) -> None:
         self._pruner = pruner or NopPruner()
         self._severities = frozenset(severities)
@@ -73,7 +72,7 @@ class FindingPruner(BasePruner):
         """Whether the trial is to end, as `Trial.should_prune` asks."""
         reason = self._reasons.get(trial.number)
         if reason is None:
-            return self._pruner.prune(study, trial)
+            return bool(self._pruner.prune(study, trial))
         if (own := self._trials[trial.number]()) is not None:
             own.set_user_attr("optwatch", reason)
         return True
