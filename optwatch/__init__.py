@@ -1,15 +1,16 @@
 """optwatch: see what goes wrong in a training run, and act on it.
 
-`import optwatch` is cheap: torch is imported by `attach`, textual by `optwatch tui`.
+`import optwatch` is cheap: torch is imported by `attach`, matplotlib by `plot`, textual by `optwatch tui`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optwatch.notebook import plot
     from optwatch_agent import attach
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "attach"]
+__all__ = ["__version__", "attach", "plot"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
                 name="torch",
             ) from None
         return attach
+    if name == "plot":
+        from optwatch.notebook import plot
+
+        return plot
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,6 +30,7 @@ from optwatch_agent import clips, identity, losses, naming, scalers, stacks
 from optwatch_agent.compiled import COMPILER
 from optwatch_agent.control import Control
 from optwatch_agent.forward import Forward
+from optwatch_agent.glance import Glance
 from optwatch_agent.link import Answer, Durable, Link
 from optwatch_agent.membership import Membership
 from optwatch_agent.mirroring import Mirroring
@@ -116,6 +117,7 @@ class Agent:
         self._config = dict(config)
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self.mirroring = Mirroring()
+        self.glance = Glance()
         self._told_degraded: set[int] = set()
         self._optimizers = tuple(naming.describe(track.name, track.optimizer) for track in self.tracks)
         self.link = Link(self, self.identity.session, address)
@@ -238,6 +240,8 @@ class Agent:
         for i, track in enumerate(self.tracks):
             for schema, batch, blocks in track.recorder.take(session, everything):
                 out.append((batch, blocks, schema))
+                if i == 0:
+                    self.glance.take(schema, blocks)
             while track.skips:
                 self.event(
                     "skipped_step", "a gradient overflowed under the GradScaler", track.skips.popleft(), i

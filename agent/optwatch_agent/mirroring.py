@@ -59,6 +59,11 @@ class Mirroring:
             self._thread = threading.Thread(target=self._run, name="optwatch-mirror", daemon=True)
             self._thread.start()
 
+    @property
+    def known(self) -> list[Finding | Command]:
+        """What the daemon has told, in no order; nothing where there is no mirror."""
+        return list(self._known.values())
+
     def close(self) -> None:
         """Hand on what has come, and end; after a while the thread is left behind."""
         if self._thread is not None:

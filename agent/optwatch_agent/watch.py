@@ -1,6 +1,8 @@
 """What `attach` returns: the handle that a training script holds."""
 
+import html
 import logging
+import sys
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -8,8 +10,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from optwatch_agent import glance
 from optwatch_agent.agent import Agent
-from optwatch_agent.mirrors import SCALARS, mirror_of
+from optwatch_agent.mirrors import SCALARS, Listener, mirror_of
 from optwatch_agent.recorder import Value, column_name
 
 log = logging.getLogger("optwatch")
@@ -24,6 +27,8 @@ class Watch:
         self._held = agent
         """None where the agent failed to attach: then nothing is watched."""
         self._told: set[str] = set()
+        if agent is not None and "ipykernel" in sys.modules:
+            agent.mirroring.add(Listener(_heard), 0)  # so that `_repr_html_` has what is found
 
     @property
     def _agent(self) -> Agent:
@@ -98,6 +103,13 @@ class Watch:
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._complain(f"detach failed: {error!r}")
 
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: the run, where it stands, its loss so far, and what was found and done."""
+        try:
+            return "" if self._held is None else glance.html(self._held)
+        except Exception as error:  # noqa: BLE001 - never into the training loop
+            return f"<pre>{html.escape(repr(error))}</pre>"
+
     def __enter__(self) -> Self:
         return self
 
@@ -114,6 +126,10 @@ class Watch:
         if about not in self._told and len(self._told) < _MOST_COMPLAINTS:
             self._told.add(about)
             log.warning("optwatch: %s", text)
+
+
+def _heard(item: object) -> None:
+    """It is kept where it comes in."""
 
 
 def _value(value: Any) -> Value | None:
