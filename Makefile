@@ -10,7 +10,7 @@ bin := $(VENV)/bin
 pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench pictures clean
+.PHONY: help demo test test-slow check bench pictures reference clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: $(VENV)/developed ## what the agent costs a training step
 
 pictures: $(VENV)/developed ## take the README's pictures anew, of a real run (about a minute)
 	@$(bin)/python -m tests.pictures
+
+reference: $(VENV)/developed ## write examples/reference anew, from the code
+	@$(bin)/python -m tests.reference
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)

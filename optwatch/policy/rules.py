@@ -20,19 +20,27 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     kind: tuple[Kind, ...] = ()
+    """The finding is of one of these kinds."""
     severity: tuple[Alarm, ...] = ()
+    """It has one of these severities."""
     cause: tuple[CauseName, ...] = ()
     """One of these causes is held likely, at `cause_weight` or more."""
     cause_weight: Share = 0.3
+    """The least weight of a likely cause."""
     lr: tuple[LrFact, ...] = ()
+    """What the learning rate did about the onset."""
     loss: tuple[LossFact, ...] = ()
+    """Where the loss is now."""
     opening: bool | None = None
     """Whether the event began in the first 50 steps of the run."""
     within: Count | None = None
     """At most so many steps since the onset."""
     all: tuple["Condition", ...] = ()
+    """Each of these conditions holds."""
     any: tuple["Condition", ...] = ()
+    """One of these holds."""
     none: tuple["Condition", ...] = ()
+    """None of these holds."""
 
     def holds(self, facts: Facts) -> bool:
         """Whether the facts are as this condition asks."""
@@ -56,9 +64,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The first rule in order that applies is the one that acts."""
 
     name: str
+    """What it is called; no two are called the same."""
     when: Condition
+    """The condition under which it applies."""
     do: Annotated[tuple[Action, ...], msgspec.Meta(min_length=1)]
+    """The actions, in order."""
     why: str
+    """The reason that is shown and kept with each action."""
     times: Annotated[int, msgspec.Meta(ge=1)] = 1
     """How often it may act in one trouble: an intervention that helped ends it."""
     until: Literal["lr_back"] | None = None
