@@ -307,7 +307,7 @@ class Ingest:
 
 def _digest(schema: Schema) -> str:
     """The store's own name for a schema: the agents' might stand for another one in another process."""
-    named = schema.scalars, schema.tensors, schema.stats, schema.counts
+    named = schema.optimizer, schema.scalars, schema.tensors, schema.stats, schema.counts
     return hashlib.blake2b(msgspec.msgpack.encode(named), digest_size=12).hexdigest()
 
 
