@@ -1,24 +1,19 @@
 """A store read from outside its daemon, whether that is up or not: runs, findings, commands, series."""
 
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from optwatch.cli.errors import Wrong
-from optwatch.daemon.commands import Entry
 from optwatch.daemon.head import Head, UnknownRun, find_run
-from optwatch.daemon.history import History, with_samples
+from optwatch.daemon.history import History
+from optwatch.daemon.ledger import read_commands, read_findings
 from optwatch.daemon.store import FILE
 from optwatch.daemon.tables import VERSION, connect
-from optwatch.series.points import Column, Points
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import Finding
-
-PART = 1_024
-"""Steps whose per-tensor records are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Archive:
         except sqlite3.Error as error:
             raise Wrong(f"cannot read the store {path}: {error}") from None
         self._runs = [ArchivedRun(msgspec.msgpack.decode(head, type=Head)) for (head,) in rows]
-        self._history = History(self._connection)
+        self.history = History(self._connection)
 
     def heads(self) -> list[Head]:
         """All runs of the store."""
@@ -68,26 +63,8 @@ class Archive:
 
     def findings(self, run: str) -> list[Finding]:
         """All of a run's findings in order of id."""
-        rows = self._connection.execute("SELECT data FROM finding WHERE run = ? ORDER BY id", (run,))
-        return [msgspec.msgpack.decode(data, type=Finding) for (data,) in rows]
+        return read_findings(self._connection, run)
 
     def commands(self, run: str) -> list[Command]:
         """All of a run's commands in order of id."""
-        rows = self._connection.execute("SELECT data FROM command WHERE run = ? ORDER BY id", (run,))
-        return [msgspec.msgpack.decode(data, type=Entry).command for (data,) in rows]
-
-    def points(self, run: str, optimizer: int) -> Iterator[Points]:
-        """The merged series of an optimizer with its per-tensor records, in order of step."""
-        for whole in self._history.points(run, optimizer):
-            for start in range(0, len(whole), PART):
-                part = Points(
-                    whole.step[start : start + PART],
-                    {
-                        name: Column(c.values[start : start + PART], c.logged[start : start + PART])
-                        for name, c in whole.columns.items()
-                    },
-                    None if whole.wall is None else whole.wall[start : start + PART],
-                )
-                first, last = int(part.step[0]), int(part.step[-1])
-                records = self._history.records(run, optimizer, first, last, limit=len(part))
-                yield with_samples(part, records)
+        return [entry.command for entry in read_commands(self._connection, run)]

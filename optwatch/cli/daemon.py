@@ -47,6 +47,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--tensorboard", metavar="DIR", type=Path, help="write all runs as TensorBoard logs too, live"
     )
     parser.add_argument(
+        "--tensorboard-ranks",
+        choices=("merged", "apart"),
+        default="merged",
+        help="merged: one series of all ranks (default); apart: also each rank's own",
+    )
+    parser.add_argument(
+        "--tensorboard-tensors", action="store_true", help="each tensor's statistics and histograms too"
+    )
+    parser.add_argument(
         "--metrics",
         metavar="PORT",
         type=_host_and_port,
@@ -139,6 +148,8 @@ def _serve(args: argparse.Namespace) -> int:
         mode=args.mode,
         policy=args.policy,
         tensorboard=args.tensorboard,
+        tensorboard_ranks=args.tensorboard_ranks,
+        tensorboard_tensors=args.tensorboard_tensors,
         metrics=args.metrics,
         otlp=args.otlp,
         insecure=args.insecure,

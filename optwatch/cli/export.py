@@ -6,6 +6,7 @@ from pathlib import Path
 from optwatch.cli.archive import Archive
 from optwatch.cli.errors import Wrong
 from optwatch.client import Client, DaemonError
+from optwatch.daemon.boards import optimizer_name, write_histograms
 from optwatch.export.tensorboard import ExportError, RunWriter
 from optwatch.wire.places import state_dir
 
@@ -19,7 +20,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "run_", metavar="RUN", help="a run's name (its newest run) or the beginning of its id"
     )
     parser.add_argument("dest", metavar="DEST", type=Path, help="directory to write to; made where missing")
-    parser.add_argument("--tensors", action="store_true", help="each tensor's statistics too")
+    parser.add_argument("--tensors", action="store_true", help="each tensor's statistics and histograms too")
+    parser.add_argument(
+        "--ranks",
+        choices=("merged", "apart"),
+        default="merged",
+        help="merged: one series of all ranks (default); apart: also each rank's own, in its own directory",
+    )
     parser.add_argument(
         "--store",
         metavar="DIR",
@@ -33,24 +40,35 @@ def run(args: argparse.Namespace) -> int:
     head = archive.find(args.run_)
     for number, optimizer in enumerate(head.optimizers):
         # A further optimizer has steps of its own, and so a directory of its own.
-        name = head.name if number == 0 else f"{head.name}-{optimizer.name}"
+        name = optimizer_name(head.name, number, optimizer)
         try:
             writer = RunWriter(args.dest, head.run, name, tensors=args.tensors)
+            for rank in archive.history.ranks(head.run, number) if args.ranks == "apart" else ():
+                _export_rank(archive, RunWriter(args.dest, head.run, name, rank=rank), head.run, number, rank)
         except ExportError as error:
             raise Wrong(str(error)) from None
         steps = 0
-        for points in archive.points(head.run, number):
+        for points in archive.history.sampled_points(head.run, number):
             writer.points(points)
             steps += len(points)
+        write_histograms(archive.history, writer, head.run, number)
         if number == 0:
             writer.hparams(head.config, head.optimizers)
             for finding in archive.findings(head.run):
                 writer.finding(finding)
             for command in archive.commands(head.run):
                 writer.command(command)
+            if head.ended:
+                writer.end()
         writer.close()
         print(f"{head.name}: {steps:,} steps in {writer.path}")
     return 0
+
+
+def _export_rank(archive: Archive, writer: RunWriter, run: str, optimizer: int, rank: int) -> None:
+    for points in archive.history.points(run, optimizer, rank, first=writer.last + 1):
+        writer.points(points)
+    writer.close()
 
 
 def _store() -> Path:

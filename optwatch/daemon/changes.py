@@ -17,6 +17,8 @@ class Changes:
     def __init__(self) -> None:
         self.seq = 0
         self.points: list[Points] = []
+        self.further: dict[int, list[Points]] = {}
+        """Those of the further optimizers, by number; a `Delta` has the first one's."""
         self.records: deque[Record] = deque(maxlen=MAX_RECORDS)
         self.findings: dict[int, Finding] = {}
         self.commands: dict[str, Command] = {}

@@ -17,6 +17,8 @@ from optwatch.series.points import Column, Points, Samples
 from optwatch.wire.histograms import WIDTH
 from optwatch.wire.messages import Schema, TensorInfo
 
+PART = 1_024
+"""Steps whose per-tensor records are in memory at once."""
 WINDOW = 16_384
 """Rows that are merged at once."""
 
@@ -96,6 +98,27 @@ class History:
             if (merged := merge(ready, norms)) is not None:
                 yield merged
 
+    def sampled_points(
+        self, run: str, optimizer: int, first: int | None = None, last: int | None = None
+    ) -> Iterator[Points]:
+        """The merged series with its per-tensor records, in order of step."""
+        with self._one_state():
+            for whole in self._points(run, optimizer, None, first, last):
+                for start in range(0, len(whole), PART):
+                    part = select(whole, slice(start, start + PART))
+                    records = self.records(
+                        run, optimizer, int(part.step[0]), int(part.step[-1]), limit=len(part)
+                    )
+                    yield with_samples(part, records)
+
+    def ranks(self, run: str, optimizer: int) -> list[int]:
+        """The ranks that have sent any scalars."""
+        rows = self._connection.execute(
+            "SELECT DISTINCT rank FROM chunk WHERE run = ? AND optimizer = ? AND kind = 's' ORDER BY rank",
+            (run, optimizer),
+        )
+        return [rank for (rank,) in rows]
+
     def records(
         self, run: str, optimizer: int, first: int | None, last: int | None, limit: int
     ) -> list[Record]:
@@ -125,6 +148,17 @@ class History:
 
         with self._one_state():
             return assemble(self._newest("h", read, run, optimizer, first, last, limit), add_up)
+
+    def histograms_from(self, run: str, optimizer: int, first: int) -> Iterator[Record]:
+        """All histograms from a step on, in order of step."""
+        with self._one_state():
+            chunks = sorted(
+                self._chunks(run, optimizer, "h", None, first, None), key=lambda chunk: chunk.last
+            )
+            begins = sorted({max(chunk.first, first) for chunk in chunks})
+            ends = [begin - 1 for begin in begins[1:]] + [chunk.last for chunk in chunks[-1:]]
+            for begin, end in zip(begins, ends, strict=True):
+                yield from self.histograms(run, optimizer, begin, end, limit=end - begin + 1)
 
     def _newest(
         self,

@@ -12,7 +12,7 @@ import zmq
 
 from optwatch.daemon.access import Access
 from optwatch.daemon.announcement import Announcement
-from optwatch.daemon.boards import Boards
+from optwatch.daemon.boards import Boards, Ranks
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.herald import Herald
 from optwatch.daemon.meters import Meters
@@ -47,6 +47,8 @@ class Settings:
     mode: Mode = "advise"
     policy: Path | None = None
     tensorboard: Path | None = None
+    tensorboard_ranks: Ranks = "merged"
+    tensorboard_tensors: bool = False
     metrics: tuple[str, int] | None = None
     otlp: str | None = None
     """A collector's URL, "" for the one that the SDK's environment variables name."""
@@ -78,7 +80,10 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
         router, xpub = (open_socket(context, kind, access) for kind in (zmq.ROUTER, zmq.XPUB))
         bound = bind(router, address, any_port=settings.listen is None)
         publish = bind(xpub, publish_address(bound), any_port=True)
-        boards = Boards(settings.tensorboard, store.path) if settings.tensorboard else None
+        if settings.tensorboard is not None:
+            boards = Boards(
+                settings.tensorboard, store.path, settings.tensorboard_ranks, settings.tensorboard_tensors
+            )
         meters = Meters(settings.metrics, readout) if settings.metrics else None
         telemetry = Telemetry(settings.otlp, readout) if settings.otlp is not None else None
         herald = Herald(notify_file())

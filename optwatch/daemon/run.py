@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from optwatch.daemon.assembly import Record
 from optwatch.daemon.changes import Changes
-from optwatch.daemon.commands import Book, CommandError, Entry, Send
+from optwatch.daemon.commands import Book, CommandError, Send
 from optwatch.daemon.diagnosis import Diagnosis
 from optwatch.daemon.duties import Duties
 from optwatch.daemon.followers import Followers
@@ -20,6 +19,7 @@ from optwatch.daemon.hangs import Hangs, Standing, standings_of
 from optwatch.daemon.head import Head
 from optwatch.daemon.history import History, scalar_points, with_samples
 from optwatch.daemon.lane import Lane
+from optwatch.daemon.ledger import read_commands, read_findings
 from optwatch.daemon.peers import Peer, obstacle, peers_of
 from optwatch.daemon.replicas import Replicas
 from optwatch.daemon.sessions import Link, Rank, Session
@@ -89,11 +89,8 @@ class Run:
         self._store.settle(timeout=1.0)
         read = self._store.reader.execute
         run = self.head.run
-        decode = msgspec.msgpack.decode
-        rows = read("SELECT data FROM finding WHERE run = ? ORDER BY id", (run,))
-        self.findings = {f.id: f for f in (decode(data, type=Finding) for (data,) in rows)}
-        rows = read("SELECT data FROM command WHERE run = ? ORDER BY id", (run,))
-        self.book = Book(run, [decode(data, type=Entry) for (data,) in rows])
+        self.findings = {finding.id: finding for finding in read_findings(self._store.reader, run)}
+        self.book = Book(run, read_commands(self._store.reader, run))
         rows = read(
             "SELECT step, kind, text FROM (SELECT * FROM marker WHERE run = ? ORDER BY step DESC LIMIT ?) "
             "ORDER BY step",
@@ -363,6 +360,8 @@ class Run:
                     self._conclude(points, self.head.mode)
                     if self._checkpoint_at is None:
                         self._checkpoint_at = now + CHECKPOINT
+                else:
+                    changes.further.setdefault(optimizer, []).append(points)
         if (stalled := self.hangs.look(self._standings(now), now)) is not None:
             self._found(self.diagnosis.observe(stalled, "hangs"))
             self._checkpoint_at = 0.0

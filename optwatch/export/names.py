@@ -11,9 +11,18 @@ from optwatch.series.points import Points, Samples
 F8 = npt.NDArray[np.float64]
 
 MARKERS = "optwatch/markers/"
-"""Prefix of the tags that mark a step: findings by severity, commands at the step of their effect."""
+"""Prefix of the tags that mark a step: findings by kind, commands by action at the step of their effect."""
+ON_LOSS = MARKERS + "on_loss/"
+"""Prefix of the markers that lie on the curve of the loss: a tag each, so that no line joins them."""
 TENSORS = "optwatch/tensor/"
 """Prefix of the tags of single tensors."""
+GRADIENTS = "optwatch/gradient/"
+LOG2_GRADIENTS = "optwatch/gradient_log2/"
+"""Prefixes of the histograms of gradients: by value, and by log2 of the magnitude."""
+WHOLE_MODEL = "all"
+"""The tensor's name in the histograms of all tensors together."""
+OUTCOME = "outcome/"
+"""Prefix of what a run came to: metrics for the HParams dashboard."""
 
 _COLUMNS = {
     "loss": "loss/train",
@@ -29,15 +38,20 @@ _COLUMNS = {
 
 CHARTS = {
     "optwatch": {
-        "loss": [r"loss/.*"],
+        "loss: training, validation, findings, commands": [r"loss/.*", ON_LOSS + ".*"],
         "gradient norm": [r"optwatch/grad_norm/.*"],
         "learning rate, scheduled and effective": [r"optwatch/lr/(scheduled|effective).*"],
+        "learning rate, scale by commands": [r"optwatch/lr/scale"],
+        "findings (0 watch to 3 critical) and commands": [MARKERS + "(finding|command)/.*"],
+    },
+    "optwatch: optimizer": {
         "update / param": [r"optwatch/ratio/update_param"],
         "update and param norms": [r"optwatch/norm/.*"],
-        "moments": [r"optwatch/moment/exp_avg.*"],
-        "RMS_t": [r"optwatch/moment/rms_t.*"],
-        "findings and commands": [MARKERS + ".*"],
-    }
+        "first moment, root mean square": [r"optwatch/moment/exp_avg_rms"],
+        "second moment, mean": [r"optwatch/moment/exp_avg_sq_mean"],
+        "RMS_t, largest of a tensor": [r"optwatch/moment/rms_t.*"],
+        "time of a step": [r"optwatch/time/.*"],
+    },
 }
 """The layout of the Custom Scalars dashboard: category, chart, tags as regular expressions."""
 

@@ -249,8 +249,8 @@ def _pick(samples: Samples, where: np.ndarray) -> Samples | None:
     )
 
 
-def select(points: Points, where: np.ndarray) -> Points:
-    """The points where a bool[n] is true, with the samples of their steps."""
+def select(points: Points, where: np.ndarray | slice) -> Points:
+    """The points where a bool[n] is true, or of a slice, with the samples of their steps."""
     step = points.step[where]
     samples = points.samples
     return Points(

@@ -90,7 +90,11 @@ def test_a_server_shows_the_run(server: Server) -> None:
 
     layout = server.ask("plugin/custom_scalars/layout")
     charts = {chart["title"]: chart["multiline"]["tag"] for chart in layout["category"][0]["chart"]}
-    drawn = server.ask("plugin/custom_scalars/scalars", run="digits-0f1e2d3c", tag=charts["loss"][0])
+    drawn = server.ask(
+        "plugin/custom_scalars/scalars",
+        run="digits-0f1e2d3c",
+        tag=charts["loss: training, validation, findings, commands"][0],
+    )
     assert list(drawn["tag_to_events"]) == ["loss/train"]
 
     assert set(server.ask("plugin/text/tags")["digits-0f1e2d3c"]) == {

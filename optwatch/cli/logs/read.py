@@ -50,7 +50,7 @@ def read(source: Source, wanted: Mapping[str, str], notes: list[str]) -> Iterato
     place = Path(source.path)
     try:
         if source.run:
-            yield from Archive(place).points(source.run, 0)
+            yield from Archive(place).history.sampled_points(source.run, 0)
         elif place.is_dir():
             yield read_tensorboard(place, wanted, notes)
         elif place.name.removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):

@@ -1,5 +1,6 @@
 """What is written is what TensorBoard's own reader reads."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.util import tensor_util
 
 from optwatch.export.tensorboard import ExportError, RunWriter, hyper_parameters, run_directory
@@ -16,6 +17,7 @@ from optwatch.series.points import Column, Points, Samples
 from optwatch.wire.actions import Command, Outcome
 from optwatch.wire.findings import Cause, Finding, Remedy
 from optwatch.wire.messages import GroupInfo, OptimizerInfo
+from tests.histograms import counted
 
 RUN = "0f1e2d3c-aaaa-bbbb-cccc-000000000000"
 EVERYTHING = {"scalars": 0, "tensors": 0}
@@ -164,17 +166,31 @@ def test_findings_and_commands_are_texts_and_markers(tmp_path: Path) -> None:
         f"**scale_lr** factor=0.5: {state}" for state in ("sent", "applied", "judged")
     ]
     assert "outcome: helped (before 3, after 1)" in told[2]
-    assert scalars(writer.path, "optwatch/markers/finding_severity") == [(3, 3.0)]
-    assert scalars(writer.path, "optwatch/markers/command_scale_lr") == [(4, 1.0)]
+    assert scalars(writer.path, "optwatch/markers/finding/divergence") == [(3, 3.0)]
+    assert scalars(writer.path, "optwatch/markers/command/scale_lr") == [(4, 1.0)]
+    # On the curve of the loss: at its onset, and at the last finite loss before a step without one.
+    assert scalars(writer.path, "optwatch/markers/on_loss/finding_1_divergence") == [(2, 2.5)]
+    assert scalars(writer.path, "optwatch/markers/on_loss/command_1_scale_lr") == [(4, 2.5)]
 
 
 def test_the_layout_of_the_custom_scalars_dashboard(tmp_path: Path) -> None:
     path = write(tmp_path, some_points())
     (event,) = read(path).Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())
-    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
-    assert charts["loss"] == ["loss/.*"]
-    assert len(charts) == 8
+    charts = {c.title: list(c.multiline.tag) for part in layout.category for c in part.chart}
+    assert len(charts) == 11
+    written = read(path).Tags()["scalars"]
+    drawn = {
+        title: sorted(t for t in written if any(re.match(expression, t) for expression in tags))
+        for title, tags in charts.items()
+    }
+    assert drawn["loss: training, validation, findings, commands"] == ["loss/train", "loss/val"]
+    assert drawn["learning rate, scheduled and effective"] == [
+        "optwatch/lr/effective",
+        "optwatch/lr/scheduled",
+    ]
+    assert drawn["first moment, root mean square"] == ["optwatch/moment/exp_avg_rms"]
+    assert drawn["second moment, mean"] == ["optwatch/moment/exp_avg_sq_mean"]
 
 
 def test_hyper_parameters(tmp_path: Path) -> None:
@@ -208,6 +224,79 @@ def test_hyper_parameters(tmp_path: Path) -> None:
     assert start.group_name == RUN
 
 
+def test_the_outcome_is_told_once_the_run_has_ended(tmp_path: Path) -> None:
+    for _ in range(2):
+        writer = RunWriter(tmp_path, RUN, "digits")
+        writer.hparams({"width": 64}, ())
+        writer.points(some_points())
+        writer.finding(a_finding())
+        writer.finding(a_finding(id=2, kind="converged", severity="info"))
+        writer.command(a_command())
+        writer.end()
+        writer.close()
+    reader = read(writer.path)
+    outcome = {
+        tag: [(event.step, event.value) for event in reader.Scalars(tag)]
+        for tag in reader.Tags()["scalars"]
+        if tag.startswith("outcome/")
+    }
+    assert outcome == {
+        "outcome/steps": [(4, 4.0)],
+        "outcome/alarms": [(4, 1.0)],
+        "outcome/critical_findings": [(4, 1.0)],
+        "outcome/commands_applied": [(4, 1.0)],
+        "outcome/loss": [(4, np.inf)],
+    }
+    content = reader.SummaryMetadata("_hparams_/session_end_info").plugin_data.content
+    end = plugin_data_pb2.HParamsPluginData.FromString(content).session_end_info
+    assert end.status == api_pb2.STATUS_FAILURE  # the last loss is inf
+    assert end.end_time_secs == 1e9 + 4
+
+
+def test_histograms_have_the_counts_of_the_elements_at_their_values(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {"a": rng.normal(0, 1e-3, 5_000), "b": np.array([0.0, 0.0, -3.0, np.nan, 5.0])}
+    counts = np.stack([counted(values) for values in tensors.values()]).astype(np.uint64)
+    for every in (False, True):
+        writer = RunWriter(tmp_path / str(every), RUN, "digits", tensors=every)
+        for _ in range(2):
+            writer.histograms(7, tuple(tensors), counts)
+        writer.close()
+        again = RunWriter(tmp_path / str(every), RUN, "digits", tensors=every)
+        again.histograms(7, tuple(tensors), counts)
+        again.close()
+        names = ["all", "a", "b"] if every else ["all"]
+        reader = read(writer.path)
+        wanted = {f"optwatch/{kind}/{n}" for kind in ("gradient", "gradient_log2") for n in names}
+        assert {tag for tag in reader.Tags()["tensors"] if "gradient" in tag} == wanted
+        assert reader.SummaryMetadata("optwatch/gradient/all").plugin_data.plugin_name == "histograms"
+
+    def buckets(tag: str) -> np.ndarray:
+        (event,) = read(writer.path).Tensors(tag)
+        assert event.step == 7
+        return tensor_util.make_ndarray(event.tensor_proto)
+
+    found = buckets("optwatch/gradient/a")
+    assert (found[1:, 0] == found[:-1, 1]).all()  # in order, without gaps
+    edges = np.append(found[:, 0], found[-1, 1])
+    expected, _ = np.histogram(tensors["a"], edges)
+    assert found[:, 2].tolist() == expected.tolist()
+    assert found[:, 2].sum() == 5_000
+    assert buckets("optwatch/gradient/b")[:, 2].tolist() == [1, 2, 0, 1]
+    assert buckets("optwatch/gradient_log2/b").tolist() == [[1, 2, 1], [2, 3, 1]]
+    assert buckets("optwatch/gradient/all")[:, 2].sum() == 5_004
+
+
+def test_a_rank_apart_has_a_directory_of_its_own_below_the_runs(tmp_path: Path) -> None:
+    for rank in (None, 3):
+        writer = RunWriter(tmp_path, RUN, "digits", rank=rank)
+        writer.points(some_points())
+        writer.close()
+    assert writer.path == tmp_path / "digits-0f1e2d3c" / "rank_3"
+    assert [step for step, _ in scalars(writer.path, "loss/train")] == [1, 2, 3, 4]
+    assert "custom_scalars__config__" not in read(writer.path).Tags()["tensors"]
+
+
 def test_a_second_writer_goes_on_without_doubles(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, RUN, "digits")
     writer.points(some_points())
@@ -222,7 +311,7 @@ def test_a_second_writer_goes_on_without_doubles(tmp_path: Path) -> None:
     again.close()
     assert [step for step, _ in scalars(again.path, "loss/train")] == [1, 2, 3, 4, 5, 6]
     assert len(texts(again.path, "findings/1_divergence")) == 1
-    assert len(scalars(again.path, "optwatch/markers/command_scale_lr")) == 1
+    assert len(scalars(again.path, "optwatch/markers/command/scale_lr")) == 1
     assert len(read(again.path).Tensors("custom_scalars__config__")) == 1
 
 
