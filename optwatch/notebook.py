@@ -196,7 +196,7 @@ def _stored(directory: Path, wanted: str, points: int) -> Story:
     except Wrong as error:
         raise LookupError(str(error)) from None
     timeline = Timeline()
-    for part in archive.points(head.run, 0):
+    for part in archive.history.sampled_points(head.run, 0):
         timeline.append(part)
     step, values, logged = timeline.window(None, None, timeline.columns, points)
     columns = {
