@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+NO_TRAININGS = {"diagnose_tensorboard", "own_detector"}
+"""Those that look at what others have trained: `test_guides.py` runs them."""
+EXAMPLES = sorted(
+    path for path in (Path(__file__).parents[2] / "examples").glob("*.py") if path.stem not in NO_TRAININGS
+)
 WITH_AN_OWN_PART = {"optuna_search"}
 """Those that take something of ours beside the one line."""
 OVER_RANKS = {"ddp", "fsdp2", "ray_train"}
