@@ -9,8 +9,11 @@ TORCH  ?= torch==2.13.0
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 
+# What runs where there is no torch.
+BASE := $(addprefix tests/unit/,cli client daemon detect export policy series tui wire)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench pictures reference clean
+.PHONY: help demo test test-slow check check-base package bench pictures reference clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +41,21 @@ check: $(VENV)/developed ## what CI runs: format, lint, types, import contracts,
 	@PYTHONPATH=.:agent:tui $(bin)/lint-imports
 	@echo "==> tests"
 	@$(bin)/python -m pytest
+
+check-base: ## the parts that need no torch, on another Python (PYTHON=python3.13), or with LOWEST=1 the oldest packages
+	@$(PYTHON) -m venv --clear $(VENV)-base
+	@$(VENV)-base/bin/python -m pip --quiet --disable-pip-version-check install --upgrade 'pip>=25.1'
+	@$(VENV)-base/bin/python -m pip --quiet --disable-pip-version-check install --group tests \
+		$(if $(LOWEST),--constraint tests/lowest.txt) --editable '.[tui,tensorboard,metrics,otel,notify]'
+	@$(VENV)-base/bin/python -m pytest $(BASE)
+
+package: ## sdist and wheel in dist/, checked, and the wheel tried in a clean environment
+	@rm -rf dist
+	@$(PYTHON) -m venv --clear $(VENV)-package
+	@$(VENV)-package/bin/python -m pip --quiet --disable-pip-version-check install build twine mypy
+	@$(VENV)-package/bin/python -m build --outdir dist .
+	@$(VENV)-package/bin/twine check --strict dist/*
+	@$(VENV)-package/bin/python -m tests.package dist/*.whl
 
 bench: $(VENV)/developed ## what the agent costs a training step
 	@$(bin)/python -m tests.benchmarks.overhead

@@ -1,9 +1,11 @@
 """A multilayer perceptron on scikit-learn's handwritten digits.
 
-    python examples/digits_mlp.py
+    python examples/digits_mlp.py [EPOCHS]
 
 Start `optwatch tui` beside it to watch. Without a daemon it trains all the same.
 """
+
+import sys
 
 import torch
 from sklearn.datasets import load_digits
@@ -25,7 +27,8 @@ model = nn.Sequential(
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 watch = optwatch.attach(optimizer, model=model, name="digits-mlp")  # the one line
 
-for epoch in range(150):
+epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 150
+for epoch in range(epochs):
     model.train()
     for batch in train[torch.randperm(len(train))].split(64):
         loss = F.cross_entropy(model(pixels[batch]), labels[batch])
@@ -36,5 +39,5 @@ for epoch in range(150):
     with torch.no_grad():
         scores = model(pixels[held_out])
     accuracy = (scores.argmax(dim=1) == labels[held_out]).float().mean()
-    if (epoch + 1) % 15 == 0:
+    if (epoch + 1) % max(epochs // 10, 1) == 0:
         print(f"epoch {epoch + 1:>3}   loss {loss.item():.4f}   held-out accuracy {accuracy.item():.3f}")
