@@ -1,4 +1,4 @@
-"""`make pictures`: the README's pictures, taken of the terminal UI on a real run.
+"""`make pictures`: the README's pictures, taken of the terminal UI and of TensorBoard on a real run.
 
 A real daemon in a directory of its own, the demo's training with its learning-rate spike, and the app with
 the same keys that a user presses. Nothing in them is made up; another run looks a little different.
@@ -12,15 +12,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import resvg_py
+from PIL import Image
 from textual.pilot import Pilot
 
 from optwatch_tui.app import OptwatchApp
 from optwatch_tui.daemon_feed import DaemonFeed
 from optwatch_tui.model import Snapshot
 from tests.daemons import DaemonProcess
+from tests.tensorboards import CHROMIUM, page_of, show_charts, tensorboard
 
 TARGET = Path(__file__).parent.parent / ".github" / "pictures"
 SIZE = (120, 36)
@@ -38,7 +41,8 @@ def main() -> None:
             del os.environ[variable]
         for variable in ("CONFIG_HOME", "STATE_HOME", "RUNTIME_DIR"):
             os.environ[f"XDG_{variable}"] = str(directory / variable.lower())
-        daemon = DaemonProcess(directory / "daemon", "--mode", "advise").start()
+        boards = directory / "boards"
+        daemon = DaemonProcess(directory / "daemon", "--mode", "advise", "--tensorboard", str(boards)).start()
         command = [sys.executable, "-m", "optwatch_agent.demo", "--fault", "lr_spike"]
         command += ["--steps", str(STEPS), "--pace", "0.012", "--watch", "denoiser"]
         training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -47,7 +51,8 @@ def main() -> None:
         finally:
             training.kill()
             training.wait()
-            daemon.kill()
+            daemon.stop()
+        asyncio.run(take_charts(boards, directory))
 
 
 async def take() -> None:
@@ -80,6 +85,22 @@ async def take() -> None:
         await pilot.press("f")
         await pilot.pause(1.0)
         keep(app, "findings", "optwatch: the finding in full")
+
+
+async def take_charts(boards: Path, home: Path) -> None:
+    """The same run in TensorBoard."""
+    if CHROMIUM is None or find_spec("playwright") is None:
+        print("no picture of TensorBoard: it needs Chromium, and playwright (pip install playwright)")
+        return
+    path = TARGET / "tensorboard.png"
+    with tensorboard(boards, home) as address:
+        async with page_of(address, size=(1_240, 760)) as page:
+            await show_charts(page)
+            await page.wait_for_timeout(3_000)  # until all charts are there and nothing moves
+            await page.screenshot(path=str(path))
+    with Image.open(path) as drawn:
+        drawn.convert("RGB").quantize(64).save(path, optimize=True)
+    print(path, f"{path.stat().st_size / 1024:.0f} kB")
 
 
 async def until(pilot: Pilot[None], true: Callable[[], object], what: str) -> None:

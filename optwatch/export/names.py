@@ -13,7 +13,7 @@ F8 = npt.NDArray[np.float64]
 MARKERS = "optwatch/markers/"
 """Prefix of the tags that mark a step: findings by kind, commands by action at the step of their effect."""
 ON_LOSS = MARKERS + "on_loss/"
-"""Prefix of the markers that lie on the curve of the loss: a tag each, so that no line joins them."""
+"""Prefix of the markers beside the curve of the loss: a tag each, so that no line joins them."""
 TENSORS = "optwatch/tensor/"
 """Prefix of the tags of single tensors."""
 GRADIENTS = "optwatch/gradient/"

@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ MOST_HPARAMS = 200
 """More hyper-parameters than this make a table that nobody can read."""
 MOST_ON_LOSS = 100
 """Markers on the curve of the loss: each is a series of its own."""
+LEVEL = 200
+"""Steps before a marker whose median loss is its height."""
 KEPT_LOSSES = 65_536
 """Losses that are remembered, to place a marker on their curve."""
 
@@ -143,8 +146,8 @@ class RunWriter:
             self._writer.add_event(self._events.histograms_event(step, self._wall, values))
 
     def finding(self, finding: Finding) -> None:
-        """Write a finding as it stands now, a marker of its severity (0 watch … 3 critical), and one on the
-        loss where it began."""
+        """Write a finding as it stands now, a marker of its severity (0 watch … 3 critical), and one beside
+        the loss where it began."""
         self._findings[finding.id] = finding
         name = f"{finding.id}_{finding.kind}"
         severity = float(SEVERITIES.index(finding.severity))
@@ -220,13 +223,13 @@ class RunWriter:
             self._losses.popitem(last=False)
 
     def _mark_loss(self, tag: str, step: int) -> None:
-        """A marker on the curve of the loss, where that is known and finite at most ten steps before."""
-        known = (self._losses[at] for at in range(step, step - 11, -1) if at in self._losses)
-        value = next(known, None)
-        if value is None or (tag not in self._on_loss and len(self._on_loss) >= MOST_ON_LOSS):
+        """A marker at the level that the loss had before a step: TensorBoard cuts off what leaves that."""
+        known = [self._losses[at] for at in range(step - LEVEL, step) if at in self._losses]
+        known = known or [self._losses[at] for at in (step,) if at in self._losses]
+        if not known or (tag not in self._on_loss and len(self._on_loss) >= MOST_ON_LOSS):
             return
         self._on_loss.add(tag)
-        self._mark(tag, step, value)
+        self._mark(tag, step, median(known))
 
     def _mark(self, tag: str, step: int, value: float) -> None:
         if (tag, step) not in self._written.marks:

@@ -1,12 +1,6 @@
 """A real `tensorboard` server shows what was written."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -16,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from optwatch.export.names import CHARTS
 from optwatch.export.tensorboard import RunWriter
 from optwatch.series.points import Column, Points
+from tests.histograms import counted
+from tests.tensorboards import CHROMIUM, page_of, show_charts, tensorboard
 from tests.unit.export.test_tensorboard import RUN, a_command, a_finding
 
 
 class Server:
-    def __init__(self, port: int) -> None:
-        self.address = f"http://127.0.0.1:{port}/data"
+    def __init__(self, address: str) -> None:
+        self.address = address
 
     def ask(self, path: str, **query: str) -> Any:
         url = f"{self.address}/{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
@@ -38,7 +35,8 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def logs(tmp_path: Path) -> Path:
+    """A run of 300 steps with a finding, a command and histograms."""
     steps = np.arange(1, 301)
     logged = np.ones(300, dtype=bool)
     columns = {
@@ -51,34 +49,22 @@ def server(tmp_path: Path) -> Iterator[Server]:
     }
     logs = tmp_path / "logs"
     writer = RunWriter(logs, RUN, "digits")
-    writer.points(Points(steps, columns, wall=1e9 + steps))
-    writer.finding(a_finding(step=200))
-    writer.command(a_command(step=202))
     writer.hparams({"width": 64}, ())
+    writer.points(Points(steps, columns, wall=1e9 + steps))
+    writer.finding(a_finding(step=200, onset_step=199))
+    writer.command(a_command(step=202))
+    spread = counted(np.random.default_rng(0).normal(size=(1, 1_000)))
+    for step in (100, 200, 300):
+        writer.histograms(step, ("weight",), spread[None].astype(np.uint64))
+    writer.end()
     writer.close()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "127.0.0.1"]
-    environment = os.environ | {"HOME": str(tmp_path)}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)], stdout=log, stderr=log, env=environment, cwd=tmp_path
-        )
-    found = Server(port)
-    try:
-        for _ in range(300):
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            try:
-                if "digits-0f1e2d3c" in found.ask("plugin/scalars/tags"):
-                    break
-            except (urllib.error.URLError, ConnectionError):
-                pass
-            time.sleep(0.2)
-        yield found
-    finally:
-        process.terminate()
-        process.wait(30)
+    return logs
+
+
+@pytest.fixture
+def server(logs: Path, tmp_path: Path) -> Iterator[Server]:
+    with tensorboard(logs, tmp_path) as address:
+        yield Server(f"{address}/data")
 
 
 @pytest.mark.timeout(180)
@@ -106,3 +92,38 @@ def test_a_server_shows_the_run(server: Server) -> None:
 
     experiment = server.post("plugin/hparams/experiment", {"experimentName": ""})
     assert [info["name"] for info in experiment["hparamInfos"]] == ["width"]
+    metrics = {info["name"]["tag"] for info in experiment["metricInfos"]}
+    assert {"loss/train", "outcome/loss", "outcome/critical_findings"} <= metrics
+
+    assert set(server.ask("plugin/histograms/tags")["digits-0f1e2d3c"]) == {
+        "optwatch/gradient/all",
+        "optwatch/gradient_log2/all",
+    }
+    drawn = server.ask("plugin/histograms/histograms", run="digits-0f1e2d3c", tag="optwatch/gradient/all")
+    assert [step for _, step, _ in drawn] == [100, 200, 300]
+    assert sum(count for _, _, count in drawn[0][2]) == 1_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+async def test_a_browser_shows_the_charts_with_their_markers(logs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
+    with tensorboard(logs, tmp_path) as address:
+        async with page_of(address) as page:
+            await show_charts(page)
+            for title in CHARTS["optwatch"]:
+                await page.get_by_text(title, exact=True).first.wait_for()
+            # A run's loss is one curve; what was found and done are a symbol each.
+            first = page.locator("tf-custom-scalar-multi-line-chart-card").first
+            symbols = first.locator(".scatter-plot path.symbol")
+            while await symbols.count() < 3:
+                await page.wait_for_timeout(100)
+            picture = tmp_path / "tensorboard.png"
+            await page.screenshot(path=str(picture))
+            print("picture:", picture)
+            await page.goto("/#text")
+            await page.reload()
+            await page.get_by_text("critical divergence").first.wait_for()
+            await page.goto("/#histograms")
+            await page.reload()
+            await page.get_by_text("optwatch/gradient/all").first.wait_for()

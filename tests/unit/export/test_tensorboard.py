@@ -168,9 +168,9 @@ def test_findings_and_commands_are_texts_and_markers(tmp_path: Path) -> None:
     assert "outcome: helped (before 3, after 1)" in told[2]
     assert scalars(writer.path, "optwatch/markers/finding/divergence") == [(3, 3.0)]
     assert scalars(writer.path, "optwatch/markers/command/scale_lr") == [(4, 1.0)]
-    # On the curve of the loss: at its onset, and at the last finite loss before a step without one.
-    assert scalars(writer.path, "optwatch/markers/on_loss/finding_1_divergence") == [(2, 2.5)]
-    assert scalars(writer.path, "optwatch/markers/on_loss/command_1_scale_lr") == [(4, 2.5)]
+    # Beside the curve of the loss, at the level that it had before: what is not finite does not count.
+    assert scalars(writer.path, "optwatch/markers/on_loss/finding_1_divergence") == [(2, 3.0)]
+    assert scalars(writer.path, "optwatch/markers/on_loss/command_1_scale_lr") == [(4, 2.75)]
 
 
 def test_the_layout_of_the_custom_scalars_dashboard(tmp_path: Path) -> None:
