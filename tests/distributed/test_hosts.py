@@ -132,8 +132,9 @@ def training(
 @pytest.mark.slow
 @pytest.mark.timeout(700)
 def test_a_link_to_the_daemon_that_is_cut_loses_nothing_and_changes_nothing(
-    home: Path, tmp_path: Path
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # no process that compiles beside the steps that are timed
     steps = 1_200
     options = ("--steps", str(steps), "--step-time", "0.02")
     alone = plain(tmp_path / "alone", 2, *options)
