@@ -170,6 +170,8 @@ class Cost:
 
     def see(self, cost: float) -> float:
         """Take account of a cost; what of it is believed."""
+        if cost <= 0:  # then it was not done; as the usual cost it would make all others outliers
+            return 0.0
         # The first time code runs it is slow.
         believed = min(cost, _OUTLIER * self.usual)
         self._last.append(believed)

@@ -331,7 +331,8 @@ class Track:
         if self.forward is not None and self.forward.armed:
             seen, cost = self.forward.take()
             values = seen | values  # what was logged overrides
-            sample_cost = cost if sample_cost is None else sample_cost + cost
+            if seen or sample_cost is not None:  # attached after the pass, nothing was measured
+                sample_cost = cost + (sample_cost or 0.0)
             ended = time.perf_counter()
         check_cost = self._check(step, step_time)
         if check_cost:

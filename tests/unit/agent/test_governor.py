@@ -126,6 +126,14 @@ def test_a_cost_that_changes_for_good_is_followed() -> None:
     assert told.norms[200:].count(True) == pytest.approx(800 * 60e-6 / 1e-3, rel=0.3)
 
 
+def test_a_sample_that_was_free_does_not_make_all_later_ones_free() -> None:
+    made = governor()
+    made.spent(None, 20e-6, None, 0.0)
+    told = drive(made, 1_000)
+    assert told.cost < 0.011 * told.time
+    assert 10 < told.samples.count(True) < 100
+
+
 def test_the_overhead_is_what_was_taken() -> None:
     made = governor()
     drive(made, 2_000)
