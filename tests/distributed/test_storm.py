@@ -16,7 +16,7 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTWATCH_INSECURE", "1")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "storm",
     [
@@ -24,11 +24,11 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(Storm(ranks=2, commands=LONG // 5, seed=14, kill_every=30.0), marks=pytest.mark.slow),
         pytest.param(
             Storm(ranks=4, commands=LONG, seed=11, kill_every=40.0),
-            marks=[pytest.mark.slow, pytest.mark.timeout(1800)],
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             Storm(ranks=8, commands=LONG // 5, seed=13, kill_every=60.0),
-            marks=[pytest.mark.slow, pytest.mark.timeout(1800)],
+            marks=pytest.mark.slow,
         ),
     ],
     ids=lambda storm: f"{storm.ranks}-ranks-{storm.commands}-commands",
