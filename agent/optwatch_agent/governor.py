@@ -114,8 +114,11 @@ class Governor:
             return
         self._cost = 0.99 * self._cost + cost
         self._time = 0.99 * self._time + step_time
-        self._earn(step_time)
-        self._plan(step_time)
+        if self._step_time is None:
+            self._step_time = Usual(step_time)
+        # An evaluation or a checkpoint between two steps is no reason to measure more.
+        self._earn(self._step_time.see(step_time))
+        self._plan(self._step_time.value)
 
     def _earn(self, step_time: float) -> None:
         income = self._income(step_time)
@@ -128,10 +131,7 @@ class Governor:
         self._for_samples = min(self._for_samples + for_samples, 0.0)
 
     def _plan(self, step_time: float) -> None:
-        if self._step_time is None:
-            self._step_time = Usual(step_time)
-        self._step_time.see(step_time)
-        income = self._income(self._step_time.value)
+        income = self._income(step_time)
         self.norm_every = period(self._norm.usual, (1 - _LEAST) * income)
         norms = min(self._norm.usual / self.norm_every, (1 - _LEAST) * income)
         self.sample_every = period(self._sample.usual, income - norms)

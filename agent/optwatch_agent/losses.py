@@ -55,8 +55,8 @@ class LossTap:
     def read(self) -> tuple[Tensor | float | None, int]:
         """The loss of the step that ends, and how many backward passes it is made of.
 
-        Several passes: the sum where each was divided by their number (gradient accumulation), else the
-        mean.
+        Several passes: the sum where each after the first, and so the first too, was divided by their
+        number (gradient accumulation), else the mean.
         """
         n = len(self._values)
         if n == 0:
@@ -87,9 +87,10 @@ class LossTap:
                 self._values, self._divisors, self._closed = [], [], False
             if self._scaled is not None and self._scaled[0]() is tensors:
                 tensors = self._scaled[1]
-            self._divisors.append(_divisors(tensors))
+            if self._values:  # looking at what was divided costs more than all the rest
+                self._divisors.append(_divisors(tensors))
             tensors = tensors.detach()
-            self._values.append(tensors.item() if tensors.device.type == "cpu" else tensors.clone())
+            self._values.append(tensors.item() if tensors.is_cpu else tensors.clone())
         except Exception:  # noqa: BLE001 - never in the way of a backward pass
             self._closed = True
 

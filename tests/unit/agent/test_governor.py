@@ -173,3 +173,10 @@ def test_the_budget_holds(
     )
     left = max(budget * told.time - fixed * steps, 0.25 * budget * told.time)
     assert told.cost <= 1.1 * left + 8 * 1.6 * (norm + sample + histogram)
+
+
+def test_a_pause_between_two_steps_buys_no_burst() -> None:
+    """With a long evaluation every twenty steps the share of the steps themselves stays the budget."""
+    told = drive(governor(), 20_000, step_time=lambda i: 20.0 if i % 20 == 19 else 10e-3)
+    steps = 20_000 * 10e-3
+    assert told.cost + 20_000 * 20e-6 < 1.1 * 0.01 * steps
