@@ -12,7 +12,7 @@ from tests.daemons import DaemonProcess
 
 def train(*options: str) -> Result:
     command = [sys.executable, "-m", "optwatch_agent.demo", *options]
-    output = subprocess.run(command, capture_output=True, timeout=110, check=True).stdout
+    output = subprocess.run(command, capture_output=True, timeout=300, check=True).stdout
     return msgspec.json.decode(output, type=Result)
 
 
