@@ -8,20 +8,21 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from optwatch.detect.panel import Panel
 from optwatch.series.points import Column, Points, Samples
-from optwatch.wire.findings import Finding
 from optwatch.wire.messages import COUNTS, STATS
+from optwatch_agent.forward import Forward
+from optwatch_agent.naming import describe
 from optwatch_agent.norms import total_norm
 from optwatch_agent.probe import Sample, measure
 from optwatch_agent.roles import roles_of
+from tests.benchmarks.detection.recording import Recording
 
 STEPS = 600
 INJECTED = 200
 """The step at which a fault that begins in mid-run does."""
-CHUNK = 10
-"""Steps that the detectors are given at a time, as a daemon would."""
 SAMPLE_EVERY = 5
+"""Steps from one look at every tensor, and at what passes through the model, to the next."""
+EVALUATE_EVERY = 50
 BATCH = 64
 LR = 1e-3
 
@@ -54,15 +55,6 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.model}/{self.what}/{self.seed}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a training: the held-out loss at its end, and what the detectors said."""
-
-    held_out: float
-    first_non_finite: int | None
-    findings: tuple[Finding, ...]
 
 
 class Rows(nn.Module):
@@ -124,17 +116,19 @@ MODELS = {
 
 
 def _model(cell: Cell) -> nn.Module:
+    """The cell's model. Where what is done to it is a model of its own, the four differ in depth."""
+    variant = list(MODELS).index(cell.model)
     match cell.what:
         case "deep_sigmoid":
-            return _mlp(8, 64, nn.Sigmoid)
+            return _mlp(6 + 2 * variant, 64, nn.Sigmoid)
         case "deep_rnn":
-            model: nn.Module = Rows(nn.RNN, 4)
+            model: nn.Module = Rows(nn.RNN, 2 + variant)
             for name, weight in model.named_parameters():
                 if "weight_hh" in name:
                     nn.init.orthogonal_(weight, gain=4.0)
             return model
         case "late_starter":
-            model = _mlp(5, 64, nn.Tanh)
+            model = _mlp(3 + variant, 64, nn.Tanh)
             for layer in model:  # type: ignore[attr-defined]
                 if isinstance(layer, nn.Linear):
                     nn.init.normal_(layer.weight, 0, 0.03)
@@ -151,12 +145,14 @@ def _model(cell: Cell) -> nn.Module:
 
 
 class Training:
-    """The loop: data, model, optimizer and what is done to them, watched as an agent and a daemon would."""
+    """The loop: data, model, optimizer and what is done to them, and what an agent sees of it."""
 
     def __init__(self, cell: Cell) -> None:
-        torch.manual_seed(cell.seed)
+        # The same for a faulty training and its healthy twin, another one for each model.
+        seed = len(MODELS) * cell.seed + list(MODELS).index(cell.model)
+        torch.manual_seed(seed)
         self.cell = cell
-        self.draw = torch.Generator().manual_seed(cell.seed + 1)
+        self.draw = torch.Generator().manual_seed(seed + 1)
         digits = load_digits()
         x = torch.tensor(digits.data, dtype=torch.float32) / 16
         y = torch.tensor(digits.target)
@@ -233,33 +229,31 @@ class Training:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
-    def run(self) -> Outcome:
-        """Train; every `CHUNK` steps the detectors take what came."""
-        panel = Panel(self.cell.name)
+    def run(self) -> Recording:
+        """Train, and record what an agent with `model=` sees."""
         watched = _Watch(self.model, self.optimizer)
+        setup = describe("", self.optimizer)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        non_finite = None
+        scaled = self.cell.what == "amp_overflow"
         for step in range(1, STEPS + 1):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(step)
-            if self.cell.what == "curriculum_marked" and step == INJECTED:
-                panel.mark(step)
+            watched.begin(step)
             self.optimizer.zero_grad()
             loss = self.loss(step)
             loss.backward()  # type: ignore[no-untyped-call]
             self.corrupt(step, parameters)
             norm = total_norm([p.grad for p in parameters if p.grad is not None])
-            if not (
-                self.cell.what == "amp_overflow" and not math.isfinite(norm)
-            ):  # a GradScaler skips such a step
+            if not (scaled and not math.isfinite(norm)):  # a GradScaler skips such a step
                 self.optimizer.step()
-            value = float(loss.detach())
-            if non_finite is None and not math.isfinite(value):
-                non_finite = step
-            watched.take(step, value, norm, self.rate(step), self._held_out() if step % 50 == 0 else math.nan)
-            if step % CHUNK == 0:
-                panel.update(watched.points(scaled=self.cell.what == "amp_overflow"))
-        return Outcome(self._held_out(), non_finite, panel.findings)
+            values = {"loss": float(loss.detach()), "grad_norm": norm, "lr": self.rate(step)}
+            if scaled:
+                values["loss_scale"] = 1024.0
+            if step % EVALUATE_EVERY == 0:
+                values["val_loss"] = self._held_out()
+            watched.take(step, values)
+        marks = (INJECTED,) if self.cell.what == "curriculum_marked" else ()
+        return Recording(self._held_out(), marks, setup, watched.points())
 
     def _held_out(self) -> float:
         with torch.no_grad():
@@ -267,42 +261,39 @@ class Training:
 
 
 class _Watch:
-    """Columns and samples of the steps since the last chunk, measured by the agent's own probe."""
+    """What the agent's own probe and its hooks in the model see."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
+        self.forward = Forward(model)
         self.roles = roles_of(optimizer)
         self.names = tuple(name for name, _ in model.named_parameters())
         self.parameters = list(model.parameters())
-        self.numel = np.array([p.numel() for p in self.parameters], np.int64)
-        self.rows: list[tuple[float, ...]] = []
+        self.rows: list[tuple[int, dict[str, float]]] = []
         self.samples: list[tuple[int, Sample]] = []
 
-    def take(self, step: int, *values: float) -> None:
-        self.rows.append((step, *values))
-        if step % SAMPLE_EVERY == 1:
-            self.samples.append((step, measure(self.optimizer, self.parameters, self.roles)))
+    def begin(self, step: int) -> None:
+        self.forward.arm(step % SAMPLE_EVERY == 1)
 
-    def points(self, *, scaled: bool) -> Points:
-        table = np.array(self.rows)
-        step, loss, norm, rate, held = table.T
-        logged = np.ones(len(step), bool)
-        columns = {
-            name: Column(values, logged)
-            for name, values in (("loss", loss), ("grad_norm", norm), ("lr", rate))
-        }
-        columns["val_loss"] = Column(held, ~np.isnan(held))
-        if scaled:
-            columns["loss_scale"] = Column(np.full(len(step), 1024.0), logged)
-        tensors = len(self.names)
-        stats = np.array([sample.stats for _, sample in self.samples]).reshape(-1, tensors, len(STATS))
-        counts = np.array([sample.counts for _, sample in self.samples]).reshape(-1, tensors, len(COUNTS))
+    def take(self, step: int, values: dict[str, float]) -> None:
+        if self.forward.armed:
+            seen, _ = self.forward.take()
+            values = {name: float(value) for name, value in seen.items()} | values
+            self.samples.append((step, measure(self.optimizer, self.parameters, self.roles)))
+        self.rows.append((step, values))
+
+    def points(self) -> Points:
+        columns: dict[str, Column] = {}
+        for name in {name for _, values in self.rows for name in values}:
+            logged = np.array([name in values for _, values in self.rows])
+            columns[name] = Column(np.array([values.get(name, math.nan) for _, values in self.rows]), logged)
+        stats = np.stack([sample.stats for _, sample in self.samples])
+        counts = np.stack([sample.counts for _, sample in self.samples])
         samples = Samples(
             step=np.array([at for at, _ in self.samples], np.int64),
             names=self.names,
-            numel=self.numel,
+            numel=np.array([p.numel() for p in self.parameters], np.int64),
             stats={name: stats[..., i] for i, name in enumerate(STATS)},
             counts={name: counts[..., i].astype(np.uint64) for i, name in enumerate(COUNTS)},
         )
-        self.rows, self.samples = [], []
-        return Points(step.astype(np.int64), columns, samples=samples)
+        return Points(np.array([step for step, _ in self.rows], np.int64), columns, samples=samples)
