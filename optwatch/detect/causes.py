@@ -42,6 +42,9 @@ def causes_of(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> tup
 
 def _excursion(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
     """Causes of a loss or a gradient that leaves its range."""
+    if isinstance(ratio := signal.evidence.get("sensitivity"), float):
+        why = f"the loss changes by up to {ratio:.3g} % for 1 % of a layer, before anything is learned"
+        return {"bad_init": (3.0, why), "no_clipping": (1.5, why), "architecture": (1.0, why)}
     onset, step = signal.onset_step, signal.step
     beliefs: Belief = {}
     rate, rise = evidence.rate_rise(onset, step)
@@ -110,6 +113,8 @@ def _slow(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
     }
     if rise > RAISED:
         beliefs["lr_too_high"] = 6.0, f"the LR rose × {rise:.3g}, to {rate:.3g}; {lost}"
+    elif signal.severity == "watch":
+        beliefs["data_shift"] = 6.0, f"{lost}, from one step to the next, without a gradient of its own"
     norm = evidence.norm_rise(signal.onset_step - 25, signal.step)
     if norm > ONE_OFF and rise <= RAISED:
         beliefs["bad_batch"] = 4.0, f"the gradient norm was {norm:.3g} × its median at times; {lost}"

@@ -20,13 +20,14 @@ from optwatch.detect.overfitting import Overfitting
 from optwatch.detect.plateau import Plateau
 from optwatch.detect.regain import Regain
 from optwatch.detect.remedies import remedies_for
+from optwatch.detect.sensitivity import Sensitivity
 from optwatch.detect.tensors import Tensors
 from optwatch.detect.vanishing import Vanishing
 from optwatch.series.points import Column, Points, Samples
 from optwatch.wire.findings import ALARMS, SEVERITIES, Finding, Kind
 from optwatch.wire.messages import OptimizerInfo
 
-VERSION = 2
+VERSION = 3
 """Of the state: one of another version is not restored."""
 
 DETECTORS: tuple[type[Detector], ...] = (
@@ -40,6 +41,7 @@ DETECTORS: tuple[type[Detector], ...] = (
     Tensors,
     ClipSaturated,
     LossScale,
+    Sensitivity,
 )
 
 TOLD_BY: dict[Kind, frozenset[Kind]] = {

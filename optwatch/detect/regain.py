@@ -1,4 +1,8 @@
-"""Slow divergence: the loss gives back what it had won, too slowly to leave its range at once."""
+"""Slow divergence: the loss gives back what it had won, too slowly to leave its range at once.
+
+A loss that changes its level from one step to the next, and then stays or falls, while gradient and LR are
+as usual, is what other data do to it: that is shown quietly, and is an alarm once the loss rises further.
+"""
 
 import math
 from bisect import bisect_right
@@ -7,8 +11,9 @@ from typing import Any, ClassVar
 import msgspec
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import FIRST, HUGE, from_state, median, push, start_of, to_state
+from optwatch.detect.memory import FIRST, HUGE, from_state, median, push, start_of, to_state, trend
 from optwatch.series.points import Points
+from optwatch.wire.findings import Severity
 
 SPAN = 20
 ALPHA = 2 / (SPAN + 1)
@@ -26,6 +31,16 @@ is the likelier to be the reason."""
 REARM = 0.05
 BEGIN = 50
 """Points before anything is judged."""
+COURSE, LEAST = 40, 5
+"""Points that are looked over for a change of level, and that either side of it has at least."""
+AT_ONCE = 0.6
+"""The share of a change of level that the first points after it show already."""
+THROWN = 10.0
+"""A gradient norm of so many times the median before is an event of its own."""
+RISING = 1.645
+"""One-sided 5 % of the Mann-Kendall statistic."""
+FURTHER = 1.5
+"""A change of level is an alarm when the loss has risen to this many times it."""
 
 
 class Memory(msgspec.Struct):
@@ -45,6 +60,12 @@ class Memory(msgspec.Struct):
     """The greatest LR so far."""
     jumped: int = 0
     """Points left in which less has to be lost."""
+    losses: list[float] = []
+    norms: list[float] = []
+    """The gradient norms of the same points, NaN where there is none."""
+    severity: Severity = "warning"
+    limit: float = math.inf
+    """After a change of level: the average from which it is an alarm."""
 
 
 class Regain:
@@ -60,24 +81,37 @@ class Regain:
         self._memory = Memory()
 
     def update(self, points: Points) -> list[Signal]:
-        loss, lr = points.column("loss"), points.column("lr")
+        loss, lr, norm = points.column("loss"), points.column("lr"), points.column("grad_norm")
         signals: list[Signal] = []
         m = self._memory
-        for step, x, logged, rate in zip(
-            points.step.tolist(), loss.values.tolist(), loss.logged.tolist(), lr.values.tolist(), strict=True
+        for step, x, logged, rate, g in zip(
+            points.step.tolist(),
+            loss.values.tolist(),
+            loss.logged.tolist(),
+            lr.values.tolist(),
+            norm.values.tolist(),
+            strict=True,
         ):
             if rate > m.top:
                 if rate > JUMP * m.top > 0:
                     m.jumped = AFTERWARDS
                 m.top = rate
             if logged and math.isfinite(x):
+                push(m.norms, g, COURSE)
                 self._point(step, x if -HUGE < x < HUGE else math.copysign(HUGE, x), signals)
         return signals
 
     def mark(self, step: int) -> None:
         """A new segment with its own best. L0 stays: progress is that of the run."""
         old = self._memory
-        self._memory = Memory(first=old.first, open=old.open, onset=old.onset, top=old.top)
+        self._memory = Memory(
+            first=old.first,
+            open=old.open,
+            onset=old.onset,
+            top=old.top,
+            severity=old.severity,
+            limit=old.limit,
+        )
 
     def state(self) -> dict[str, Any]:
         return to_state(self._memory)
@@ -88,6 +122,7 @@ class Regain:
     def _point(self, step: int, x: float, signals: list[Signal]) -> None:
         m = self._memory
         m.seen += 1
+        push(m.losses, x, COURSE)
         m.jumped = max(m.jumped - 1, 0)
         if m.seen <= FIRST:
             m.start.append(x)
@@ -126,21 +161,40 @@ class Regain:
         m.worst = max(m.worst, lost) if m.open else lost
         if m.run >= RUN and not m.open:
             m.open = True
+            level = math.nan if m.jumped else self._new_level()
+            m.limit = m.best + FURTHER * (level - m.best) if math.isfinite(level) else -math.inf
+            m.severity = "watch" if m.average <= m.limit else "warning"
+            signals.append(self._signal(step, lost, first))
+        elif m.open and m.severity == "watch" and m.average > m.limit:
+            m.severity = "warning"
             signals.append(self._signal(step, lost, first))
         elif m.open and lost < (LOST_AFTER_JUMP / 2 if m.jumped else REARM):
             m.open = False
             signals.append(self._signal(step, lost, first))
 
+    def _new_level(self) -> float:
+        """The level that the loss changed to at once, of its own; NaN where it did not, or may not have."""
+        losses, norms = self._memory.losses[-COURSE:], self._memory.norms[-COURSE:]
+        if len(losses) < COURSE or not all(map(math.isfinite, norms)):
+            return math.nan
+        cut = max(range(LEAST, COURSE - LEAST), key=lambda k: _contrast(losses[:k], losses[k:]))
+        before, level = median(losses[:cut]), median(losses[cut:])
+        at_once = median(losses[cut : cut + LEAST]) - before > AT_ONCE * (level - before)
+        thrown = max(norms[cut - 1 :]) > THROWN * median(norms[:cut])
+        return level if at_once and not thrown and trend(losses[cut:]) < RISING else math.nan
+
     def _signal(self, step: int, lost: float, first: float) -> Signal:
         m = self._memory
         text = f"the loss has given back {lost:.0%} of what it won: {m.average:.4g}, best {m.best:.4g}"
+        if m.severity == "watch":
+            text += "; it changed its level at once, gradient and LR did not"
         if not m.open:
             text = f"the loss is back within {REARM:.0%} of its best, after losing {m.worst:.0%}"
         return Signal(
             kind="slow_divergence",
             step=step,
             onset_step=m.onset,
-            severity="warning",
+            severity=m.severity,
             summary=text,
             over=not m.open,
             evidence={
@@ -152,6 +206,13 @@ class Regain:
                 "noise": m.noise,
             },
         )
+
+
+def _contrast(before: list[float], after: list[float]) -> float:
+    """How far the means of two parts are apart, for the size of the parts: the greatest is where the level
+    changed (the CUSUM statistic of a change in mean)."""
+    a, b = len(before), len(after)
+    return abs(sum(after) / b - sum(before) / a) * math.sqrt(a * b / (a + b))
 
 
 def _noise(residuals: list[float]) -> float:
