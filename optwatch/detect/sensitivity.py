@@ -1,4 +1,4 @@
-"""A net that is too sensitive from the start on: gradients that explode over depth, time or the input's scale."""
+"""A net that is too sensitive at its start: gradients that explode over depth, over time, or by its input."""
 
 from typing import Any, ClassVar
 

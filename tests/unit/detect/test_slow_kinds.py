@@ -28,6 +28,42 @@ def test_a_loss_that_creeps_up_is_a_slow_divergence() -> None:
     assert finding.resolved_step is None
 
 
+def shifted() -> tuple[F8, F8]:
+    """Loss and gradient norm of a run whose data change at step 500: both change their level at once."""
+    loss, norm = falling(1_000, noise=0.1), np.exp(noise(1_000, 0.2))
+    loss[500:] += 0.3 * np.exp(-np.arange(500) / 300)
+    norm[500:] *= 2
+    return loss, norm
+
+
+def test_a_loss_that_changes_its_level_at_once_is_shown_quietly_as_a_shift_of_the_data() -> None:
+    loss, norm = shifted()
+    (finding,) = found("slow_divergence", loss=loss, grad_norm=norm)
+    assert finding.severity == "watch"
+    assert finding.causes[0].cause == "data_shift"
+
+
+def test_a_change_of_level_is_an_alarm_where_the_loss_rises_further() -> None:
+    loss, norm = shifted()
+    loss[560:] += np.minimum(np.arange(440) / 400, 0.8)
+    (finding,) = found("slow_divergence", loss=loss, grad_norm=norm)
+    assert finding.severity == "warning"
+
+
+@pytest.mark.parametrize("event", ["gradient", "rate", "unknown"])
+def test_a_change_of_level_that_the_run_itself_may_have_made_is_an_alarm(event: str) -> None:
+    loss, norm = shifted()
+    columns = {"lr": np.full(1_000, 0.01), "grad_norm": norm}
+    if event == "gradient":
+        norm[499] *= 50
+    elif event == "rate":
+        columns["lr"][499:] = 0.1
+    else:
+        del columns["grad_norm"]
+    (finding,) = found("slow_divergence", loss=loss, **columns)
+    assert finding.severity == "warning"
+
+
 def test_a_smooth_swing_is_an_oscillation_and_noise_of_that_size_is_not() -> None:
     steps = np.arange(300)
     swinging = np.where(steps < 30, 2.3 - steps * 0.06, 1.3 + 0.8 * np.sin(steps / 2.5))
