@@ -50,15 +50,16 @@ def test_a_usual_start_a_late_sample_and_a_loss_of_zero_are_left_in_peace() -> N
     assert not found(at=1, gradient=0.5, loss=0.0)
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(1.0, False), (4.0, True)])
-def test_a_recurrent_net_whose_weights_are_too_large(gain: float, expected: bool) -> None:
+@pytest.mark.parametrize("gain", [None, 4.0])
+def test_a_recurrent_net_whose_weights_are_too_large(gain: float | None) -> None:
     torch.manual_seed(0)
     model = nn.RNN(8, 48, num_layers=3)
     for name, weight in model.named_parameters():
-        if "weight_hh" in name:
+        if gain is not None and "weight_hh" in name:
             nn.init.orthogonal_(weight, gain=gain)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss = model(torch.randn(12, 64, 8))[0][-1].square().mean()
+    last = model(torch.randn(12, 64, 8))[0][-1]
+    loss = nn.functional.cross_entropy(last, torch.arange(64) % 48)
     loss.backward()
     optimizer.step()
     parameters = list(model.parameters())
@@ -72,4 +73,4 @@ def test_a_recurrent_net_whose_weights_are_too_large(gain: float, expected: bool
     )
     panel = Panel("run")
     panel.update(points(loss=[float(loss.detach())], samples=samples))
-    assert any("sensitivity" in finding.evidence for finding in panel.findings) is expected
+    assert any("sensitivity" in finding.evidence for finding in panel.findings) is (gain is not None)
