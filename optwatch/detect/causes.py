@@ -18,9 +18,9 @@ EARLY = 50
 RAISED = 1.5
 """An LR that rose by this factor has changed."""
 ONE_OFF = 10.0
-"""A gradient norm, or a loss within AT_ONCE steps, this many times the usual is an event, not a drift."""
-AT_ONCE = 3
-"""Steps within which a loss that leaves its range so far has been thrown out of it."""
+"""A gradient norm this many times the usual is an event, not a drift."""
+AT_ONCE, THROWN = 3, 3.0
+"""A loss this many times its level within so many steps was thrown out of its range by what came then."""
 SLOW_UPDATES = 3e-4
 """Update/param ratio of the median layer below which an LR is too low (healthy: 8e-4 to 1.4e-2)."""
 NOISY = 3.0
@@ -69,7 +69,7 @@ def _excursion(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Be
         if not evidence.clipped(step):
             beliefs["no_clipping"] = 1.0, f"nothing clipped a gradient norm {norm:.3g} × its median"
         beliefs["lr_too_high"] = 1.0, f"{unchanged}, but it leaves no margin" + _at(rate)
-    elif not math.isfinite(norm) and step - onset < AT_ONCE and (jump := _jump(signal)) > ONE_OFF:
+    elif step - onset < AT_ONCE and (jump := _jump(signal)) > THROWN:
         beliefs["bad_batch"] = 3.0, f"the loss was {jump:.3g} × its level at once, {unchanged}"
         if evidence.adaptive:
             beliefs["stale_moments"] = 1.5, f"the gradient of a loss {jump:.3g} × its level stays in them"

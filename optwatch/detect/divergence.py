@@ -27,7 +27,9 @@ AT_ONCE = 4.0
 BACK = 5
 """Points in a row within the range before the excursion, after which it is over."""
 PATIENCE = 20
-"""Points after which a spike that has not come back is an alarm."""
+"""Points after which a spike that has not come back is an alarm,"""
+NOT_BACK = 0.02
+"""where it still takes away more than this share of what the run had won."""
 REGAINED = 0.05
 """A divergence is over once all but this share of what the run had won is won back (as in `regain`)."""
 RECOVERY, GROUPS, FALL = 200, 20, -1.645
@@ -181,12 +183,12 @@ class Divergence:
             e.kind != "divergence"
             and e.peak > e.short_limit
             and e.age >= PATIENCE
-            and median(e.losses[-PATIENCE:]) > e.level
+            and not self._regained(e, NOT_BACK)
         ):
             e.severity = "warning"
         e.told = e.told or e.severity != "watch" or e.long_run > 0 or e.kind == "exploding_gradient"
         back = e.back >= BACK and (e.kind != "exploding_gradient" or e.age >= CONFIRM)
-        regained = e.kind == "divergence" and e.age >= PATIENCE and self._regained(e)
+        regained = e.kind == "divergence" and e.age >= PATIENCE and self._regained(e, REGAINED)
         recovers = e.kind == "divergence" and self._recovers(e, x)
         over = back or regained or recovers
         if over:
@@ -196,9 +198,9 @@ class Divergence:
         if e.told and (over or (e.kind, e.severity, e.told) != before):
             signals.append(self._signal(e, step, over))
 
-    def _regained(self, e: Excursion) -> bool:
-        """Whether most of what the run had won before is won back."""
-        return median(e.losses[-PATIENCE:]) <= e.level + REGAINED * max(e.first - e.level, 0.0)
+    def _regained(self, e: Excursion, but: float) -> bool:
+        """Whether what the run had won before is won back, but for this share."""
+        return median(e.losses[-PATIENCE:]) <= e.level + but * max(e.first - e.level, 0.0)
 
     def _recovers(self, e: Excursion, x: float) -> bool:
         """Whether the loss, below its start again, falls steadily since an action. Takes one more loss."""
