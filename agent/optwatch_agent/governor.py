@@ -138,7 +138,7 @@ class Governor:
         # Evenly spread over a run, however long it gets.
         part, (least, most) = (
             self._steps / _RESOLUTION,
-            (seconds / self._step_time.value for seconds in _APART),
+            (seconds / step_time for seconds in _APART),
         )
         affordable = period(self._histogram.usual, _HISTOGRAMS * (income - norms), most=1 << 30)
         self.histogram_every = max(affordable, math.ceil(min(max(part, least), most)))
