@@ -41,7 +41,7 @@ def main() -> None:
             del os.environ[variable]
         for variable in ("CONFIG_HOME", "STATE_HOME", "RUNTIME_DIR"):
             os.environ[f"XDG_{variable}"] = str(directory / variable.lower())
-        boards = directory / "boards"
+        boards = directory / "runs"
         daemon = DaemonProcess(directory / "daemon", "--mode", "advise", "--tensorboard", str(boards)).start()
         command = [sys.executable, "-m", "optwatch_agent.demo", "--fault", "lr_spike"]
         command += ["--steps", str(STEPS), "--pace", "0.012", "--watch", "denoiser"]
@@ -121,4 +121,5 @@ def keep(app: OptwatchApp, name: str, title: str) -> None:
     print(path, f"{path.stat().st_size / 1024:.0f} kB")
 
 
-main()
+if __name__ == "__main__":
+    main()

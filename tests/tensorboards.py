@@ -27,11 +27,11 @@ def tensorboard(logs: Path, home: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logs.name, "--host", "127.0.0.1"]
     environment = os.environ | {"HOME": str(home)}
     with (home / "tensorboard.log").open("w") as log:
         process = subprocess.Popen(
-            [*command, "--port", str(port)], stdout=log, stderr=log, env=environment, cwd=home
+            [*command, "--port", str(port)], stdout=log, stderr=log, env=environment, cwd=logs.parent
         )
     address = f"http://127.0.0.1:{port}"
     names = {path.parent.relative_to(logs).as_posix() for path in logs.rglob("events*")}

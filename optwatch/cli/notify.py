@@ -5,7 +5,8 @@ import argparse
 from optwatch.cli.errors import Wrong
 from optwatch.cli.show import paint, print_json
 from optwatch.export.notices import Message
-from optwatch.export.targets import Target, notify_file, read_targets
+from optwatch.export.targets import Target, read_targets
+from optwatch.wire.places import notify_file
 from optwatch.wire.toml import TomlError
 
 HELP = "Try out notifications: e-mail, Slack, webhooks and others, as notify.toml names them."

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.run import Run
-from optwatch.export.notices import Notice, command_notice, finding_notice, lost_notice, over_notice
-from optwatch.export.outbox import Outbox
-from optwatch.export.targets import read_targets
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import SEVERITIES, Finding
 from optwatch.wire.requests import RunState
 from optwatch.wire.toml import TomlError
 
 if TYPE_CHECKING:
+    from optwatch.export.notices import Notice
+    from optwatch.export.outbox import Outbox
     from optwatch.export.post import Post
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class _Word:
 
 @dataclass(frozen=True)
 class _Way:
-    outbox: Outbox
+    outbox: "Outbox"
     post: "Post"
 
 
@@ -155,7 +154,9 @@ class Herald:
                 if self._ending:
                     return
 
-    def _notices(self, word: _Word) -> list[Notice]:
+    def _notices(self, word: _Word) -> "list[Notice]":
+        from optwatch.export.notices import command_notice, finding_notice, lost_notice, over_notice
+
         found: list[Notice] = []
         for finding in word.findings:
             if self._is_news(finding):
@@ -210,7 +211,12 @@ class Herald:
 
 
 def _ways(path: Path) -> tuple[_Way, ...]:
-    """The ways to all targets of a file. Raises `TomlError`."""
+    """The ways to all targets of a file, none where there is no file. Raises `TomlError`."""
+    if not path.exists():  # most users have none, and their daemons start without all this
+        return ()
+    from optwatch.export.outbox import Outbox
+    from optwatch.export.targets import read_targets
+
     targets = read_targets(path)
     if not targets:
         return ()

@@ -22,7 +22,6 @@ from optwatch.daemon.server import Server
 from optwatch.daemon.sockets import bind, check_exposure, open_socket, publish_address, raise_file_limit
 from optwatch.daemon.store import Store
 from optwatch.daemon.telemetry import Telemetry
-from optwatch.export.targets import notify_file
 from optwatch.policy.load import DEFAULT, PolicyError, load_rules
 from optwatch.policy.rules import Rules
 from optwatch.wire.keys import KeyFileError, key_pair
@@ -30,6 +29,7 @@ from optwatch.wire.places import (
     DEFAULT_ADDRESS,
     AddressError,
     Connection,
+    notify_file,
     parse_address,
     state_dir,
 )

@@ -7,12 +7,15 @@ taken one: a reading that comes shows that the daemon serves.
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from optwatch.daemon.ingest import Ingest
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.status import run_status
 from optwatch.daemon.store import Store
-from optwatch.export.metrics import Observed, Reading, Service
+
+if TYPE_CHECKING:
+    from optwatch.export.metrics import Reading
 
 PATIENCE = 5.0
 """Seconds that an exporter waits for the serving thread."""
@@ -38,6 +41,8 @@ class Readout:
 
     def take(self, runs: Runs, store: Store, ingest: Ingest, now: float) -> None:
         """Take a reading. `now`: monotonic."""
+        from optwatch.export.metrics import Observed, Reading, Service
+
         self._asked.clear()
         states = {"live": 0, "stale": 0, "ended": 0}
         observed = []
@@ -54,7 +59,7 @@ class Readout:
             self._taken = time.monotonic()
             self._changed.notify_all()
 
-    def latest(self) -> Reading | None:
+    def latest(self) -> "Reading | None":
         """A fresh reading, None where the serving thread does not give one."""
         asked = time.monotonic()
         with self._changed:

@@ -9,7 +9,6 @@ import msgspec
 
 from optwatch.export.notices import About
 from optwatch.wire.findings import Kind, Severity
-from optwatch.wire.places import config_dir
 from optwatch.wire.toml import TomlError, find_line, parse_toml
 
 Minutes = Annotated[float, msgspec.Meta(ge=0, le=10_000_000)]
@@ -68,10 +67,6 @@ class Targets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The whole file."""
 
     target: tuple[Target, ...] = ()
-
-
-def notify_file() -> Path:
-    return config_dir() / "notify.toml"
 
 
 def read_targets(path: Path) -> tuple[Target, ...]:

@@ -46,6 +46,11 @@ def connection_file() -> Path:
     return runtime_dir() / "connection.json"
 
 
+def notify_file() -> Path:
+    """Whom the daemon tells what happens."""
+    return config_dir() / "notify.toml"
+
+
 def read_connection() -> Connection | None:
     """The connection file, None where there is none that can be read, or it is not this user's own."""
     try:
