@@ -61,6 +61,11 @@ class _Board:
     """By optimizer and rank: what each rank alone has measured."""
     failed: bool = False
 
+    def name(self, optimizer: int) -> str:
+        """What an optimizer's directory is named after."""
+        known = self.head.optimizers
+        return optimizer_name(self.head.name, optimizer, known[optimizer] if optimizer < len(known) else None)
+
     def all(self) -> "Iterator[RunWriter]":
         yield from self.writers.values()
         yield from self.ranks.values()
@@ -159,10 +164,8 @@ class Boards:
         from optwatch.export.tensorboard import RunWriter
 
         if optimizer not in board.writers:
-            head = board.head
-            info = head.optimizers[optimizer] if optimizer < len(head.optimizers) else None
-            name = optimizer_name(head.name, optimizer, info)
-            board.writers[optimizer] = RunWriter(self._directory, head.run, name, tensors=self._tensors)
+            name = board.name(optimizer)
+            board.writers[optimizer] = RunWriter(self._directory, board.head.run, name, tensors=self._tensors)
         return board.writers[optimizer]
 
     def _make_up(
@@ -186,15 +189,13 @@ class Boards:
     def _write_ranks(self, board: _Board, optimizer: int, history: History) -> None:
         from optwatch.export.tensorboard import RunWriter
 
-        head = board.head
-        info = head.optimizers[optimizer] if optimizer < len(head.optimizers) else None
-        name = optimizer_name(head.name, optimizer, info)
-        for rank in history.ranks(head.run, optimizer):
+        run, name = board.head.run, board.name(optimizer)
+        for rank in history.ranks(run, optimizer):
             key = optimizer, rank
             if key not in board.ranks:
-                board.ranks[key] = RunWriter(self._directory, head.run, name, rank=rank)
+                board.ranks[key] = RunWriter(self._directory, run, name, rank=rank)
             writer = board.ranks[key]
-            for points in history.points(head.run, optimizer, rank, first=writer.last + 1):
+            for points in history.points(run, optimizer, rank, first=writer.last + 1):
                 writer.points(points)
 
 
