@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from textual.binding import Binding
@@ -23,7 +24,7 @@ class Key:
     rank: int = 0
     acts: bool = False
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What the user's settings call its action: lower_lr."""
         return re.sub(r"[^a-z0-9]+", "_", self.label.lower())

@@ -1,7 +1,9 @@
 """One statistic of every tensor over depth and time, as a grid. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +22,9 @@ class Statistic:
     key: str
     title: str
 
+
+_ENOUGH = 8_192
+"""Values that tell where the ramp should begin and end."""
 
 STATISTICS: tuple[Statistic, ...] = (
     Statistic("update_ratio", "update/param"),
@@ -54,6 +59,11 @@ class Heat:
     cursor: float | None = None
     flagged: frozenset[str] = frozenset()
     """Tensors that an open finding names."""
+
+    @cached_property
+    def limits(self) -> tuple[float, float]:
+        """log10 of what the ends of the ramp stand for."""
+        return ramp_limits(self.values)
 
     def column(self, step: float, width: int) -> int | None:
         """The column of the grid in which a step lies, None outside."""
@@ -95,12 +105,13 @@ def heat_grid(heat: Heat, groups: Sequence[tuple[int, int]], width: int) -> F8:
 
 def ramp_limits(values: F8) -> tuple[float, float]:
     """log10 of what the ends of the ramp stand for: the 2nd and 98th percentile, a decade at least."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log10(values[np.isfinite(values) & (values > 0)])
+    stride = values.size // _ENOUGH + 1
+    while math.gcd(stride, values.shape[-1]) > 1:  # else it would meet the same few tensors again and again
+        stride += 1
+    some = values.ravel()[::stride]
+    logs = np.log10(some[np.isfinite(some) & (some > 0)])
     if not len(logs):
         return -1.0, 0.0
-    if len(logs) > 20_000:
-        logs = logs[:: len(logs) // 20_000 + 1]
     low, high = np.percentile(logs, [2, 98])
     if high - low < 1:
         low, high = (low + high - 1) / 2, (low + high + 1) / 2

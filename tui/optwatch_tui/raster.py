@@ -10,8 +10,8 @@ I8 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 BRAILLE = 0x2800
-_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
-"""The bit of each dot of a cell, by row and column."""
+_DOTS = (np.array([0, 1, 2, 0, 1, 2, 3, 3]), np.array([0, 0, 0, 1, 1, 1, 0, 1]))
+"""Row and column of the dot in a cell that each bit stands for, the lowest first."""
 
 
 _LONG = 6
@@ -112,9 +112,8 @@ def band(step: I8 | F8, low: F8, high: F8, scale: Scale, width: int, height: int
 def cells(picture: Bool) -> npt.NDArray[np.uint8]:
     """Dots as the low byte of braille characters, u1[height, width]."""
     height, width = picture.shape[0] // 4, picture.shape[1] // 2
-    blocks = picture.reshape(height, 4, width, 2)
-    low: npt.NDArray[np.uint8] = (blocks * _BITS[None, :, None, :]).sum(axis=(1, 3), dtype=np.uint8)
-    return low
+    blocks = picture.reshape(height, 4, width, 2).transpose(0, 2, 1, 3)
+    return np.packbits(blocks[:, :, _DOTS[0], _DOTS[1]], axis=2, bitorder="little")[:, :, 0]
 
 
 def cell_of(step: float, scale: Scale, width: int) -> int | None:
@@ -169,6 +168,7 @@ def value_range(parts: "list[F8]", log: bool, rows: int) -> tuple[float, float]:
 def _scaled(values: F8, log: bool) -> F8:
     """Values or their log10, NaN where they have none; within ±1e300, so that differences are finite."""
     if not log:
-        return np.where(np.isfinite(values), np.clip(values, -1e300, 1e300), np.nan)
+        within = np.minimum(np.maximum(values, -1e300), 1e300)
+        return np.where(np.isfinite(values), within, np.nan)
     there = np.isfinite(values) & (values > 0)
     return np.where(there, np.log10(np.where(there, values, 1.0)), np.nan)

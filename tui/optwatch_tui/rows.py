@@ -16,13 +16,14 @@ Row = tuple[Span, ...]
 
 def row_length(row: Row) -> int:
     """Cells that a row takes."""
-    return sum(cell_len(text) for text, _ in row)
+    return sum(len(text) if text.isascii() else cell_len(text) for text, _ in row)
 
 
 def strip_of(row: Row, width: int, palette: Palette) -> Strip:
     """A row as Textual draws it, cut or filled to `width`; nothing in it can drive the terminal."""
-    segments = [Segment(plain(text), ink(palette, role)) for text, role in row if text]
-    return Strip(segments).adjust_cell_length(width, ink(palette, "text"))
+    row = tuple((plain(text), role) for text, role in row if text)
+    strip = Strip([Segment(text, ink(palette, role)) for text, role in row], row_length(row))
+    return strip.adjust_cell_length(width, ink(palette, "text"))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """The user's own settings: keys, theme and smoothing, from tui.toml. Checked when it is read."""
 
 import re
-import tomllib
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,7 +40,7 @@ class Settings:
 
     def shown(self, name: str) -> str:
         """The key of an action as it is written on the screen."""
-        return next(key.shown for key in self.in_force() if key.name == name)
+        return self.keys.get(name) or next(key.shown for key in KEYS if key.name == name)
 
 
 DEFAULTS = Settings()
@@ -56,11 +54,14 @@ def load(path: Path) -> Settings:
     """
     try:
         text = path.read_text()
-        given = tomllib.loads(text)
     except FileNotFoundError:
         return DEFAULTS
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read {path}: {error}") from None
+    import tomllib  # with its patterns a few milliseconds of the start, for those who have a file
+
+    try:
+        given = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: {error}") from None
     file = _File(path, text)
@@ -102,6 +103,8 @@ def _keys(file: _File, given: object) -> dict[str, str]:
     names = sorted({key.name for key in KEYS})
     for name, value in given.items():
         if name not in names:
+            from difflib import get_close_matches
+
             near = get_close_matches(name, names, n=1)
             hint = f", did you mean {near[0]}?" if near else f": there are {', '.join(names)}"
             raise file.wrong(name, f"there is no action {name!r}{hint}")

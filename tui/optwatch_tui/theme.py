@@ -32,7 +32,7 @@ RANK_GLYPHS = {"up": "●", "suspect": "◌", "down": "✖", "left": "■"}
 RAMP_LEVELS = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # told apart by identity: it is looked up for each piece of text
 class Palette:
     """The colours of one theme. `ramp`: from quiet to loud, for heat maps."""
 

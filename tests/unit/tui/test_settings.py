@@ -27,7 +27,7 @@ def test_without_a_file_all_is_as_usual(tmp_path: Path) -> None:
 
 def test_what_a_file_may_say(tmp_path: Path) -> None:
     path = given(
-        tmp_path, 'theme = "light"\nsmoothing = "strong"\n[keys]\nrestart = "f5"\npause = "?"\nhelp = "h"'
+        tmp_path, 'theme = "light"\nsmoothing = "strong"\n[keys]\nrestart = "f5"\npause = "?"\nhelp = "H"'
     )
     settings = load(path)
     assert (settings.theme, settings.smoothing) == ("optwatch-light", "strong")

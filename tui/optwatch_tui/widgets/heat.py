@@ -8,7 +8,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 
 from optwatch_tui.formats import number
-from optwatch_tui.heat import Heat, group_bounds, heat_grid, ramp_limits
+from optwatch_tui.heat import Heat, group_bounds, heat_grid
 from optwatch_tui.history import F8
 from optwatch_tui.rows import Row
 from optwatch_tui.theme import RAMP_LEVELS
@@ -78,7 +78,7 @@ class HeatMap(Framed, can_focus=True):
     def note(self) -> Row:
         if self._heat is None or not len(self._heat.names):
             return ()
-        low, high = ramp_limits(self._heat.values)
+        low, high = self._heat.limits
         ramp = [shade(level, self.app.no_color) for level in range(0, RAMP_LEVELS, 2)]
         return (
             (f"{len(self._heat.names)} tensors  ", "muted"),
@@ -95,7 +95,7 @@ class HeatMap(Framed, can_focus=True):
         more_cells = 4 if len(groups) < len(heat.names) else 0
         label = min(max(12, width // 5), 28, max(len(name) for name in heat.names) + 1 + more_cells)
         grid = heat_grid(heat, groups, max(1, width - label - 10))
-        low, high = ramp_limits(heat.values)
+        low, high = heat.limits
         with np.errstate(divide="ignore", invalid="ignore"):
             level = levels((np.log10(grid) - low) / (high - low))
         cursor = None if heat.cursor is None else heat.column(heat.cursor, grid.shape[1])
