@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -46,21 +46,6 @@ class Served:
             assert stream is not None
             stream.close()
         return status
-
-
-@pytest.fixture
-def served(daemon: DaemonProcess, home: Path) -> Iterator[Served]:
-    server = Served(home)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def training(daemon: DaemonProcess) -> Iterator[Training]:
-    thread = Training(daemon.address)
-    thread.start()
-    yield thread
-    thread.stop()
 
 
 @pytest.fixture

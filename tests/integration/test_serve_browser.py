@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("aiohttp", reason="the extra `serve` is not installed")
 playwright = pytest.importorskip("playwright.async_api", reason="needs playwright: pip install playwright")
 
-from tests.daemons import GUARD, DaemonProcess  # noqa: E402
+from tests.daemons import GUARD  # noqa: E402
 from tests.integration.test_serve import Served  # noqa: E402
 from tests.integration.test_tui_live import Training  # noqa: E402
 
@@ -30,21 +30,6 @@ socket.onopen = () => { said.textContent = "opened"; };
 socket.onmessage = () => { said.textContent = "read"; };
 socket.onerror = () => { said.textContent = "refused"; };
 </script>"""
-
-
-@pytest.fixture
-def served(daemon: DaemonProcess, home: Path) -> Iterator[Served]:
-    server = Served(home)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def training(daemon: DaemonProcess) -> Iterator[Training]:
-    thread = Training(daemon.address)
-    thread.start()
-    yield thread
-    thread.stop()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -88,14 +88,6 @@ class Training(threading.Thread):
     def stop(self) -> None:
         self.stopped.set()
         self.join(GUARD)
-
-
-@pytest.fixture
-def training(daemon: DaemonProcess) -> Iterator[Training]:
-    thread = Training(daemon.address)
-    thread.start()
-    yield thread
-    thread.stop()
 
 
 async def test_a_run_appears_and_grows(training: Training) -> None:

@@ -82,6 +82,12 @@ def finding_details(finding: Finding, width: int) -> list[Row]:
     """
     rows: list[Row] = [(("", "text"),)]
     rows.extend(((line, "text"),) for line in wrap(finding.summary, width, 6))
+    return [*rows, (), *finding_reasons(finding, width)]
+
+
+def finding_reasons(finding: Finding, width: int) -> list[Row]:
+    """The same without what a list says of it already."""
+    rows: list[Row] = []
     if finding.causes:
         rows += [(), (("likely causes", "title"),)]
         for cause in sorted(finding.causes, key=lambda cause: -cause.weight):
@@ -100,7 +106,7 @@ def finding_details(finding: Finding, width: int) -> list[Row]:
         for name, value in finding.evidence.items():
             shown = value if isinstance(value, str) else formats.setting(float(value))
             rows.append(((f"  {name}  ", "muted"), (shown, "value")))
-    return rows
+    return rows[1:]
 
 
 def command_item(command: Command, world_size: int, width: int, answer: tuple[str, str] | None) -> Item:
@@ -265,7 +271,7 @@ def run_head(width: int) -> Row:
 def verdict(snapshot: Snapshot, keys: NamedKeys, width: int) -> Row:
     """How the run is, in one sentence: the worst open finding and what can be done, or that all is well.
 
-    The likely cause goes first where the line is short: what one can do stays.
+    Where the line is short the likely cause goes, then the step: what one can do stays.
     """
     under_way = snapshot.under_way
     if under_way:
@@ -280,16 +286,15 @@ def verdict(snapshot: Snapshot, keys: NamedKeys, width: int) -> Row:
             return ((" ○ ", "info"), ("nothing alarming", "text"), *call)
         quiet = f", {len(snapshot.open_findings)} to watch" if snapshot.open_findings else ""
         return ((" ✓ ", "ok"), (f"nothing alarming{quiet}", "muted"))
-    head: Row = (
-        (f" {SEVERITY_GLYPHS[worst.severity]} ", worst.severity),
-        (worst.kind, worst.severity),
-        (f" since step {formats.count(worst.onset_step)}", "text"),
-    )
+    head: Row = ((f" {SEVERITY_GLYPHS[worst.severity]} ", worst.severity), (worst.kind, worst.severity))
+    since: Row = ((f" since step {formats.count(worst.onset_step)}", "text"),)
     call = call or _done(worst, snapshot, keys)
     likely = max(worst.causes, key=lambda cause: cause.weight, default=None)
     because: Row = () if likely is None else ((f", likely {likely.cause}", "text"),)
-    whole = (*head, *because, *call)
-    return whole if row_length(whole) <= width else (*head, *call)
+    for middle in ((*since, *because), since):
+        if row_length(row := (*head, *middle, *call)) <= width:
+            return row
+    return (*head, *call)
 
 
 def _call(snapshot: Snapshot, answer: tuple[str, str] | None) -> Row:

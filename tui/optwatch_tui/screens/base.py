@@ -54,6 +54,9 @@ class WatchScreen(Screen[None]):
         self.fit_panels()
         self.changed()
 
+    def on_unmount(self) -> None:
+        self.ready = False  # news may still come while it is taken apart
+
     def on_resize(self) -> None:
         if self.ready:
             self.fit_panels()
@@ -61,6 +64,10 @@ class WatchScreen(Screen[None]):
 
     def fit_panels(self) -> None:
         """Fit the panels to the size of the terminal."""
+
+    def badges(self) -> tuple[Span, ...]:
+        """What stands in the header whatever has to go."""
+        return (("read-only", "warning"),) if self.watch_app.readonly else ()
 
     def notice(self, row: Row) -> None:
         """Say a sentence in the place of the keys, for a while."""
@@ -132,9 +139,8 @@ class LookingScreen(WatchScreen):
         super().on_mount()
 
     def badges(self) -> tuple[Span, ...]:
-        """What stands in the header whatever has to go."""
         held: tuple[Span, ...] = (("paused", "warning"),) if self.held is not None else ()
-        return (*((("read-only", "warning"),) if self.watch_app.readonly else ()), *held)
+        return (*super().badges(), *held)
 
     # --- keys -----------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from textual.screen import ModalScreen
 
 from optwatch_tui.rows import Item, Row, wrap
 from optwatch_tui.widgets.listing import Listing
+from optwatch_tui.widgets.moves import Chosen
 
 
 class ChooseScreen(ModalScreen[str | None]):
@@ -55,5 +56,5 @@ class ChooseScreen(ModalScreen[str | None]):
     def action_leave(self) -> None:
         self.dismiss(None)
 
-    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+    def on_chosen(self, event: Chosen) -> None:
         self.dismiss(event.key)

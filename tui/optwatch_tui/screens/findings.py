@@ -108,6 +108,9 @@ class FindingsScreen(LedgerScreen[Finding]):
         head: Row = ((self.heading(entry), "title"), (f"  {entry.severity}", entry.severity))
         return [head, *describe.finding_details(entry, width)[1:]]
 
+    def in_short(self, entry: Finding, snapshot: Snapshot, width: int) -> list[Row]:
+        return describe.finding_reasons(entry, width)
+
     def picture(self, entry: Finding, snapshot: Snapshot) -> Picture:
         return evidence.finding_picture(entry, snapshot)
 

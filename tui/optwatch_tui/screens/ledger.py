@@ -16,13 +16,14 @@ from optwatch_tui.screens.text import Page, TextScreen
 from optwatch_tui.widgets.chart import Chart
 from optwatch_tui.widgets.filter import FilterLine
 from optwatch_tui.widgets.listing import Listing
+from optwatch_tui.widgets.moves import Chosen, Moved
 from optwatch_tui.widgets.status import StatusHeader
 
 Entry = TypeVar("Entry")
 
 _BESIDE = 110
 """Cells from which on list and details stand side by side."""
-_CHART = 6
+_CHART = 5
 """Lines of the chart, at least."""
 
 
@@ -37,6 +38,8 @@ class LedgerScreen(ActingScreen, Generic[Entry]):
     def __init__(self) -> None:
         super().__init__()
         self._which = 0
+        self._beneath = False
+        """Whether the details stand under the list, with little room."""
         self._header = StatusHeader(id="status")
         self._listing = Listing(self.WHAT, self.EMPTY, id="ledger", pinned=True)
         self._details = Page("in full", self._details_rows, "tab here, ↑↓ scroll")
@@ -85,6 +88,10 @@ class LedgerScreen(ActingScreen, Generic[Entry]):
     def in_full(self, entry: Entry, snapshot: Snapshot, width: int) -> list[Row]:
         raise NotImplementedError
 
+    def in_short(self, entry: Entry, snapshot: Snapshot, width: int) -> list[Row]:
+        """The same where the list stands right above it."""
+        return self.in_full(entry, snapshot, width)
+
     def heading(self, entry: Entry) -> str:
         raise NotImplementedError
 
@@ -101,12 +108,13 @@ class LedgerScreen(ActingScreen, Generic[Entry]):
         beside = width >= _BESIDE
         self._body.styles.layout = "horizontal" if beside else "vertical"
         room = max(6, height - 5)
-        side = room if beside else room * 2 // 3
+        side = room if beside else room * 2 // 3 + 1
         self._listing.styles.width = "2fr" if beside else "1fr"
         self._side.styles.width = "3fr" if beside else "1fr"
         self._side.styles.height = "1fr" if beside else side
         self._chart.display = side >= 11
         self._chart.styles.height = max(_CHART, side * 2 // 5)
+        self._beneath = not beside
 
     def changed(self) -> None:
         app = self.watch_app
@@ -152,11 +160,14 @@ class LedgerScreen(ActingScreen, Generic[Entry]):
     def _details_rows(self, width: int) -> list[Row]:
         snapshot = self.looked_at()
         entry = self.selected(snapshot)
-        return [] if entry is None or snapshot is None else self.in_full(entry, snapshot, width)
+        if entry is None or snapshot is None:
+            return []
+        rows = self.in_short if self._beneath else self.in_full
+        return rows(entry, snapshot, width)
 
     # --- keys -----------------------------------------------------------------------------------------
 
-    def on_listing_moved(self, _event: Listing.Moved) -> None:
+    def on_moved(self, _event: Moved) -> None:
         self._details.to_top()
         self.changed()
 
@@ -180,5 +191,5 @@ class LedgerScreen(ActingScreen, Generic[Entry]):
             rows = self.in_full
             self.app.push_screen(TextScreen(self.heading(entry), lambda width: rows(entry, snapshot, width)))
 
-    def on_listing_chosen(self, _event: Listing.Chosen) -> None:
+    def on_chosen(self, _event: Chosen) -> None:
         self.changed()

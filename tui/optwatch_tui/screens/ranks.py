@@ -16,6 +16,7 @@ from optwatch_tui.theme import RANK_GLYPHS
 from optwatch_tui.widgets.filter import FilterLine
 from optwatch_tui.widgets.frame import Lines
 from optwatch_tui.widgets.listing import Listing
+from optwatch_tui.widgets.moves import Moved
 from optwatch_tui.widgets.rank_grid import RankGrid
 from optwatch_tui.widgets.status import StatusHeader
 
@@ -67,7 +68,7 @@ class RanksScreen(WatchScreen):
 
     def changed(self) -> None:
         app = self.watch_app
-        self._header.show(app.snapshot, app.link, app.now(), (), app.named_keys)
+        self._header.show(app.snapshot, app.link, app.now(), self.badges(), app.named_keys)
         if app.snapshot is None:
             return
         status, statistic = app.snapshot.status, STATISTICS[self._statistic]
@@ -100,10 +101,7 @@ class RanksScreen(WatchScreen):
         self._selected, self._chosen = rank, True
         self.changed()
 
-    def on_rank_grid_moved(self, event: RankGrid.Moved) -> None:
-        self._select(event.rank)
-
-    def on_listing_moved(self, event: Listing.Moved) -> None:
+    def on_moved(self, event: Moved) -> None:
         self._select(int(event.key))
 
     def action_statistic(self) -> None:

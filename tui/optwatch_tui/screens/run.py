@@ -20,6 +20,7 @@ from optwatch_tui.screens.text import TextScreen
 from optwatch_tui.widgets.chart import Chart
 from optwatch_tui.widgets.heat import HeatMap
 from optwatch_tui.widgets.listing import Listing
+from optwatch_tui.widgets.moves import Chosen
 from optwatch_tui.widgets.status import StatusHeader
 
 
@@ -199,15 +200,13 @@ class RunScreen(ActingScreen):
     def action_tensors(self) -> None:
         self.watch_app.show_tensors()
 
-    def on_heat_map_chosen(self) -> None:
-        if (name := self._heat.selected) is not None:
-            self.watch_app.show_tensor(name)
-
     def action_ranks(self) -> None:
         self.watch_app.show_ranks()
 
-    def on_listing_chosen(self, event: Listing.Chosen) -> None:
-        if event.listing is self._findings:
+    def on_chosen(self, event: Chosen) -> None:
+        if event.panel is self._heat:
+            self.watch_app.show_tensor(event.key)
+        elif event.panel is self._findings:
             self._open_finding()
 
     def _open_finding(self) -> None:

@@ -19,6 +19,7 @@ from optwatch_tui.screens.base import WatchScreen
 from optwatch_tui.widgets.filter import FilterLine
 from optwatch_tui.widgets.frame import Lines
 from optwatch_tui.widgets.listing import Listing
+from optwatch_tui.widgets.moves import Chosen
 from optwatch_tui.widgets.status import link_sentence
 
 _EMPTY = "no runs yet: add watch = optwatch.attach(optimizer) to a training script, or try optwatch demo"
@@ -126,7 +127,7 @@ class RunsScreen(WatchScreen):
     def on_filter_line_done(self) -> None:
         self.set_focus(self._listing)
 
-    def on_listing_chosen(self, event: Listing.Chosen) -> None:
+    def on_chosen(self, event: Chosen) -> None:
         self.watch_app.open_run(event.key)
 
     def on_key(self, event: events.Key) -> None:

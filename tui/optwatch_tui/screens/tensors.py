@@ -14,6 +14,7 @@ from optwatch_tui.screens.base import LookingScreen
 from optwatch_tui.widgets.chart import Chart
 from optwatch_tui.widgets.filter import FilterLine
 from optwatch_tui.widgets.heat import HeatMap
+from optwatch_tui.widgets.moves import Chosen
 from optwatch_tui.widgets.status import StatusHeader
 
 
@@ -73,8 +74,8 @@ class TensorsScreen(LookingScreen):
         if (name := self._map.selected) is not None:
             self.watch_app.show_tensor(name)
 
-    def on_heat_map_chosen(self) -> None:
-        self.action_open()
+    def on_chosen(self, event: Chosen) -> None:
+        self.watch_app.show_tensor(event.key)
 
     def action_filter(self) -> None:
         self._filter.open()

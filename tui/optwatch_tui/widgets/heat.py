@@ -5,7 +5,6 @@ from typing import ClassVar
 import numpy as np
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.message import Message
 
 from optwatch_tui.formats import number
 from optwatch_tui.heat import Heat, group_bounds, heat_grid
@@ -13,6 +12,7 @@ from optwatch_tui.history import F8
 from optwatch_tui.rows import Row
 from optwatch_tui.theme import RAMP_LEVELS
 from optwatch_tui.widgets.frame import Framed
+from optwatch_tui.widgets.moves import Chosen
 from optwatch_tui.widgets.shades import levels, shade, shades, with_cursor
 
 
@@ -28,9 +28,6 @@ class HeatMap(Framed, can_focus=True):
         Binding("up", "move(-1)", show=False),
         Binding("down", "move(1)", show=False),
     ]
-
-    class Chosen(Message):
-        """The selected line is to be opened."""
 
     def show(self, heat: Heat) -> None:
         """Draw another map."""
@@ -65,8 +62,8 @@ class HeatMap(Framed, can_focus=True):
         opened = event.chain == 2 or line == self._cursor
         self._cursor = line
         self.renew()
-        if opened and event.chain <= 2:
-            self.post_message(self.Chosen())
+        if opened and event.chain <= 2 and self.selected is not None:
+            self.post_message(Chosen(self, self.selected))
 
     def _groups(self) -> list[tuple[int, int]]:
         return group_bounds(len(self._heat.names), self.size.height - 2) if self._heat is not None else []

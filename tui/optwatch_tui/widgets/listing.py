@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.message import Message
 
 from optwatch_tui.rows import Item, Row, Span, clip_row, row_length
 from optwatch_tui.widgets.frame import Framed
+from optwatch_tui.widgets.moves import Chosen, Moved
 
 
 class Listing(Framed, can_focus=True):
@@ -23,22 +23,6 @@ class Listing(Framed, can_focus=True):
         Binding("home", "edge(0)", show=False),
         Binding("end", "edge(-1)", show=False),
     ]
-
-    class Chosen(Message):
-        """An item was clicked."""
-
-        def __init__(self, listing: "Listing", key: str) -> None:
-            super().__init__()
-            self.listing = listing
-            self.key = key
-
-    class Moved(Message):
-        """The user moved to another item."""
-
-        def __init__(self, listing: "Listing", key: str) -> None:
-            super().__init__()
-            self.listing = listing
-            self.key = key
 
     def __init__(self, title: str, empty: str, *, id: str, pinned: bool = False) -> None:
         """`pinned`: before anything was selected, the first item stays selected whatever comes."""
@@ -77,7 +61,7 @@ class Listing(Framed, can_focus=True):
 
     def _move_to(self, key: str) -> None:
         self.select(key)
-        self.post_message(self.Moved(self, key))
+        self.post_message(Moved(self, key))
 
     def title(self) -> Row:
         return ((self._title, "title"),)
@@ -133,7 +117,7 @@ class Listing(Framed, can_focus=True):
         at = event.y - 1 - (self._heading is not None) + self._top
         if 0 <= at < len(lines) and event.y >= 1:
             self._move_to(lines[at])
-            self.post_message(self.Chosen(self, lines[at]))
+            self.post_message(Chosen(self, lines[at]))
 
 
 def _marked(row: Row, width: int) -> Row:

@@ -6,7 +6,6 @@ from typing import ClassVar
 import numpy as np
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.message import Message
 
 from optwatch.wire.requests import RankInfo
 from optwatch_tui import rank_grid
@@ -14,6 +13,7 @@ from optwatch_tui.rank_grid import GAP, UNKNOWN, GridShape, RankStatistic
 from optwatch_tui.rows import Row, Span
 from optwatch_tui.theme import RAMP_LEVELS, RANK_GLYPHS
 from optwatch_tui.widgets.frame import Framed
+from optwatch_tui.widgets.moves import Moved
 
 _LABEL = 6
 _DIGITS = "0123456789"
@@ -31,13 +31,6 @@ class RankGrid(Framed, can_focus=True):
         Binding("home", "edge(0)", show=False),
         Binding("end", "edge(-1)", show=False),
     ]
-
-    class Moved(Message):
-        """The cursor stands on another rank."""
-
-        def __init__(self, rank: int) -> None:
-            super().__init__()
-            self.rank = rank
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
@@ -156,7 +149,7 @@ class RankGrid(Framed, can_focus=True):
     def _go(self, rank: int) -> None:
         if 0 <= rank < self._world:
             self.cursor = rank
-            self.post_message(self.Moved(rank))
+            self.post_message(Moved(self, str(rank)))
 
     def on_click(self, event: events.Click) -> None:
         grid = self._shape()
