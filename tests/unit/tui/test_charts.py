@@ -7,6 +7,7 @@ from optwatch_tui import charts, heat, layout
 from optwatch_tui.charts import CHARTS, extent
 from optwatch_tui.heat import STATISTICS, group_bounds, heat_grid
 from optwatch_tui.look import Look, Window
+from optwatch_tui.widgets.chart import axis_label
 from tests.unit.tui import recorded
 
 SNAPSHOT = recorded.snapshot(last=2_000)
@@ -114,3 +115,13 @@ def test_panels_fill_the_terminal_exactly(width: int, height: int) -> None:
     assert used == max(3, height - 3)
     assert plan.upper >= 3
     assert "loss" in plan.upper_charts
+
+
+@pytest.mark.parametrize(
+    ("place", "label"),
+    [(950, "950"), (1_000, "1k"), (1_050, "1,050"), (1_100, "1.1k"), (12_500, "12.5k"), (123_500, "123,500"),
+     (124_000, "124k"), (1_050_000, "1,050,000"), (1_100_000, "1.1M"), (0.5, "0.5")],
+)  # fmt: skip
+def test_no_two_places_on_the_axis_are_called_the_same(place: float, label: str) -> None:
+    picture = charts.picture(CHARTS[0], SNAPSHOT, Look(), None)
+    assert axis_label(picture, place) == label

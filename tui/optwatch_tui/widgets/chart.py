@@ -236,7 +236,10 @@ def axis_label(picture: Picture, place: float) -> str:
     """A place on the axis in few characters."""
     if picture.seconds:
         return span(place).replace(" ", "")
-    return short_count(int(place)) if place == int(place) else tick(place)
+    if place != int(place):
+        return tick(place)
+    said = 1 if place < 1e3 else 100 if place < 1e5 else 1e3 if place < 1e6 else 1e5
+    return count(int(place)) if place % said else short_count(int(place))  # 1,050 is not 1.1k
 
 
 def _value(line: Line, cursor: float | None) -> str:
