@@ -108,7 +108,7 @@ class LedgerScreen(ActingScreen, Generic[Entry]):
         beside = width >= _BESIDE
         self._body.styles.layout = "horizontal" if beside else "vertical"
         room = max(6, height - 5)
-        side = room if beside else room * 2 // 3 + 1
+        side = room if beside else room * 2 // 3
         self._listing.styles.width = "2fr" if beside else "1fr"
         self._side.styles.width = "3fr" if beside else "1fr"
         self._side.styles.height = "1fr" if beside else side
