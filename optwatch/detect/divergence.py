@@ -4,6 +4,9 @@ One excursion is one finding, that grows more severe as evidence comes in: a gra
 (`exploding_gradient`, watch; warning once the loss confirms it), a loss out of its range (`loss_spike`,
 watch; info once it came back, warning if it has not after 20 points), a loss that stays out of it
 (`divergence`, critical).
+
+A loss that jumps from one step to the next while gradient and LR are as usual was not thrown by the weights:
+other data came. As long as it falls from there it is shown quietly.
 """
 
 import math
@@ -38,6 +41,13 @@ RECOVERED = 0.1
 """It has then won back this share, at least, of what it had lost when the action came."""
 GRACE = 50
 """Points after a planned change in which the loss may go anywhere up to ten times its start."""
+CALM, RAISED, SETTLED = 5.0, 1.5, 50
+"""A gradient norm below so many times its median, and an LR that has not risen by such a factor for so many
+points, are as usual."""
+FURTHER = 1.5
+"""A loss that rises to so many times its jump goes on by itself."""
+SHIFT_PATIENCE = 100
+"""Points within which a loss that jumped has to fall (Mann-Kendall at 5 %)."""
 CONFIRM, CONFIRMED = 10, 2
 """Points within which the loss confirms a gradient out of its range, by so many hot points in a row.
 
@@ -65,6 +75,12 @@ class Excursion(msgspec.Struct):
     back: int = 0
     age: int = 0
     losses: list[float] = []
+    calm: bool = False
+    """Whether it is a jump of the loss alone so far,"""
+    jump: float = 0.0
+    """over the level before by so much,"""
+    course: Blocks = msgspec.field(default_factory=lambda: Blocks(most=40, size=5))
+    """and what came since."""
     since_action: Blocks | None = None
     """The course of the loss since the last action."""
 
@@ -75,6 +91,11 @@ class Memory(msgspec.Struct):
     since_norm: int = CONFIRM
     """Points with a loss since the gradient was out of its range."""
     norm_ratio: float = 0.0
+    usual_norm: bool = False
+    """Whether the newest point has a gradient norm, and one that is as usual."""
+    lr: float = 0.0
+    since_rise: int = 0
+    """Points since the LR rose."""
     excursion: Excursion | None = None
 
 
@@ -87,16 +108,19 @@ class Divergence:
         self._memory = Memory()
 
     def update(self, points: Points) -> list[Signal]:
-        loss, norm = points.column("loss"), points.column("grad_norm")
+        loss, norm, lr = points.column("loss"), points.column("grad_norm"), points.column("lr")
         signals: list[Signal] = []
-        for step, x, has_loss, g, has_norm in zip(
+        for step, x, has_loss, g, has_norm, rate in zip(
             points.step.tolist(),
             loss.values.tolist(),
             loss.logged.tolist(),
             norm.values.tolist(),
             norm.logged.tolist(),
+            lr.values.tolist(),
             strict=True,
         ):
+            self._rate(rate)
+            self._memory.usual_norm = False
             if has_norm and math.isfinite(g):
                 self._norm(g)
             if has_loss:
@@ -107,7 +131,11 @@ class Divergence:
         """The ranges begin anew, L0 stays. What is open stays so until the loss is back where it was."""
         excursion = self._memory.excursion
         loss = self._memory.loss
-        self._memory = Memory(loss=LossRange(grace=GRACE, first=loss.first, best=loss.best))
+        self._memory = Memory(
+            loss=LossRange(grace=GRACE, first=loss.first, best=loss.best),
+            lr=self._memory.lr,
+            since_rise=self._memory.since_rise,
+        )
         if excursion is not None and excursion.kind != "exploding_gradient":
             self._memory.excursion = excursion
 
@@ -122,8 +150,17 @@ class Divergence:
     def restore(self, state: dict[str, Any]) -> None:
         self._memory = from_state(state, Memory)
 
+    def _rate(self, rate: float) -> None:
+        memory = self._memory
+        memory.since_rise += 1
+        if math.isfinite(rate):
+            if rate > RAISED * memory.lr:
+                memory.since_rise = 0
+            memory.lr = rate
+
     def _norm(self, g: float) -> None:
         memory = self._memory
+        memory.usual_norm = memory.norm.ratio(g) < CALM
         ratio = 0.0
         if memory.norm.hot(g):
             memory.since_norm = -1
@@ -155,6 +192,8 @@ class Divergence:
                 long_limit=long_limit,
                 norm_ratio=memory.norm_ratio if memory.since_norm < CONFIRM else 0.0,
             )
+            excursion.jump = x - excursion.level if finite else math.inf
+            excursion.calm = finite and hot and ranges.seen > SETTLED < memory.since_rise
         if excursion is not None:
             self._follow(excursion, step, x if finite else math.inf, signals)
         if finite:
@@ -170,10 +209,14 @@ class Divergence:
         e.back = e.back + 1 if x <= e.level else 0
         push(e.losses, min(x, 1e300), PATIENCE)
         before = e.kind, e.severity, e.told
+        quiet = self._memory.usual_norm or e.age > PATIENCE
+        e.calm = e.calm and quiet and x - e.level < FURTHER * e.jump and self._falls(e, x)
         at_once = (
             self._memory.loss.seen < FIRST and not self._memory.loss.grace and x > AT_ONCE * abs(e.first)
         )
-        if at_once or e.long_run >= LONG_RUN or e.short_run >= SHORT_RUN:
+        if e.calm:
+            e.told = e.told or e.age >= PATIENCE
+        elif at_once or e.long_run >= LONG_RUN or e.short_run >= SHORT_RUN:
             e.kind, e.severity = "divergence", "critical"
         elif e.kind != "divergence" and e.short_run and self._memory.since_norm < CONFIRM:
             e.kind = "exploding_gradient"
@@ -197,6 +240,12 @@ class Divergence:
                 e.severity = "info"
         if e.told and (over or (e.kind, e.severity, e.told) != before):
             signals.append(self._signal(e, step, over))
+
+    def _falls(self, e: Excursion, x: float) -> bool:
+        """Whether a loss that jumped falls, or may still do so. Takes one more loss."""
+        if not e.course.add(min(x, HUGE)) or e.age < SHIFT_PATIENCE:
+            return True
+        return trend(e.course.means) < FALL
 
     def _regained(self, e: Excursion, but: float) -> bool:
         """Whether what the run had won before is won back, but for this share."""

@@ -27,7 +27,7 @@ from optwatch.series.points import Column, Points, Samples
 from optwatch.wire.findings import ALARMS, SEVERITIES, Finding, Kind
 from optwatch.wire.messages import OptimizerInfo
 
-VERSION = 3
+VERSION = 4
 """Of the state: one of another version is not restored."""
 
 DETECTORS: tuple[type[Detector], ...] = (

@@ -12,9 +12,9 @@ from optwatch.series.points import Points
 
 EARLY = 50
 """Points within which a sample is one of the start. Later a small loss alone makes the ratio large."""
-SENSITIVE = 10.0
-"""Ten per cent of a layer then change the loss by as much as itself; nets as they are usually initialised,
-with inputs of order one, are at 0.02 to 2."""
+SENSITIVE = 5.0
+"""A fifth of a layer then changes the loss by as much as itself; nets as they are usually initialised, with
+inputs of order one, are at 0.02 to 2."""
 
 
 class Memory(msgspec.Struct):
@@ -23,7 +23,7 @@ class Memory(msgspec.Struct):
 
 
 class Sensitivity:
-    """One hint, from the first sample: a layer's E = |∇W| |W| / L is over 10.
+    """One hint, from the first sample: a layer's E = |∇W| |W| / L is over 5.
 
     E bounds, to first order, the relative change of the loss L for a relative change of the weights W
     (Cauchy-Schwarz), and does not depend on how many elements the layer has nor on the loss's unit.

@@ -1,7 +1,7 @@
 """The fault-injection benchmark: real trainings with faults and healthy controls, judged by the answer key.
 
     python -m tests.benchmarks.detection.faults record DIR [--split test] [--seeds 6] [--minutes 30]
-    python -m tests.benchmarks.detection.faults report DIR [--split test] [--json FILE]
+    python -m tests.benchmarks.detection.faults report DIR [--split test] [--json FILE] [--plot PNG]
 
 `record` trains, 1-5 s each on one core, and keeps what an agent saw in DIR (outside the repository). What
 is there already is not trained again: several sittings add to one result. `report` gives the recordings to
@@ -229,6 +229,29 @@ class Report:
             )
             print(f"{name:<40} {found:<32} {alarmed:<32} {row['median_delay']}")
 
+    def plot(self, path: Path) -> None:
+        """Draw it."""
+        from tests.benchmarks.detection.plot import draw
+
+        rows = {what: self.fault(what) for what in FAULTS}
+        rules = {name: self.rule(name) for name in RULES}
+        harmed, found, _ = self.pooled(lambda answer: answer.diverges)
+        alarmed = sum(bool(j.alarms) for j in self.healthy)
+        draw(
+            path,
+            [
+                (what, row["found"], row["harmed"], wilson(row["found"], row["harmed"]))
+                for what, row in rows.items()
+            ],
+            [
+                ("optwatch", alarmed / max(len(self.healthy), 1), found / max(harmed, 1)),
+                *(
+                    (name, r["healthy_alarmed"] / max(r["healthy"], 1), r["found"] / max(r["diverged"], 1))
+                    for name, r in rules.items()
+                ),
+            ],
+        )
+
 
 def record(folder: Path, split: str, seeds: int, minutes: float) -> None:
     """Train what is not recorded yet, until the minutes are over."""
@@ -257,6 +280,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--json", type=Path, help="also write the report's numbers to this file")
+    parser.add_argument("--plot", type=Path, help="also draw them (matplotlib)")
     options = parser.parse_args()
     if options.what == "record":
         record(options.folder, options.split, options.seeds, options.minutes)
@@ -266,6 +290,8 @@ def main() -> None:
     with ProcessPoolExecutor() as pool:
         report = Report(list(pool.map(judge, paths, chunksize=4)))
     report.show()
+    if options.plot:
+        report.plot(options.plot)
     if options.json:
         options.json.write_text(json.dumps(report.numbers(), indent=1) + "\n")
 

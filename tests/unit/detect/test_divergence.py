@@ -137,3 +137,37 @@ def test_a_loss_thrown_out_of_its_range_at_once_is_a_bad_batch_even_where_no_nor
     drifting[400:] *= 1.2 ** np.arange(200)
     assert found(loss=thrown, lr=lr)[0].causes[0].cause == "bad_batch"
     assert found(loss=drifting, lr=lr)[0].causes[0].cause == "lr_too_high"
+
+
+def jumped(after: F8) -> dict[str, F8]:
+    """A run whose loss jumps by 1.5 at step 301 and then goes on as `after`, with gradient and LR as usual."""
+    loss = falling(600, noise=0.02)
+    loss[300:] += 1.5 * after
+    norm = np.exp(np.random.default_rng(1).normal(0, 0.2, 600))
+    norm[300:] *= 2
+    return {"loss": loss, "grad_norm": norm, "lr": np.full(600, 0.01)}
+
+
+def alarms(**columns: object) -> list[Finding]:
+    return [finding for finding in found(**columns) if finding.severity in ALARMS]
+
+
+def test_a_loss_that_jumps_without_a_gradient_of_its_own_and_falls_is_no_alarm() -> None:
+    assert not alarms(**jumped(np.exp(-np.arange(300) / 150)))
+
+
+@pytest.mark.parametrize(
+    ("after", "latest"), [(np.ones(300), 405), (1 + np.arange(300) / 100, 370)], ids=["flat", "rising"]
+)
+def test_a_loss_that_jumps_and_does_not_fall_is_an_alarm(after: F8, latest: int) -> None:
+    assert min(finding.step for finding in alarms(**jumped(after))) <= latest
+
+
+@pytest.mark.parametrize("event", ["gradient", "rate"])
+def test_a_loss_that_the_weights_threw_is_an_alarm_at_once(event: str) -> None:
+    columns = jumped(np.exp(-np.arange(300) / 150))
+    if event == "gradient":
+        columns["grad_norm"][300] *= 10
+    else:
+        columns["lr"][290:] *= 3
+    assert min(finding.step for finding in alarms(**columns)) <= 310
