@@ -38,7 +38,7 @@ REGAINED = 0.05
 RECOVERY, GROUPS, FALL = 200, 20, -1.645
 """Points after an action over which the loss falls (Mann-Kendall at 5 %) if it recovers."""
 RECOVERED = 0.1
-"""It has then won back this share, at least, of what it had lost when the action came."""
+"""It has then won back this share, at least, of what it had lost."""
 GRACE = 50
 """Points after a planned change in which the loss may go anywhere up to ten times its start."""
 CALM, RAISED, SETTLED = 5.0, 1.5, 50
@@ -47,7 +47,7 @@ points, are as usual."""
 FURTHER = 1.5
 """A loss that rises to so many times its jump goes on by itself."""
 SHIFT_PATIENCE = 100
-"""Points within which a loss that jumped has to fall (Mann-Kendall at 5 %)."""
+"""Points within which a loss that jumped has to fall (Mann-Kendall at 5 %) and to recover, as above."""
 CONFIRM, CONFIRMED = 10, 2
 """Points within which the loss confirms a gradient out of its range, by so many hot points in a row.
 
@@ -245,7 +245,8 @@ class Divergence:
         """Whether a loss that jumped falls, or may still do so. Takes one more loss."""
         if not e.course.add(min(x, HUGE)) or e.age < SHIFT_PATIENCE:
             return True
-        return trend(e.course.means) < FALL
+        won_back = e.course.means[-1] - e.level < (1 - RECOVERED) * e.jump
+        return won_back and trend(e.course.means) < FALL
 
     def _regained(self, e: Excursion, but: float) -> bool:
         """Whether what the run had won before is won back, but for this share."""

@@ -140,7 +140,7 @@ def test_a_loss_thrown_out_of_its_range_at_once_is_a_bad_batch_even_where_no_nor
 
 
 def jumped(after: F8) -> dict[str, F8]:
-    """A run whose loss jumps by 1.5 at step 301 and then goes on as `after`, with gradient and LR as usual."""
+    """A run whose loss jumps by 1.5 at step 301 and goes on as `after`, gradient and LR being as usual."""
     loss = falling(600, noise=0.02)
     loss[300:] += 1.5 * after
     norm = np.exp(np.random.default_rng(1).normal(0, 0.2, 600))
