@@ -170,6 +170,7 @@ class Agent:
             self.control.give_up(_GONE, _STORE_PATIENCE)
             self.membership.close(_STORE_PATIENCE)
             self.link.stop(_GONE, timeout=0)
+            self.mirroring.close(patience=0)
 
     def _take_off(self) -> None:
         self.closed = True

@@ -64,12 +64,12 @@ class Mirroring:
         """What the daemon has told, in no order; nothing where there is no mirror."""
         return list(self._known.values())
 
-    def close(self) -> None:
-        """Hand on what has come, and end; after a while the thread is left behind."""
+    def close(self, patience: float = _PATIENCE) -> None:
+        """Hand on what has come, and end; after so many seconds the thread is left behind."""
         if self._thread is not None:
             self._queue.put(None)
             if self._thread is not threading.current_thread():
-                self._thread.join(_PATIENCE)
+                self._thread.join(patience)
 
     # --- the link's thread ----------------------------------------------------------------------------
 

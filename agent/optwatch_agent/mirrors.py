@@ -13,7 +13,7 @@ No library is imported here that the script has not imported itself.
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from optwatch.wire.actions import Command
@@ -115,7 +115,7 @@ class WandbMirror:
 
     def take(self, news: News) -> None:
         alarms, applied = self._ledger.take(news)
-        if values := _newest(news):
+        if values := _newest(news, self.columns):
             self._run.log(values | self._ledger.counts(), commit=False)
         if news.findings or applied:
             self._run.summary["optwatch/ledger"] = self._ledger.text()
@@ -149,10 +149,8 @@ class MlflowMirror:
         _, applied = self._ledger.take(news)
         now = int(time.time() * 1_000)
         metrics = [
-            self._metric(_mlflow_name(f"optwatch/{name}"), value, now, step)
-            for step, row in zip(news.steps, news.values, strict=True)
-            for name, value in zip(news.columns, row, strict=True)
-            if value is not None
+            self._metric(_mlflow_name(name), value, now, step)
+            for step, name, value in _logged(news, self.columns)
         ]
         if (step := _last_step(news)) is not None:
             metrics += [self._metric(name, count, now, step) for name, count in self._ledger.counts().items()]
@@ -178,7 +176,7 @@ class TrackioMirror:
         alarms, applied = self._ledger.take(news)
         # `log` would move the run's own step on: with the last one that it has given it stays as it is.
         step = max(getattr(self._run, "_next_step", 0) - 1, 0)
-        if values := _newest(news):
+        if values := _newest(news, self.columns):
             self._run.log(values | self._ledger.counts(), step=step)
         levels = sys.modules["trackio"].AlertLevel
         told = [(f"optwatch: {f.kind}", finding_line(f), _trackio_level(levels, f)) for f in alarms]
@@ -207,15 +205,17 @@ def action_line(command: Command) -> str:
     ]
 
 
-def _newest(news: News) -> dict[str, Any]:
+def _logged(news: News, columns: tuple[str, ...]) -> Iterator[tuple[int, str, float]]:
+    """The step, the name and the value of all that was logged in these columns."""
+    for step, row in zip(news.steps, news.values, strict=True):
+        for name, value in zip(news.columns, row, strict=True):
+            if value is not None and name in columns:
+                yield step, f"optwatch/{name}", value
+
+
+def _newest(news: News, columns: tuple[str, ...]) -> dict[str, Any]:
     """The last value of each column, and the step of the last row or, without rows, of what was found."""
-    values: dict[str, Any] = {}
-    for row in news.values:
-        values |= {
-            f"optwatch/{name}": value
-            for name, value in zip(news.columns, row, strict=True)
-            if value is not None
-        }
+    values: dict[str, Any] = {name: value for _, name, value in _logged(news, columns)}
     if (step := _last_step(news)) is not None:
         values["optwatch/global_step"] = step
     return values

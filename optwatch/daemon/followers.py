@@ -9,6 +9,9 @@ from optwatch.wire.actions import Command
 from optwatch.wire.findings import Finding
 from optwatch.wire.messages import MOST_NEWS, Follow, News
 
+PERIOD = 0.5
+"""Seconds between two answers with rows to one session, however often it asks."""
+
 Rows = tuple[tuple[int, ...], tuple[tuple[float | None, ...], ...]]
 
 
@@ -31,12 +34,13 @@ class Followers:
         timeline: Timeline,
         findings: Collection[Finding],
         commands: Collection[Command],
+        now: float,
     ) -> Iterator[News]:
-        """What is to be sent now; sessions that speak for no rank any more are let go of."""
+        """What is to be sent at the monotonic time `now`; a session that speaks for no rank is let go of."""
         for session in self._by_session.keys() - speaking:
             del self._by_session[session]
         for follower in self._by_session.values():
-            if (news := follower.news(timeline, findings, commands)) is not None:
+            if (news := follower.news(timeline, findings, commands, now)) is not None:
                 yield news
 
 
@@ -46,6 +50,7 @@ class Follower:
     def __init__(self) -> None:
         self._follow: Follow | None = None
         self._asked = False
+        self._next_rows = 0.0
         self._number = 0
         self._told: dict[int | str, Finding | Command] = {}
 
@@ -55,15 +60,18 @@ class Follower:
         self._follow, self._asked = follow, True
 
     def news(
-        self, timeline: Timeline, findings: Iterable[Finding], commands: Iterable[Command]
+        self, timeline: Timeline, findings: Iterable[Finding], commands: Iterable[Command], now: float
     ) -> News | None:
         """What it has not been told; rows only where it has asked since the last time."""
         assert self._follow is not None
         changed = [finding for finding in findings if self._told.get(finding.id) is not finding][:MOST_NEWS]
         given = [command for command in commands if self._told.get(command.id) is not command][:MOST_NEWS]
         columns = tuple(name for name in self._follow.columns if name in timeline.columns)
-        steps, values = rows_after(timeline, columns, self._follow.after) if self._asked else ((), ())
-        self._asked = False
+        rows: Rows = (), ()
+        if self._asked and now >= self._next_rows:
+            self._asked, self._next_rows = False, now + PERIOD
+            rows = rows_after(timeline, columns, self._follow.after)
+        steps, values = rows
         if not (changed or given or steps):
             return None
         self._told.update((finding.id, finding) for finding in changed)

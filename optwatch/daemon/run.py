@@ -380,7 +380,7 @@ class Run:
         if self.followers:
             speaking = {rank.session.hello.session for rank in self.ranks.values()}
             for news in self.followers.news(
-                speaking, self.lane(0).timeline, self.findings.values(), self.book.commands
+                speaking, self.lane(0).timeline, self.findings.values(), self.book.commands, now
             ):
                 send(news.session, news)
         self._describe(now, changes)

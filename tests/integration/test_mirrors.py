@@ -139,7 +139,13 @@ def test_weights_and_biases(daemon: DaemonProcess, tmp_path: Path, own_steps: bo
     assert "critical non_finite" in ledger
     assert "scale_lr factor=0.5, asked by" in ledger
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    records = list(wandb_records(path.read_bytes()))
+    records: list[Any] = []
+
+    def is_whole() -> bool:  # another process writes it
+        records[:] = wandb_records(path.read_bytes())
+        return any(record.HasField("exit") for record in records)
+
+    wait_until(is_whole, "the end of the run in its file")
     history = [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records

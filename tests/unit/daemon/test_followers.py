@@ -26,26 +26,27 @@ def test_each_thing_is_told_once_in_each_state() -> None:
     followers = Followers()
     assert not followers
     followers.take(FOLLOW)
-    (news,) = followers.news({"s"}, timeline(3), [FINDING], [])
+    (news,) = followers.news({"s"}, timeline(3), [FINDING], [], 1.0)
     assert (news.columns, news.steps, news.values) == (("loss",), (1, 2, 3), ((1.0,), (2.0,), (3.0,)))
     assert (news.number, news.findings) == (1, (FINDING,))
-    assert list(followers.news({"s"}, timeline(9), [FINDING], [])) == []  # rows are asked for
+    assert list(followers.news({"s"}, timeline(9), [FINDING], [], 2.0)) == []  # rows are asked for
     over = msgspec.structs.replace(FINDING, resolved_step=20)
-    (news,) = followers.news({"s"}, timeline(9), [over], [])
+    (news,) = followers.news({"s"}, timeline(9), [over], [], 3.0)
     assert (news.number, news.steps, news.findings) == (2, (), (over,))
     followers.take(msgspec.structs.replace(FOLLOW, after=3, seen=2))
-    (news,) = followers.news({"s"}, timeline(5), [over], [])
+    assert list(followers.news({"s"}, timeline(5), [over], [], 1.2)) == []  # too soon after the last rows
+    (news,) = followers.news({"s"}, timeline(5), [over], [], 4.0)
     assert (news.steps, news.findings) == ((4, 5), ())
 
 
 def test_after_a_loss_all_is_told_anew_and_a_session_that_is_gone_is_told_nothing() -> None:
     followers = Followers()
     followers.take(FOLLOW)
-    assert len(list(followers.news({"s"}, timeline(1), [FINDING], []))) == 1
+    assert len(list(followers.news({"s"}, timeline(1), [FINDING], [], 1.0))) == 1
     followers.take(FOLLOW)  # it has not seen the first
-    (news,) = followers.news({"s"}, timeline(1), [FINDING], [])
+    (news,) = followers.news({"s"}, timeline(1), [FINDING], [], 2.0)
     assert news.findings == (FINDING,)
-    assert list(followers.news({"another"}, timeline(1), [FINDING], [])) == []
+    assert list(followers.news({"another"}, timeline(1), [FINDING], [], 1.0)) == []
     assert not followers
 
 
@@ -53,7 +54,9 @@ def test_many_findings_come_in_parts() -> None:
     followers = Followers()
     followers.take(FOLLOW)
     found = [msgspec.structs.replace(FINDING, id=number) for number in range(MOST_NEWS + 5)]
-    told = [len(news.findings) for _ in range(3) for news in followers.news({"s"}, timeline(1), found, [])]
+    told = [
+        len(news.findings) for _ in range(3) for news in followers.news({"s"}, timeline(1), found, [], 1.0)
+    ]
     assert told == [MOST_NEWS, 5]
 
 
