@@ -32,6 +32,7 @@ SUBCOMMANDS = {
     "export": "optwatch.cli.export",
     "run": "optwatch.cli.run",
     "diagnose": "optwatch.cli.diagnose",
+    "backtest": "optwatch.cli.backtest",
     "store": "optwatch.cli.store",
     "keys": "optwatch.cli.keys",
     "notify": "optwatch.cli.notify",

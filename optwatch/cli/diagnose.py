@@ -3,10 +3,10 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,6 +22,9 @@ HELP = "Say what went wrong in finished training logs: CSV, JSON lines, TensorBo
 EXAMPLE = "optwatch diagnose runs/*.csv --column loss=train/ce"
 
 
+Done = TypeVar("Done")
+
+
 class Diagnosis(msgspec.Struct, frozen=True):
     """One run: what was found in so many points, or why it could not be read."""
 
@@ -35,6 +38,12 @@ class Diagnosis(msgspec.Struct, frozen=True):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a log file, TensorBoard directory or store")
+    add_columns(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one object a run")
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """The option that names columns, for every command that reads logs."""
     parser.add_argument(
         "--column",
         action="append",
@@ -42,16 +51,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=HEADER",
         help=f"which header gives a column; NAME is one of {', '.join(ALIASES)}",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON list, one object a run")
 
 
 def run(args: argparse.Namespace) -> int:
-    wanted = _wanted(args.column)
+    wanted = wanted_columns(args.column)
     runs = [source for path in args.paths for source in sources(path)]
     if not runs:
         raise Wrong(f"no run in {', '.join(args.paths)}")
     done = []
-    for diagnosis in _diagnose_all(runs, wanted):
+    for diagnosis in over_all(partial(diagnose, wanted=wanted), runs):
         done.append(diagnosis)
         if not args.json and not diagnosis.error:
             _print(diagnosis)
@@ -82,26 +90,26 @@ def diagnose(source: Source, wanted: Mapping[str, str]) -> Diagnosis:
     return Diagnosis(source.shown, points, panel.findings, tuple(notes), tuple(lines))
 
 
-def _diagnose_all(runs: list[Source], wanted: Mapping[str, str]) -> Iterator[Diagnosis]:
-    """In the order given, on all cores where there are many, with progress on stderr."""
-    work = partial(diagnose, wanted=dict(wanted))
+def over_all(work: Callable[[Source], Done], runs: list[Source]) -> Iterator[Done]:
+    """What the work gives for each run, in their order; on all cores, with progress on stderr."""
     if len(runs) == 1:
         yield work(runs[0])
         return
     told = sys.stderr.isatty()
     with ProcessPoolExecutor(min(len(runs), os.cpu_count() or 1)) as pool:
         try:
-            for number, diagnosis in enumerate(pool.map(work, runs), 1):
+            for number, done in enumerate(pool.map(work, runs), 1):
                 if told:
                     end = "\n" if number == len(runs) else ""
                     print(f"\r{number} of {len(runs)} runs", end=end, file=sys.stderr, flush=True)
-                yield diagnosis
+                yield done
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _wanted(options: list[str]) -> dict[str, str]:
+def wanted_columns(options: list[str]) -> dict[str, str]:
+    """Which header gives a column, as the options say."""
     wanted = {}
     for option in options:
         name, given, header = option.partition("=")
