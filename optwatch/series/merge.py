@@ -31,9 +31,9 @@ class _Arrival:
 class Merger:
     """Waits for all live ranks for a step, but not for ever, and hands on merged points in order."""
 
-    def __init__(self, step: int = 0) -> None:
-        self.step = step
-        """The last step handed on."""
+    def __init__(self) -> None:
+        self.step = -1
+        """The last step handed on: an agent's first is 1, that of an old log may be 0."""
         self.late = 0
         """Points that came after their step was handed on: in the store, but in no merged series."""
         self.norms = Norms()
@@ -76,7 +76,7 @@ class Merger:
         """Points of the steps that are complete: all live ranks have sent them, or they waited enough."""
         if not self._pending:
             return []
-        upto = min((self._reached.get(rank, 0) for rank in live), default=0)
+        upto = min((self._reached.get(rank, -1) for rank in live), default=-1)
         for arrivals in self._pending.values():
             for arrival in arrivals:
                 if now - arrival.at >= WAIT or not live:

@@ -37,12 +37,19 @@ def test_the_cut_makes_no_difference(data: st.DataObject) -> None:
         )
         sent[rank] += size
         got += merger.take(range(ranks), 0.0)
-        assert merger.step == min(sent)
+        assert merger.step == (min(sent) or -1)
     assert np.concatenate([part.step for part in got]).tolist() == list(range(1, n + 1))
     merged = np.concatenate([part.column("loss").values for part in got])
     np.testing.assert_allclose(merged, losses.mean(axis=0), rtol=1e-12, atol=1e-15)
     assert {v for part in got for v in part.column("lr").values} == {0.1}
     assert {v for part in got for v in part.column("step_time").values} == {float(ranks)}
+
+
+def test_a_step_0_is_handed_on() -> None:
+    merger = Merger()
+    merger.add(0, points(0, [1.0, 2.0], 0), now=0.0)
+    assert [part.step.tolist() for part in merger.take({0}, now=0.0)] == [[0, 1]]
+    assert merger.late == 0
 
 
 def test_it_waits_but_not_for_ever() -> None:
