@@ -33,6 +33,7 @@ SUBCOMMANDS = {
     "run": "optwatch.cli.run",
     "diagnose": "optwatch.cli.diagnose",
     "backtest": "optwatch.cli.backtest",
+    "replay": "optwatch.cli.replay",
     "store": "optwatch.cli.store",
     "keys": "optwatch.cli.keys",
     "notify": "optwatch.cli.notify",

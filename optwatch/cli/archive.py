@@ -7,13 +7,16 @@ from pathlib import Path
 import msgspec
 
 from optwatch.cli.errors import Wrong
+from optwatch.client import Client, DaemonError
 from optwatch.daemon.head import Head, UnknownRun, find_run
 from optwatch.daemon.history import History
-from optwatch.daemon.ledger import read_commands, read_findings
+from optwatch.daemon.ledger import read_commands, read_findings, read_markers
 from optwatch.daemon.store import FILE
 from optwatch.daemon.tables import VERSION, connect
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import Finding
+from optwatch.wire.places import state_dir
+from optwatch.wire.requests import Marker
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,16 @@ class Archive:
     def commands(self, run: str) -> list[Command]:
         """All of a run's commands in order of id."""
         return [entry.command for entry in read_commands(self._connection, run)]
+
+    def markers(self, run: str) -> list[Marker]:
+        """All of a run's marks and other events in order of step."""
+        return read_markers(self._connection, run)
+
+
+def default_store() -> Path:
+    """The store of the daemon that runs here, else where this user's daemon would have it."""
+    try:
+        with Client() as client:
+            return Path(client.greeting.store)
+    except DaemonError:
+        return state_dir()

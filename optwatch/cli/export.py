@@ -3,12 +3,10 @@
 import argparse
 from pathlib import Path
 
-from optwatch.cli.archive import Archive
+from optwatch.cli.archive import Archive, default_store
 from optwatch.cli.errors import Wrong
-from optwatch.client import Client, DaemonError
 from optwatch.daemon.boards import optimizer_name, write_histograms
 from optwatch.export.tensorboard import ExportError, RunWriter
-from optwatch.wire.places import state_dir
 
 HELP = "Write a run's history for other tools: tensorboard. Doing it again adds only what is new."
 EXAMPLE = "optwatch export tensorboard digits runs/ && tensorboard --logdir runs/"
@@ -36,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    archive = Archive(args.store or _store())
+    archive = Archive(args.store or default_store())
     head = archive.find(args.run_)
     for number, optimizer in enumerate(head.optimizers):
         # A further optimizer has steps of its own, and so a directory of its own.
@@ -69,12 +67,3 @@ def _export_rank(archive: Archive, writer: RunWriter, run: str, optimizer: int, 
     for points in archive.history.points(run, optimizer, rank, first=writer.last + 1):
         writer.points(points)
     writer.close()
-
-
-def _store() -> Path:
-    """The store of the daemon that runs here, else where this user's daemon would have it."""
-    try:
-        with Client() as client:
-            return Path(client.greeting.store)
-    except DaemonError:
-        return state_dir()

@@ -19,7 +19,7 @@ from optwatch.daemon.hangs import Hangs, Standing, standings_of
 from optwatch.daemon.head import Head
 from optwatch.daemon.history import History, scalar_points, with_samples
 from optwatch.daemon.lane import Lane
-from optwatch.daemon.ledger import read_commands, read_findings
+from optwatch.daemon.ledger import read_commands, read_findings, read_markers
 from optwatch.daemon.peers import Peer, obstacle, peers_of
 from optwatch.daemon.replicas import Replicas
 from optwatch.daemon.sessions import Link, Rank, Session
@@ -91,12 +91,7 @@ class Run:
         run = self.head.run
         self.findings = {finding.id: finding for finding in read_findings(self._store.reader, run)}
         self.book = Book(run, read_commands(self._store.reader, run))
-        rows = read(
-            "SELECT step, kind, text FROM (SELECT * FROM marker WHERE run = ? ORDER BY step DESC LIMIT ?) "
-            "ORDER BY step",
-            (run, MAX_MARKERS),
-        )
-        self.markers = [Marker(*row) for row in rows]
+        self.markers = read_markers(self._store.reader, run, MAX_MARKERS)
         for (optimizer,) in read("SELECT DISTINCT optimizer FROM chunk WHERE run = ?", (run,)).fetchall():
             lane = self.lane(optimizer)
             lane.load(history, run, optimizer)
