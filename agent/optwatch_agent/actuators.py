@@ -33,10 +33,20 @@ class Actuators:
         """Global gradient norms before any clip of ours, for `clip --max-norm auto`."""
         self.scaled = False
         """Whether a GradScaler decides if the optimizer steps."""
+        self.unsummed = False
+        """Whether the gradients were yet to be summed over ranks when they were last looked at."""
         self._held = Loose(optimizer)
 
+    def look_at_gradients(self) -> None:
+        """See what kind the gradients are. Called by the training thread, when they are there."""
+        self.unsummed = is_unsummed(self._optimizer)
+
     def refusal(self, action: Action, ranks: int) -> str | None:
-        """Why an action cannot be done on one of so many ranks, None where it can."""
+        """Why an action cannot be done on one of so many ranks, None where it can.
+
+        Called by the link's thread, which must not touch a gradient: a backward pass sets them without the
+        interpreter's lock, and one that is let go meanwhile ends the process.
+        """
         if self._held.gone:
             return "the optimizer was dropped"
         match action:
@@ -45,7 +55,7 @@ class Actuators:
             case ScaleLr():
                 if any(not isinstance(g.get("lr"), (int, float, Tensor)) for g in self._groups):
                     return f"{type(self._optimizer).__name__} has a param_group without an lr"
-            case Clip(off=False) if reason := self._clip_refusal():
+            case Clip(off=False) if reason := self._clip_refusal(self.unsummed):
                 return reason
             case Clip(max_norm="auto") if ranks > 1:
                 return "clip auto: each rank would come to a number of its own; give one"
@@ -70,7 +80,8 @@ class Actuators:
                 self.lr_scale.go_to(target, action.ramp)
                 return {"lr_scale": target}
             case Clip():
-                if not action.off and (reason := self._clip_refusal()):  # the gradients are there only now
+                # The gradients are there only now.
+                if not action.off and (reason := self._clip_refusal(is_unsummed(self._optimizer))):
                     raise RuntimeError(reason)
                 if action.max_norm == "auto":
                     self.max_norm = usual_norm(self.recent_norms)
@@ -100,10 +111,10 @@ class Actuators:
         torch._foreach_mul_([shards.local(grad) for grad in gradients_of(self._optimizer)], coefficient)
         return norm, norm * coefficient
 
-    def _clip_refusal(self) -> str | None:
+    def _clip_refusal(self, unsummed: bool) -> str | None:
         """Why there is no global norm to clip to. Over ranks it takes a collective at every step, and a rank
         that left one out would leave the others waiting."""
-        if is_unsummed(self._optimizer):
+        if unsummed:
             return "clip: the gradients are yet to be summed over ranks when the optimizer steps"
         if not is_spread(self._optimizer):
             return None

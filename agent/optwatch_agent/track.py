@@ -252,6 +252,7 @@ class Track:
             self._acting += time.perf_counter() - began
         if self._keeps_grad is None:
             self._keeps_grad = roles_of(self.optimizer).keeps_grad
+            self.actuators.look_at_gradients()
         if self.degraded or self._keeps_grad:
             return
         began = time.perf_counter()

@@ -86,8 +86,10 @@ def odd(rank: int) -> dict[str, Any]:
     mesh = weight.device_mesh
     sgd.zero_grad()
     weight.grad = DTensor.from_local(torch.ones(WIDTH, WIDTH), mesh, [Partial()])
+    actuators.look_at_gradients()
     unsummed = actuators.refusal(Clip(max_norm=1.0), 2)
     weight.grad = DTensor.from_local(torch.ones(WIDTH // 2, WIDTH), mesh, [Shard(0)])
+    actuators.look_at_gradients()
     fine = actuators.refusal(Clip(max_norm=1.0), 2)
     actuators.scaled = True
     return {

@@ -271,3 +271,30 @@ def test_all_is_undone_by_detach(optimizer: torch.optim.Optimizer) -> None:
     torch.set_rng_state(rng)
     train(twin, other, batches(5), 5)
     assert fingerprint(model, optimizer)[0] == fingerprint(twin, other)[0]
+
+
+class Touched(nn.Parameter):
+    """A parameter that counts who reads its gradient."""
+
+    reads = 0
+
+    @property
+    def grad(self) -> Tensor | None:
+        Touched.reads += 1
+        read: Tensor | None = Tensor.grad.__get__(self)  # type: ignore[attr-defined]
+        return read
+
+
+@pytest.mark.parametrize(
+    "action", [Clip(max_norm=1.0), Clip(max_norm="auto"), Restart(), ScaleLr(factor=0.5)]
+)
+def test_whether_an_action_can_be_done_is_told_without_touching_a_gradient(action: Any) -> None:
+    """It is asked by the link's thread, while a backward pass may set gradients without the lock."""
+    parameter = Touched(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    actuators = Actuators(optimizer)
+    actuators.look_at_gradients()
+    assert Touched.reads > 0
+    before = Touched.reads
+    actuators.refusal(action, 2)
+    assert Touched.reads == before
