@@ -128,8 +128,10 @@ def _from_log(source: Source, columns: Mapping[str, str]) -> Recording:
     name = Path(source.path).resolve().name
     (points,) = read(source, columns, notes)
     _check(name, points)
-    due = np.arange(len(points)) / LOG_PACE
-    wall = due + Path(source.path).stat().st_mtime - due[-1]  # as if it had been written just then
+    wall = points.wall
+    (due,) = _clock([np.full(len(points), np.nan) if wall is None else wall])
+    if wall is None:
+        wall = due + Path(source.path).stat().st_mtime - due[-1]  # as if it had been written just then
     return Recording(name, (Track(0, points, due, wall),), notes=tuple(notes))
 
 

@@ -44,8 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_speed,
         default=1.0,
         metavar="X",
-        help=f"times the recorded pace (1), with long pauses cut to {PAUSE:g} s; a log counts as "
-        f"{LOG_PACE:g} points a second; max or 0: as fast as the daemon takes it",
+        help=f"times the recorded pace (1), where a pause is {PAUSE:g} s or ten usual steps at most; CSV and "
+        f"JSON count as {LOG_PACE:g} points a second; max or 0: as fast as the daemon takes it",
     )
     parser.add_argument(
         "--store",

@@ -10,6 +10,8 @@ from optwatch.cli.logs.columns import choose, to_points
 from optwatch.series.points import Column, Points
 
 EVENTS = "events.out.tfevents.*"
+WALL = "wall"
+"""The clock goes the way of a column here; no column that is looked for has this name."""
 
 
 def run_directories(path: Path) -> list[Path]:
@@ -37,12 +39,16 @@ def read_tensorboard(path: Path, wanted: Mapping[str, str], notes: list[str]) ->
     series = {name: events.Scalars(tag) for name, tag in chosen.items()}
     rows = sum(map(len, series.values()))
     steps = np.empty(rows)
-    columns = {name: Column(np.full(rows, np.nan), np.zeros(rows, bool)) for name in series}
+    columns = {name: Column(np.full(rows, np.nan), np.zeros(rows, bool)) for name in (*series, WALL)}
     row = 0
     for name, scalars in series.items():
         end = row + len(scalars)
         steps[row:end] = [scalar.step for scalar in scalars]
         columns[name].values[row:end] = [scalar.value for scalar in scalars]
-        columns[name].logged[row:end] = True
+        columns[WALL].values[row:end] = [scalar.wall_time for scalar in scalars]
+        for column in (columns[name], columns[WALL]):
+            column.logged[row:end] = True
         row = end
-    return to_points(Column(steps, np.ones(rows, bool)), columns, notes)
+    points = to_points(Column(steps, np.ones(rows, bool)), columns, notes)
+    known = {name: column for name, column in points.columns.items() if name != WALL}
+    return Points(points.step, known, points.column(WALL).values)
