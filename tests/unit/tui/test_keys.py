@@ -151,7 +151,7 @@ EFFECTS: dict[str, Effect | dict[Scope, Effect]] = {
     "sort": {"tensors": says("order: the loudest first"), "ranks": says("order: by number")},
     "which": {"findings": says("open  2 of 3"), "actions": says("open  1 of 2")},
     "severity": says("shown: alarms"),
-    "more_charts": CHARTS,
+    "more_charts": Effect(lambda was, now: CHARTS.true(was, now) or "no more charts" in now.text),
     "spread": Effect(
         lambda was, now: "zero 3" in now.text and "RMS_t" in was.text and "RMS_t" not in now.text
     ),

@@ -142,8 +142,11 @@ class RunScreen(ActingScreen):
 
     def action_more_charts(self) -> None:
         """The next of the charts that do not fit beside the others."""
+        before = {chart.key for chart in self._charts.values() if chart.display}
         self._page += 1
         self.fit_panels()
+        if before == {chart.key for chart in self._charts.values() if chart.display}:
+            self.notice(((" – ", "muted"), ("there are no more charts to show", "text")))
         if (focused := self.focused) is not None and not focused.display:
             self.set_focus(self._charts["loss"])
         self.call_after_refresh(self.changed)
