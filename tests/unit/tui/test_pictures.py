@@ -50,7 +50,11 @@ def test_questions(snap_compare: Compare, key: str) -> None:
     assert snap_compare(app(), press=[key], terminal_size=(80, 24), run_before=settled)
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize(
+    "size",
+    [(80, 24), (120, 40), pytest.param((200, 60), marks=pytest.mark.slow)],
+    ids=lambda s: f"{s[0]}x{s[1]}",
+)
 @pytest.mark.parametrize(
     ("keys", "feed"),
     [
@@ -117,6 +121,13 @@ STATES = {
 @pytest.mark.parametrize("state", STATES)
 def test_states(snap_compare: Compare, state: str) -> None:
     assert snap_compare(app(STATES[state]), terminal_size=(80, 24), run_before=settled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(120, 40), (200, 60)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("state", STATES)
+def test_states_on_larger_screens(snap_compare: Compare, state: str, size: tuple[int, int]) -> None:
+    assert snap_compare(app(STATES[state]), terminal_size=size, run_before=settled)
 
 
 def test_read_only(snap_compare: Compare) -> None:
