@@ -63,7 +63,8 @@ class Training(threading.Thread):
 
     def __init__(self, address: str, name: str = "toy") -> None:
         super().__init__(daemon=True)
-        self.peer = AgentPeer(address, name=name, tensors=6)
+        allow = ("restart", "scale_lr", "clip", "stop")
+        self.peer = AgentPeer(address, name=name, tensors=6, allow=allow)
         self.stopped = threading.Event()
         self.diverging = threading.Event()
 
@@ -241,8 +242,9 @@ async def test_a_daemon_that_hangs_is_shown_and_heals_without_a_word(
         (("r", "tab", "right", "enter"), "restart", {"moments": "first"}),
         (("l", "tab", *["backspace"] * 3, *"0.25", "enter"), "scale_lr", {"factor": 0.25}),
         (("c", "tab", *["backspace"] * 4, *"0.7", "enter"), "clip", {"max_norm": 0.7}),
+        (("x", "end", "enter", "enter"), "stop", {}),
     ],
-    ids=["restart", "scale_lr", "clip"],
+    ids=["restart", "scale_lr", "clip", "stop"],
 )
 async def test_every_action_goes_from_key_to_ledger(
     training: Training, daemon: DaemonProcess, keys: tuple[str, ...], action: str, args: dict[str, object]
