@@ -46,7 +46,7 @@ def python(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("way", ["script", "module"])
+@pytest.mark.parametrize("way", ["script", pytest.param("module", marks=pytest.mark.slow)])
 def test_zero_lines(daemon: DaemonProcess, tmp_path: Path, way: str) -> None:
     (tmp_path / "train.py").write_text(PLAIN)
     target = ["--", "train.py"] if way == "script" else ["-m", "train"]

@@ -31,6 +31,7 @@ def test_being_watched_changes_no_bit_of_the_training(daemon: DaemonProcess) -> 
     assert watched == plain
 
 
+@pytest.mark.slow
 def test_a_training_depends_on_its_seed_alone() -> None:
     first = train("--fault", "bad_batch", "--steps", "60", "--seed", "7")
     assert train("--fault", "bad_batch", "--steps", "60", "--seed", "7") == first

@@ -74,11 +74,16 @@ def alice(daemon: DaemonProcess, tmp_path: Path) -> Person:
     return Person(tmp_path / "alice", daemon, shown["daemon"]["key"])
 
 
-def let_in(daemon: DaemonProcess, role: str, key: str, name: str) -> None:
+def change(daemon: DaemonProcess, *arguments: str) -> None:
+    """Change the keys, and wait until the daemon has noticed."""
     before = daemon.text().count("the keys that are let in")
-    ended = optwatch("keys", "add", role, key, name)
+    ended = optwatch("keys", *arguments)
     assert (ended.returncode, ended.stderr) == (0, "")
-    until(lambda: daemon.text().count("the keys that are let in") > before, "the daemon's note of the key")
+    until(lambda: daemon.text().count("the keys that are let in") > before, "the daemon's note of the keys")
+
+
+def let_in(daemon: DaemonProcess, role: str, key: str, name: str) -> None:
+    change(daemon, "add", role, key, name)
 
 
 def test_a_viewer_may_look_and_an_operator_act(
@@ -93,7 +98,7 @@ def test_a_viewer_may_look_and_an_operator_act(
         refused = alice.run(*wish)
         assert refused.returncode in (1, 2)
         assert "the key of alice has the role viewer" in refused.stdout + refused.stderr
-    assert optwatch("keys", "remove", "alice").returncode == 0
+    change(daemon, "remove", "alice")
     let_in(daemon, "operator", alice.key, "alice")
     assert alice.run("mode", "toy", "auto").returncode == 0
     log = json.loads(optwatch("store", "audit", "--store", str(store(daemon)), "--json").stdout)

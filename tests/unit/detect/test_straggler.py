@@ -46,7 +46,7 @@ def test_a_rank_that_is_20_ms_slower_is_named_within_50_steps_and_let_go_when_it
     assert 400 < over.step <= 450
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_nobody_is_named_in_noise_nor_for_a_few_slow_steps(ranks: int) -> None:
     clean = noise(20_000, ranks, seed=10 + ranks)
     clean[::10, 1] += 0.5  # a checkpoint, say
