@@ -208,7 +208,9 @@ class ConfirmScreen(ModalScreen[Request | None]):
 
     def changed(self) -> None:
         """Say what is true now, or that there is nothing to answer any more."""
-        if (now := self._again()) is not None and self.is_mounted:
+        if not self.query("#question"):  # it is put together, or taken apart
+            return
+        if (now := self._again()) is not None:
             self._facts.preview = now
             self._show()
 
