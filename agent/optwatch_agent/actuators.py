@@ -14,20 +14,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, Action, Clip, Restart, ScaleLr, Stop, usual_norm
+from optwatch.wire.actions import (
+    AUTO_LEAST,
+    AUTO_OVER,
+    Action,
+    Clip,
+    Restart,
+    Rollback,
+    ScaleLr,
+    Snapshot,
+    Stop,
+    usual_norm,
+)
 from optwatch_agent import shards
 from optwatch_agent.globalnorm import global_norm, gradients_of, is_spread, is_unsummed
 from optwatch_agent.loose import Loose
 from optwatch_agent.quantised import set_all
 from optwatch_agent.roles import Roles, fresh, roles_of
+from optwatch_agent.snapshots import Snapshots
 from optwatch_agent.tensors import scalar
 
 
 class Actuators:
     """The interventions in force on one optimizer."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, snapshots: Snapshots | None = None) -> None:
         self.lr_scale = LrScale(optimizer)
+        self.snapshots = snapshots or Snapshots([optimizer], None, None, 0, 0.0)
+        """Those of all optimizers of the attachment."""
+        self.loss: Any = None
+        """The loss of the step that ends, for a snapshot that is taken after it."""
         self.max_norm: float | None = None
         self.recent_norms: deque[float] = deque(maxlen=AUTO_OVER)
         """Global gradient norms before any clip of ours, for `clip --max-norm auto`."""
@@ -61,14 +77,37 @@ class Actuators:
                 return "clip auto: each rank would come to a number of its own; give one"
             case Clip(max_norm="auto") if len(self.recent_norms) < AUTO_LEAST:
                 return f"clip auto needs {AUTO_LEAST} measured gradient norms, there are fewer yet"
+            case Snapshot():
+                return self.snapshots.no_room() or None
+            case Rollback(to_step=int(step)):
+                return self.snapshots.missing(step) or None
+            case Rollback() if ranks > 1:
+                return "rollback: each rank would choose a snapshot of its own; name a step"
+            case Rollback() if not self.snapshots.steps:
+                return self.snapshots.no_room() or "there is no snapshot yet"
         return None
+
+    def hold(self, vote: str, action: Action) -> bool:
+        """Keep what a command needs until `let_go`; False where that is gone meanwhile."""
+        if isinstance(action, Rollback) and isinstance(action.to_step, int):
+            return self.snapshots.hold(vote, action.to_step)
+        return True
+
+    def let_go(self, vote: str) -> None:
+        """The command is over."""
+        self.snapshots.let_go(vote)
 
     def needs_wrapper(self, action: Action) -> bool:
         """Whether `step` has to be wrapped before the action takes effect."""
         return isinstance(action, ScaleLr) or (isinstance(action, Restart) and action.warmup > 0)
 
-    def apply(self, action: Action) -> dict[str, float]:
-        """Do it, now; numbers for the report."""
+    def follows_update(self, action: Action) -> bool:
+        """Whether the action takes effect after the update of its step: a rollback before it would meet
+        gradients of the parameters that it has just put away."""
+        return isinstance(action, (Snapshot, Rollback))
+
+    def apply(self, action: Action, step: int = 0) -> dict[str, float]:
+        """Do it, now, at a step; numbers for the report."""
         match action:
             case Restart():
                 restart(self._optimizer, roles_of(self._optimizer), action.moments)
@@ -88,6 +127,14 @@ class Actuators:
                 else:
                     self.max_norm = action.max_norm
                 return {} if self.max_norm is None else {"max_norm": self.max_norm}
+            case Snapshot():
+                if reason := self.snapshots.take(step, self.loss):
+                    raise RuntimeError(reason)
+                return {"bytes": float(self.snapshots.size or 0)}
+            case Rollback():
+                to = max(self.snapshots.steps, default=0) if action.to_step == "last-good" else action.to_step
+                self.snapshots.restore(to, action.rng)
+                return {"to_step": float(to)}
             case Stop():  # `Control.stopped` tells the script
                 return {}
 

@@ -36,6 +36,7 @@ from optwatch_agent.membership import Membership
 from optwatch_agent.mirroring import Mirroring
 from optwatch_agent.pace import Pace, waits_in_forward
 from optwatch_agent.phases import PHASES
+from optwatch_agent.snapshots import Snapshots
 from optwatch_agent.track import Track
 
 _MOST_EVENTS = 10_000
@@ -63,6 +64,7 @@ class Agent:
         store: Any,
         strict: bool,
         comm_hook: bool,
+        snapshots: int,
     ) -> None:
         self.closed = False
         self.membership = Membership(identity.identify(name), store)
@@ -73,6 +75,7 @@ class Agent:
         clips.TAP.patch.install()
         PHASES.patch.install()
         self._pace: Pace | None = None
+        self.snapshots = Snapshots(tuple(optimizers.values()), model, scaler, snapshots, budget)
         self._scaler_patches = scalers.TAP.patches_of(type(scaler)) if scaler is not None else []
         for patch in self._scaler_patches:
             patch.install()
@@ -91,6 +94,7 @@ class Agent:
                         self.membership,
                         declared,
                         comm_hook,
+                        self.snapshots,
                     )
                 )
         except BaseException:
@@ -176,6 +180,7 @@ class Agent:
         self.closed = True
         for track in self.tracks:
             track.close()
+        self.snapshots.clear()
         self._unpatch()
         if self._compiles and self.identity.pid == os.getpid():
             COMPILER.release()
@@ -285,6 +290,7 @@ class Agent:
             control=self.control.state,
             oldest=self.link.oldest,
             reduced=first.reduced,
+            snapshots=self.snapshots.steps,
         )
 
     def follow(self) -> Follow | None:

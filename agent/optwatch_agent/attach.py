@@ -10,7 +10,7 @@ import torch
 from optwatch.wire.actions import ACTIONS
 from optwatch.wire.messages import ConfigValue
 from optwatch.wire.places import find_daemon
-from optwatch_agent import naming, zero
+from optwatch_agent import naming, outer, zero
 from optwatch_agent.agent import Agent, make_way
 from optwatch_agent.unsupported import unsupported, unsupported_model
 from optwatch_agent.watch import Watch
@@ -34,6 +34,7 @@ def attach(
     config: Mapping[str, Any] | None = None,
     step: int | None = None,
     allow: Iterable[str] | Literal["all"] = ("restart", "scale_lr", "clip"),
+    snapshots: int = 0,
     budget: float = 0.01,
     store: Any = None,
     strict: bool = False,
@@ -57,6 +58,9 @@ def attach(
         step: global_step of the last completed step, when resuming; by default the optimizer's own count,
             which a commanded restart sets to zero, also in later checkpoints.
         allow: the actions that the daemon may command; () only observes.
+        snapshots: bytes of the host's memory for snapshots to roll back to; 0: none. The newest eight are
+            kept at most; one is taken every 128 steps or more seldom, as the budget allows, and none that is
+            not finite. Buffers such as BatchNorm's running statistics are in them with `model` only.
         budget: the most of the step time that measuring may take.
         store: the torch.distributed.Store through which the ranks agree on commands, by default the one
             of the process group. The process group may also be made after this call.
@@ -80,6 +84,8 @@ def attach(
         raise ValueError(f"step has to be a whole number of completed steps, not {step!r}")
     if not isinstance(budget, (int, float)) or not math.isfinite(budget) or not 0 < budget <= 1:
         raise ValueError(f"budget is a share of the step time such as 0.01, not {budget!r}")
+    if not isinstance(snapshots, int) or isinstance(snapshots, bool) or snapshots < 0:
+        raise ValueError(f"snapshots is a number of bytes such as 2 << 30, not {snapshots!r}")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name has to be a string, not {type(name).__name__}")
     if comm_hook and not naming.is_replicated(model):
@@ -103,6 +109,7 @@ def attach(
             budget=float(budget),
             strict=bool(strict),
             comm_hook=bool(comm_hook),
+            snapshots=snapshots,
             **options,
         )
     except Exception as error:
@@ -125,6 +132,7 @@ def _optimizers(given: Any) -> dict[str, torch.optim.Optimizer]:
 def innermost(given: Any) -> torch.optim.Optimizer:
     """The optimizer that does the work, inside wrappers such as Accelerate's."""
     found, seen = given, {id(given)}
+    wrappers: list[Any] = []
     for _ in range(_DEEPEST):
         if reason := unsupported(found):
             raise TypeError(reason)
@@ -139,6 +147,7 @@ def innermost(given: Any) -> torch.optim.Optimizer:
         if id(inner) in seen:
             break
         seen.add(id(inner))
+        wrappers.append(found)
         if isinstance(inner, torch.optim.Optimizer):
             zero.remember(found, inner)
         found = inner
@@ -146,6 +155,8 @@ def innermost(given: Any) -> torch.optim.Optimizer:
         raise TypeError(
             f"attach takes a torch.optim.Optimizer (or {{name: optimizer}}), not {type(given).__name__}"
         )
+    if wrappers:
+        outer.remember(found, wrappers)
     return found
 
 

@@ -77,6 +77,8 @@ class Control:
     ) -> None:
         self.pending: list[Pending] = []
         """In the order of application. Empty nearly always: the step's hook looks at this alone."""
+        self.behind: list[Pending] = []
+        """What the step that is under way applies after its update."""
         self.outcomes: deque[Outcome] = deque()
         """For the link's thread to report."""
         self.lost = ""
@@ -119,6 +121,9 @@ class Control:
             return
         if reason := self._refusal(prepare, action):
             self._refuse(prepare, reason)
+            return
+        if not all(actuators.hold(prepare.vote, action) for actuators in self._actuators):
+            self._refuse(prepare, "what it needs was given up meanwhile")
             return
         if prepare.n == 1:
             self.outcomes.append(Outcome(prepare, "pending"))
@@ -181,6 +186,7 @@ class Control:
 
     def apply_due(self, optimizer: int, step: int) -> None:
         """Apply what is due before the update of `step`. Called by the step pre-hook if `pending`."""
+        self.behind = []
         with self._lock:
             entries = [pending for pending in self.pending if pending.due(optimizer, step)]
         for pending in entries:
@@ -200,24 +206,34 @@ class Control:
                 if self._strict and self.lost:
                     raise ControlLost(self.lost)
                 continue
-            try:
-                if actuators.needs_wrapper(pending.action):
-                    actuators.lr_scale.arm()
-                pending.numbers.update(actuators.apply(pending.action))
-            except Exception as error:  # noqa: BLE001 - reported, and the run goes on
-                self._drop(pending)
-                self.outcomes.append(
-                    Outcome(pending.prepare, "failed", reason=f"{type(error).__name__}: {error}")
-                )
-                continue
-            pending.applied[optimizer] = step
-            if len(pending.applied) == len(self._actuators):
-                self._drop(pending)
-                self.stopped = self.stopped or isinstance(pending.action, Stop)
-                steps = tuple(pending.applied[i] for i in range(len(self._actuators)))
-                self.outcomes.append(
-                    Outcome(pending.prepare, "applied", steps=steps, numbers=pending.numbers)
-                )
+            if actuators.needs_wrapper(pending.action):
+                actuators.lr_scale.arm()
+            if actuators.follows_update(pending.action):
+                self.behind.append(pending)
+            else:
+                self._apply(pending, optimizer, step)
+
+    def apply_behind(self, optimizer: int, step: int) -> None:
+        """Apply what `apply_due` left for after the update. Called by the step post-hook if `behind`."""
+        entries, self.behind = self.behind, []
+        for pending in entries:
+            self._apply(pending, optimizer, step)
+
+    def _apply(self, pending: Pending, optimizer: int, step: int) -> None:
+        try:
+            pending.numbers.update(self._actuators[optimizer].apply(pending.action, step))
+        except Exception as error:  # noqa: BLE001 - reported, and the run goes on
+            self._drop(pending)
+            self.outcomes.append(
+                Outcome(pending.prepare, "failed", reason=f"{type(error).__name__}: {error}")
+            )
+            return
+        pending.applied[optimizer] = step
+        if len(pending.applied) == len(self._actuators):
+            self._drop(pending)
+            self.stopped = self.stopped or isinstance(pending.action, Stop)
+            steps = tuple(pending.applied[i] for i in range(len(self._actuators)))
+            self.outcomes.append(Outcome(pending.prepare, "applied", steps=steps, numbers=pending.numbers))
 
     def give_up(self, reason: str, timeout: float = SETTLE_TIMEOUT) -> None:
         """Take no more commands, and let go of those that wait: the rank will not reach their steps.
@@ -260,3 +276,5 @@ class Control:
     def _drop(self, pending: Pending) -> None:
         with self._lock:
             self.pending = [other for other in self.pending if other is not pending]
+        for actuators in self._actuators:
+            actuators.let_go(pending.prepare.vote)

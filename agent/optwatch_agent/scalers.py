@@ -5,6 +5,7 @@ loop ends its step: at `GradScaler.update`, from what the scaler found. Nothing 
 device.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -36,11 +37,13 @@ class ScalerTap:
     def __init__(self) -> None:
         self.patch = Patch(torch.amp.grad_scaler.GradScaler, "update", self._wrap)
         self._followers: dict[int, tuple[Follower, int]] = {}
+        self._scalers: dict[int, weakref.ref[Any]] = {}
         self._inside = False
         self._own: dict[tuple[type, str], Patch] = {}
 
     def install(self, follower: Follower) -> None:
         self._followers[id(follower.optimizer)] = (follower, follower.completed)
+        self._scalers.pop(id(follower.optimizer), None)
         self.patch.install()
 
     def remove(self, follower: Follower) -> None:
@@ -49,6 +52,11 @@ class ScalerTap:
             number: pair for number, pair in self._followers.items() if pair[0] is not follower
         }
         self.patch.remove()
+
+    def scaler_of(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The scaler that was seen to scale an optimizer's gradients, None before it was."""
+        reference = self._scalers.get(id(optimizer)) if id(optimizer) in self._followers else None
+        return None if reference is None else reference()
 
     def _wrap(self, update: Callable[..., Any]) -> Callable[..., Any]:
         def watched(scaler: Any, *args: Any, **kwargs: Any) -> Any:
@@ -83,6 +91,7 @@ class ScalerTap:
                 if not state or not state["found_inf_per_device"]:
                     continue
                 self._followers[number] = (follower, follower.completed)
+                self._scalers[number] = weakref.ref(scaler)
                 ran = follower.completed != before
                 skipped = not ran or any(  # a fused step runs all the same, and does nothing
                     bool(found.item())

@@ -27,6 +27,7 @@ from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.phases import FORWARD, PHASES, STEP
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import is_known, roles_of, steps_of
+from optwatch_agent.snapshots import SHARE, Snapshots
 from optwatch_agent.states import state_norms
 from optwatch_agent.tensors import on_cpu
 
@@ -58,6 +59,7 @@ class Track:
         membership: Membership,
         declared: bool,
         local_norms: bool,
+        snapshots: Snapshots,
     ) -> None:
         self._held = Loose(optimizer)
         self.name = name
@@ -71,7 +73,7 @@ class Track:
         """Whether another rank measures the tensors, which are the same there; set by the link's thread."""
         self.skips: deque[int] = deque(maxlen=_SKIPS)
         """The steps after which a GradScaler skipped one; taken by the link's thread."""
-        self.actuators = Actuators(optimizer)
+        self.actuators = Actuators(optimizer, snapshots)
         self.control: Control | None = None
         self.forward: Forward | None = None
         """What passes through the model on the steps that are sampled, where there is a model."""
@@ -335,7 +337,7 @@ class Track:
             if seen or sample_cost is not None:  # attached after the pass, nothing was measured
                 sample_cost = cost + (sample_cost or 0.0)
             ended = time.perf_counter()
-        check_cost = self._check(step, step_time)
+        check_cost = self._look_behind(step, step_time, values.get("loss")) + self._check(step, step_time)
         if check_cost:
             ended = time.perf_counter()
         self.recorder.add(step, values)
@@ -353,6 +355,24 @@ class Track:
             self.forward.arm(not self.degraded and self._wants_sample(ahead=1))
         self._ended = time.perf_counter()
 
+    def _look_behind(self, step: int, step_time: float | None, loss: Value | None) -> float:
+        """What follows the update: commands that wait for it, and a snapshot; the CPU seconds of that."""
+        snapshots = self.actuators.snapshots
+        waiting = self.control is not None and bool(self.control.behind)
+        due = self._index == 0 and snapshots.on and not self.degraded and snapshots.due(step, step_time)
+        if not waiting and not due:
+            return 0.0
+        began = time.thread_time()
+        if self.control is not None and waiting:
+            self.actuators.loss = loss
+            self.control.apply_behind(self._index, step)
+        if due:
+            try:
+                snapshots.take(step, loss)
+            except Exception as error:  # noqa: BLE001 - the step's values are still recorded
+                self._failed(error)
+        return time.thread_time() - began
+
     # --- measuring ------------------------------------------------------------------------------------
 
     def _check(self, step: int, step_time: float | None) -> float:
@@ -367,7 +387,7 @@ class Track:
         except Exception as error:  # noqa: BLE001 - the step's values are still recorded
             self._failed(error)
             return 0.0
-        self.governor.reserved = self.checks.share
+        self.governor.reserved = self.checks.share + (SHARE if self.actuators.snapshots.on else 0.0)
         return cost
 
     def _add_loss(self, values: dict[str, Value]) -> None:

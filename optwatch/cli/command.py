@@ -18,6 +18,7 @@ EXAMPLE = """optwatch command digits restart
   optwatch command digits scale_lr --factor 0.5 --ramp 50
   optwatch command digits scale_lr --reset
   optwatch command digits clip --max-norm auto --wait judged --timeout 120
+  optwatch command digits rollback --to-step last-good
   optwatch command digits stop --why 'flat for an hour'"""
 
 
@@ -36,6 +37,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-norm", type=_max_norm, metavar="X|auto", help="to this, or to what the run shows"
     )
     clip.add_argument("--off", action="store_true", default=None, help="stop clipping")
+    rollback = parser.add_argument_group("rollback: put parameters and optimizer state back to a snapshot")
+    rollback.add_argument(
+        "--to-step",
+        type=_to_step,
+        metavar="S|last-good",
+        help="of this step (the newest before what is found)",
+    )
+    rollback.add_argument(
+        "--rng", action="store_true", default=None, help="the random generators, too: the same data again"
+    )
     parser.add_argument("--why", default="", help="kept with the command")
     add_waiting(parser)
     parser.add_argument("--json", action="store_true", help="print the command as a JSON object")
@@ -144,6 +155,13 @@ def _refused(run: str, action: str, args: dict[str, Any], why: str, reason: str)
 
 def _option(field: str) -> str:
     return f"--{field.replace('_', '-')}"
+
+
+def _to_step(text: str) -> int | str:
+    try:
+        return text if text == "last-good" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor last-good") from None
 
 
 def _max_norm(text: str) -> float | str:

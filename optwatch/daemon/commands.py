@@ -23,7 +23,9 @@ from optwatch.wire.actions import (
     Command,
     Outcome,
     Restart,
+    Rollback,
     ScaleLr,
+    Snapshot,
     Stop,
     action_args,
     parse_action,
@@ -435,6 +437,10 @@ class Book:
         action = parse_action(entry.command.action, entry.command.args)
         if isinstance(action, Restart):
             raise CommandError("bad_request", "a restart cannot be undone: the moments it zeroed are gone")
+        if isinstance(action, Rollback):
+            raise CommandError("bad_request", "a rollback cannot be undone: what it put away was not kept")
+        if isinstance(action, Snapshot):
+            raise CommandError("bad_request", "a snapshot changed nothing: there is nothing to undo")
         if isinstance(action, Stop):
             raise CommandError("bad_request", "a stop cannot be undone: the script has been told")
         if isinstance(action, Clip):

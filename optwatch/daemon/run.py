@@ -30,7 +30,7 @@ from optwatch.policy.load import DEFAULT
 from optwatch.policy.rules import Rules
 from optwatch.series.points import Points
 from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, usual_norm
-from optwatch.wire.findings import SEVERITIES, Finding
+from optwatch.wire.findings import ALARMS, SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.messages import Ask, Assign, Checked, Event, Follow, Hello, Report, Schema, Stack, Sums
 from optwatch.wire.requests import Marker, Mode, RunState
@@ -42,6 +42,9 @@ CHECKPOINT = 2.0
 REPLAYED_RECORDS = 1_024
 MAX_MARKERS = 2_000
 RATE_POINTS = 200
+CLEAR = 50
+"""Steps before an onset by which a snapshot is held good: trouble begins before it is seen."""
+LAST_GOOD = "last-good"
 MIN_STEP_TIME = 1e-9
 MAX_RECORDS = 16
 """Per-tensor records that one batch hands on to the screens."""
@@ -447,11 +450,14 @@ class Run:
             self._checkpoint_at = 0.0
 
     def resolve(self, action: str, args: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a command as all ranks are to have them: "auto" becomes one number for all.
+        """The arguments of a command as all ranks are to have them: "auto" becomes one number for all, and
+        "last-good" one step.
 
         Raises:
             CommandError: there is none.
         """
+        if action == "rollback" and args.get("to_step", LAST_GOOD) == LAST_GOOD:
+            return {**args, "to_step": self._last_good()}
         if action != "clip" or args.get("max_norm") != "auto" or self.head.world_size == 1:
             return args
         if len(self.head.optimizers) > 1:
@@ -467,6 +473,36 @@ class Run:
                 f"clip auto needs {AUTO_LEAST} measured gradient norms, there are {len(norms)} yet",
             )
         return {**args, "max_norm": usual_norm(norms)}
+
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """The steps of the snapshots that every rank holds, the oldest first."""
+        beats = [rank.session.beat for rank in self.ranks.values()]
+        if not beats or len(beats) < self.head.world_size:
+            return ()
+        held = [set(beat.snapshots) if beat is not None else set() for beat in beats]
+        return tuple(sorted(set.intersection(*held)))
+
+    def _last_good(self) -> int:
+        """The newest snapshot that all ranks hold and that was taken well before what is found began.
+
+        Raises:
+            CommandError: there is none.
+        """
+        steps = self.snapshots
+        onsets = [
+            finding.onset_step
+            for finding in self.findings.values()
+            if finding.resolved_step is None and finding.severity in ALARMS
+        ]
+        onset = min(onsets, default=None)
+        before = [step for step in steps if onset is None or step < onset]
+        if not before:
+            held = f"those of {', '.join(map(str, steps))}" if steps else "none"
+            since = "" if onset is None else f" before step {onset}, where the trouble began"
+            raise CommandError("unavailable", f"no snapshot{since} is held by every rank: there are {held}")
+        clear = [step for step in before if onset is None or step <= onset - CLEAR]
+        return max(clear) if clear else min(before)
 
     def _note(self, marker: Marker) -> None:
         self.markers.append(marker)

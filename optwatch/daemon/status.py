@@ -52,6 +52,7 @@ def run_status(run: Run, now: float) -> RunStatus:
         allow=run.head.allow,
         worst=run.worst(),
         noise_scale=_noise_scale(timeline),
+        snapshots=run.snapshots,
     )
 
 

@@ -8,7 +8,9 @@ from optwatch.wire.actions import (
     Clip,
     Command,
     Restart,
+    Rollback,
     ScaleLr,
+    Snapshot,
     Stop,
     parse_action,
 )
@@ -71,7 +73,7 @@ def inverse(command: Command, commands: Sequence[Command]) -> Action | None:
             return ScaleLr(factor=1 / factor)
         case Clip(off=False):
             return _former_clip(command, commands)
-        case Restart() | Stop() | None:
+        case Restart() | Snapshot() | Rollback() | Stop() | None:
             return None
     return None
 

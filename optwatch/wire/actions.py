@@ -15,6 +15,7 @@ AUTO_LEAST = 20
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Steps = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+GlobalStep = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class Restart(msgspec.Struct, frozen=True, tag="restart", tag_field="action", forbid_unknown_fields=True):
@@ -51,11 +52,30 @@ class Stop(msgspec.Struct, frozen=True, tag="stop", tag_field="action", forbid_u
     """Ask the script to end: `Watch.should_stop` is True from the step on, on every rank. It looks or not."""
 
 
-Action = Restart | ScaleLr | Clip | Stop
-ACTIONS: dict[str, type[Restart] | type[ScaleLr] | type[Clip] | type[Stop]] = {
+class Snapshot(msgspec.Struct, frozen=True, tag="snapshot", tag_field="action", forbid_unknown_fields=True):
+    """Keep a copy of parameters, optimizer state and buffers in the host's memory, to roll back to."""
+
+
+class Rollback(msgspec.Struct, frozen=True, tag="rollback", tag_field="action", forbid_unknown_fields=True):
+    """Put parameters, optimizer state and buffers back to a snapshot, after the update of a step. The LR
+    schedule, the data and what commands have in force go on."""
+
+    to_step: GlobalStep | Literal["last-good"] = "last-good"
+    """The step after which the snapshot was taken; "last-good": the newest one before what is found."""
+    rng: bool = False
+    """Put the random generators of torch, numpy and Python back, too."""
+
+
+Action = Restart | ScaleLr | Clip | Snapshot | Rollback | Stop
+ACTIONS: dict[
+    str,
+    type[Restart] | type[ScaleLr] | type[Clip] | type[Snapshot] | type[Rollback] | type[Stop],
+] = {
     "restart": Restart,
     "scale_lr": ScaleLr,
     "clip": Clip,
+    "snapshot": Snapshot,
+    "rollback": Rollback,
     "stop": Stop,
 }
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from optwatch.wire.actions import Command
+from optwatch.wire.actions import Command, GlobalStep
 from optwatch.wire.findings import Finding
 from optwatch.wire.limits import MAX_NAME
 
@@ -44,6 +44,8 @@ them. `rms_t` = sqrt(mean(g² / max(v̂, ε²))); `eps_share` is the share of el
 
 COUNTS = ("grad_zeros", "grad_nonfinite")
 """Counts of elements of one tensor, uint64."""
+
+MOST_SNAPSHOTS = 64
 
 CORE_SCALARS = (
     "loss",
@@ -223,6 +225,8 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     lacks are lost. 0: not said."""
     reduced: bool = False
     """Whether no per-tensor statistics are sent: see `Assign`."""
+    snapshots: Annotated[tuple[GlobalStep, ...], msgspec.Meta(max_length=MOST_SNAPSHOTS)] = ()
+    """The steps after which the snapshots were taken that this rank holds."""
 
 
 class Sums(msgspec.Struct, tag="sums", frozen=True, kw_only=True):

@@ -93,6 +93,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     noise_scale: float | None = None
     """The gradient noise scale over the last 200 measurements, in batches of all ranks; None where the ranks
     do not measure their own gradients."""
+    snapshots: tuple[int, ...] = ()
+    """The steps of the snapshots that every rank holds, the oldest first."""
 
 
 class Marker(msgspec.Struct, frozen=True):

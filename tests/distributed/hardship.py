@@ -39,6 +39,7 @@ def main() -> None:
     options.add_argument("--store", default="default", help="file, none, or HOST:PORT of one for commands")
     options.add_argument("--strict", action="store_true")
     options.add_argument("--refuse", type=int, metavar="RANK", help="this rank does not allow clip")
+    options.add_argument("--forget", type=int, metavar="RANK", help="this rank keeps no snapshots")
     options.add_argument("--die", choices=["before", "after"], help="SIGKILL at the vote")
     options.add_argument(
         "--crash", type=int, metavar="STEP", help="SIGKILL at this step of the first attempt"
@@ -66,7 +67,8 @@ def main() -> None:
         model=model,
         name="hardship",
         step=step,  # a commanded restart zeroes the optimizer's own count
-        allow=("restart", "scale_lr") if given.refuse == rank else ("restart", "scale_lr", "clip"),
+        allow=("restart", "scale_lr") if given.refuse == rank else "all",
+        snapshots=0 if given.forget == rank else 1 << 20,
         store=own_store(given.store),
         strict=given.strict,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from optwatch.client import Client
+from optwatch.client import Client, Refusal
 from tests.daemons import GUARD, DaemonProcess
 from tests.distributed.jobs import START, Job, armed_run, command, the_run, until
 
@@ -199,3 +199,23 @@ def test_the_exit_status_is_0_without_destroy_process_group_20_times_of_20(
             assert done.state == "applied"
             job.end()
             assert "Traceback" not in job.text()
+
+
+@pytest.mark.slow
+def test_no_rank_rolls_back_to_a_snapshot_that_one_of_them_lacks(
+    daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    with hardship(tmp_path / "job", 2, "--forget", "1") as job, daemon.client() as client:
+        run = armed_run(client)
+        until(client, lambda c: c.status(run).step > 150 or None, "a snapshot of rank 0")
+        with pytest.raises(Refusal, match="no snapshot is held by every rank: there are none"):
+            client.act(run, "rollback", {}, "test")
+        done = command(client, run, "rollback", {"to_step": 128})
+        assert done.state == "refused"
+        assert done.reason == "rank 1: attach was given no memory for snapshots: attach(snapshots=BYTES)"
+        assert done.ranks_applied == ()
+        done = command(client, run, "snapshot", {})
+        assert done.state == "refused"
+        results = job.end()
+        assert [result["applied"] for result in results] == [{}, {}]
+        assert len({result["bits"] for result in results}) == 1

@@ -63,6 +63,7 @@ def main() -> None:
         "--stuck", type=int, help="the rank whose data does not come while DIRECTORY/stuck is there"
     )
     options.add_argument("--comm-hook", action="store_true", help="attach with comm_hook=True")
+    options.add_argument("--snapshots", type=int, default=0, help="bytes for snapshots; allows all actions")
     options.add_argument("--obey", action="store_true", help="allow `stop`, and end at it without a word")
     given = options.parse_args()
 
@@ -94,7 +95,8 @@ def main() -> None:
             name="ranks",
             budget=given.budget,
             comm_hook=given.comm_hook,
-            **({"allow": "all"} if given.obey else {}),
+            snapshots=given.snapshots,
+            **({"allow": "all"} if given.obey or given.snapshots else {}),
         )
     if given.attach == "before":
         dist.init_process_group("gloo")
@@ -174,7 +176,11 @@ class Batches(IterableDataset[torch.Tensor]):
                 time.sleep(0.1)
             # With jitter each rank has data of its own.
             number = step if self.given.jitter is None else step * self.ranks + self.rank
-            yield batch(number, self.given.width)
+            data = batch(number, self.given.width)
+            if self.rank == 0 and (directory / "spoil").exists():
+                (directory / "spoil").unlink()
+                data[0, 0] = torch.nan
+            yield data
 
 
 def flip(optimizer: torch.optim.Optimizer) -> None:

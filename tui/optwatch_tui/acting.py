@@ -198,6 +198,12 @@ def action_facts(action: str, args: Mapping[str, Any], snapshot: Snapshot, undo:
         to_clip = "not clipped" if args.get("off") else formats.action(action, args)
         facts.append(("changes", f"gradients above the limit are scaled down to it: {now_clip} → {to_clip}"))
         back = f"{undo} restores what was in force before"
+    elif action == "snapshot":
+        facts.append(("changes", "nothing in the training; a copy goes to each host's memory"))
+        back = "nothing to undo; the oldest snapshot makes room"
+    elif action == "rollback":
+        facts += _rollback_facts(args, snapshot)
+        back = "cannot be undone: what is put away is not kept, unless a snapshot is taken first"
     elif action == "stop":
         facts.append(
             ("changes", "nothing by itself: watch.should_stop is True, for a script that looks at it")
@@ -209,10 +215,29 @@ def action_facts(action: str, args: Mapping[str, Any], snapshot: Snapshot, undo:
     return (*facts, *_groups(snapshot), *_where(snapshot), ("to undo", back))
 
 
+def _rollback_facts(args: Mapping[str, Any], snapshot: Snapshot) -> list[Fact]:
+    """What is put back, and how much training goes with it."""
+    status, to = snapshot.status, args.get("to_step", "last-good")
+    chosen = (
+        f"the snapshot of step {formats.count(to)}" if isinstance(to, int) else "the newest good snapshot"
+    )
+    rng = ", and random generators" if args.get("rng") else ""
+    facts = [
+        ("changes", f"parameters, optimizer state and buffers{rng}: back to {chosen}"),
+        ("stays", "the LR schedule, the data's order, LR scale and clip in force; the step count goes on"),
+    ]
+    if isinstance(to, int) and to <= status.step:
+        facts.append(("lost", f"the training of {formats.count(status.step - to)} steps so far"))
+    held = ", ".join(map(formats.count, status.snapshots)) or "none yet"
+    return [*facts, ("snapshots", f"held by every rank: {held}")]
+
+
 _TITLES = {
     "restart": "restart the optimizer",
     "scale_lr": "scale the learning rate",
     "clip": "clip the gradient norm",
+    "snapshot": "take a snapshot",
+    "rollback": "roll back to a snapshot",
     "stop": "ask the script to stop",
 }
 
@@ -292,10 +317,19 @@ def _clip_options(snapshot: Snapshot) -> list[tuple[str, dict[str, Any]]]:
     return [option for option in options if option[1].get("max_norm") != 0]
 
 
+def _rollback_options(snapshot: Snapshot) -> list[tuple[str, dict[str, Any]]]:
+    newest = reversed(snapshot.status.snapshots)
+    return [
+        ("to the newest snapshot before what is found", {}),
+        *((f"to the snapshot of step {formats.count(step)}", {"to_step": step}) for step in newest),
+    ]
+
+
 _OPTIONS: dict[str, Callable[[Snapshot], list[tuple[str, dict[str, Any]]]]] = {
     "restart": _restart_options,
     "scale_lr": _lr_options,
     "clip": _clip_options,
+    "rollback": _rollback_options,
 }
 """Settings that are offered first; others are typed."""
 

@@ -140,6 +140,10 @@ def action(name: str, args: Mapping[str, Any]) -> str:
         which = "" if moments == "all" else f" {moments} moments"
         warmup = f", warm-up {args['warmup']}" if args.get("warmup") else ""
         return f"restart{which}{warmup}"
+    if name == "rollback":
+        to = args.get("to_step", "last-good")
+        rng = ", with random generators" if args.get("rng") else ""
+        return f"rollback to {f'step {count(to)}' if isinstance(to, int) else 'the last good snapshot'}{rng}"
     return " ".join((name, *(f"{key}={value}" for key, value in args.items())))
 
 

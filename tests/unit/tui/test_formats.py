@@ -83,7 +83,9 @@ def test_nothing_from_the_wire_drives_the_terminal() -> None:
         ("clip", {"off": True}, "clip off"),
         ("restart", {}, "restart"),
         ("restart", {"moments": "first", "warmup": 10}, "restart first moments, warm-up 10"),
-        ("rollback", {"to_step": 5}, "rollback to_step=5"),
+        ("rollback", {"to_step": 5}, "rollback to step 5"),
+        ("rollback", {"rng": True}, "rollback to the last good snapshot, with random generators"),
+        ("something", {"new": 5}, "something new=5"),
     ],
 )
 def test_actions_in_words(name: str, args: dict[str, object], text: str) -> None:

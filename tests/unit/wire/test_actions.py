@@ -11,7 +11,13 @@ from optwatch.wire.actions import parse_action
 @pytest.mark.parametrize(
     ("name", "args", "sentence"),
     [
-        ("explode", {}, "unknown action 'explode': it is one of restart, scale_lr, clip, stop"),
+        (
+            "explode",
+            {},
+            "unknown action 'explode': it is one of restart, scale_lr, clip, snapshot, rollback, stop",
+        ),
+        ("rollback", {"to_step": -1}, "rollback: to_step is wrong: expected int >= 0"),
+        ("snapshot", {"to_step": 3}, "snapshot: Object contains unknown field to_step"),
         ("restart", {"warmup": -3}, "restart: warmup is wrong: expected int >= 0"),
         ("clip", {"max_norm": -1.0}, "clip: max_norm is wrong: expected float > 0.0"),
         ("clip", {}, 'clip needs either a max_norm (a number or "auto") or off'),
