@@ -56,6 +56,7 @@ from optwatch.wire.messages import (
     Welcome,
 )
 from optwatch.wire.places import find_daemon
+from optwatch_agent.reach import refused
 
 log = logging.getLogger("optwatch")
 
@@ -68,8 +69,10 @@ _HASTE = 0.25
 """Seconds that the link is quick after something unusual, once in `_CALM` at most."""
 _CALM = 1.0
 _BEAT = 1.0
-_RETRY = (0.5, 5.0)
+_RETRY = (0.3, 1.2)
 """Seconds between two attempts to connect: at first, and at most."""
+_REJECTED = 5.0
+"""Seconds until a daemon that refuses this agent is asked again."""
 _HANDSHAKE = 3.0
 """Seconds that a connection may take to be there."""
 _BLOCKED = 0.5
@@ -296,6 +299,8 @@ class Link:
                 if self._address or os.environ.get("OPTWATCH_DAEMON"):
                     self._warn(f"no key is known for the daemon at {address}: set $OPTWATCH_DAEMON_KEY to it")
                 return
+            if refused(address):
+                return
             pair = key_pair("user") if key else None
         except (ValueError, OSError) as error:
             self._warn(str(error))
@@ -378,8 +383,7 @@ class Link:
                 case Rejected(reason=reason):
                     self._warn(f"the daemon refuses this agent: {reason}")
                     self._disconnect()
-                    self._retry = _RETRY[1]
-                    self._next_try = time.monotonic() + self._retry
+                    self._next_try = time.monotonic() + _REJECTED
 
     def _forget(self, acked: int) -> None:
         self._acked = max(self._acked, min(acked, self._seq))

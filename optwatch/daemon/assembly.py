@@ -67,6 +67,15 @@ class Assembly:
             if self._firsts.get(self._holds.pop(rank)) == rank:
                 self._plan = None
 
+    def restore(self, parts: Sequence[Mapping[int, Record]]) -> None:
+        """Take what ranks had sent before a restart of the daemon, of steps that others have yet to send.
+
+        parts: rank → its record, one such mapping for each step.
+        """
+        for there in parts:
+            for rank, record in there.items():
+                self._waiting.setdefault(record.step, {})[rank] = record
+
     def add(self, rank: int, records: list[Record]) -> list[Record]:
         """Take a rank's records; those of whole tensors that are complete now, in order of step."""
         plan = self._planned()
@@ -77,7 +86,9 @@ class Assembly:
         for record in records:
             there = self._waiting.setdefault(record.step, {})
             there[rank] = record
-            if plan.complete and all(r in there and there[r].schema is self._schemas[r] for r in plan.ranks):
+            if plan.complete and all(
+                r in there and there[r].schema.digest == self._schemas[r].digest for r in plan.ranks
+            ):
                 done.append(combine(plan, self._whole, self._waiting.pop(record.step)))
         for step in sorted(self._waiting)[:-MAX_WAITING]:
             del self._waiting[step]

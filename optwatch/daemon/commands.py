@@ -9,6 +9,7 @@ or none does, and a vote that failed is held again at a later S, at most `ATTEMP
 """
 
 import math
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -93,7 +94,7 @@ Send = Callable[[str, Prepare | Ask | News], None]
 
 
 class Book:
-    """All commands of one run. Times are unix seconds; every change is left in `changed`."""
+    """All commands of one run. Times are `clock.steady`; every change is left in `changed`."""
 
     def __init__(self, run: str, entries: Sequence[Entry] = ()) -> None:
         self.run = run
@@ -104,7 +105,7 @@ class Book:
         self._answers: deque[float] = deque(maxlen=_ANSWERS)
         """Seconds from the last proposals to the votes on them."""
         self._order = max((entry.order for entry in entries), default=0)
-        for entry in entries:
+        for entry in _in_order(entries):
             entry.blocked_since = None  # the ranks have yet to greet this daemon
             self._in_force(entry)
 
@@ -168,7 +169,7 @@ class Book:
                 state="proposed",
                 asked_by=asked_by,
                 why=why,
-                asked_at=now,
+                asked_at=time.time(),
                 finding=finding,
                 undo_of=undo_of,
             )
@@ -269,9 +270,12 @@ class Book:
         for entry in self.open():
             self._set(entry, state="expired", reason=reason)
 
-    def begin_session(self) -> None:
-        """The agents are new processes: no scale and no clip of ours is in force in them."""
+    def begin_session(self, session: str) -> None:
+        """What is in force is what this process of rank 0 has applied: nothing in a new one."""
         self.lr_scale, self.clip = 1.0, None
+        for entry in _in_order(self.entries.values()):
+            if entry.sessions.get(0) == session:
+                self._in_force(entry)
 
     def resend(self, peer: Peer, now: float, send: Send) -> None:
         """Repeat what an agent may have missed while its link or this daemon was down.
@@ -470,6 +474,11 @@ class Book:
 
     def _touch(self, entry: Entry) -> None:
         self.changed[entry.command.id] = entry
+
+
+def _in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """As the agents applied them: one that had to be voted on again may come behind a later one."""
+    return sorted(entries, key=lambda entry: (entry.command.step or 0, entry.order))
 
 
 def _prepare(entry: Entry, session: str) -> Prepare:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from optwatch import __version__
+from optwatch.daemon.clock import steady
 from optwatch.daemon.commands import CommandError, Entry
 from optwatch.daemon.head import UnknownRun
 from optwatch.daemon.lane import histogram_reply, tensor_reply
@@ -274,14 +275,14 @@ class Desk:
             run.resolve(request.action, request.args),
             asked_by=user,
             why=request.why[: limits.MAX_TEXT] or "by hand",
-            now=time.time(),
+            now=steady(),
             allow=run.head.allow,
         )
         return self._acted(run, entry)
 
     def _approve(self, request: Approve, user: str, now: float) -> Answer:
         run = self._runs.find(request.run)
-        return self._acted(run, run.book.approve(request.command, user, time.time()))
+        return self._acted(run, run.book.approve(request.command, user, steady()))
 
     def _dismiss(self, request: Dismiss, user: str, now: float) -> Answer:
         run = self._runs.find(request.run)
@@ -289,7 +290,7 @@ class Desk:
 
     def _undo(self, request: Undo, user: str, now: float) -> Answer:
         run = self._runs.find(request.run)
-        return self._acted(run, run.book.undo(request.command, user, time.time(), run.head.allow))
+        return self._acted(run, run.book.undo(request.command, user, steady(), run.head.allow))
 
     def _set_mode(self, request: SetMode, user: str, now: float) -> Answer:
         run = self._runs.find(request.run)
@@ -298,7 +299,7 @@ class Desk:
 
     def _add_mark(self, request: AddMark, user: str, now: float) -> Answer:
         run = self._runs.find(request.run)
-        run.mark_by_hand(request.text[: limits.MAX_TEXT], time.time())
+        run.mark_by_hand(request.text[: limits.MAX_TEXT])
         return Accepted(), ()
 
     def _stop_daemon(self, request: StopDaemon, user: str, now: float) -> Answer:

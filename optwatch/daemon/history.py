@@ -129,6 +129,11 @@ class History:
         with self._one_state():
             return assemble(self._newest("t", self._samples_of, run, optimizer, first, last, limit))
 
+    def parts(self, run: str, optimizer: int, first: int, limit: int) -> list[dict[int, Record]]:
+        """Per-tensor records from a step on as the ranks have sent them, rank → record, for `limit` steps."""
+        with self._one_state():
+            return self._newest("t", self._samples_of, run, optimizer, first, None, limit)
+
     def histograms(
         self,
         run: str,

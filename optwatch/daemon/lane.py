@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from optwatch.daemon.assembly import Assembly, Record
+from optwatch.daemon.assembly import MAX_WAITING, Assembly, Record
 from optwatch.daemon.history import History, record_samples
 from optwatch.series.coverage import Coverage
 from optwatch.series.merge import Merger
@@ -37,8 +37,11 @@ class Lane:
         """The newest incarnation that sent to it."""
         self._bytes = 0
 
-    def load(self, history: History, run: str, optimizer: int) -> None:
-        """Read the series from the store: merged as far as all ranks have sent, the rest as pending."""
+    def load(self, history: History, run: str, optimizer: int, now: float) -> None:
+        """Read the series from the store: merged as far as all ranks have sent, the rest as pending.
+
+        `now`: monotonic; what is pending waits from then on for the ranks to come back.
+        """
         self.coverage = history.coverage(run, optimizer)
         newest = max((incarnation for incarnation, _ in self.coverage), default=0)
         reached = {rank: coverage.last for (i, rank), coverage in self.coverage.items() if i == newest}
@@ -50,8 +53,10 @@ class Lane:
         self.merger.rewind(complete)
         for rank in current:
             for points in history.points(run, optimizer, rank, first=complete + 1):
-                self.merger.add(rank, points, float("-inf"))
-        self.keep(history.records(run, optimizer, None, None, limit=LOADED_RECORDS))
+                self.merger.add(rank, points, now)
+        self.merger.expect(current, now)
+        self.assembly.restore(history.parts(run, optimizer, complete + 1, limit=MAX_WAITING))
+        self.keep(history.records(run, optimizer, None, complete, limit=LOADED_RECORDS))
 
     @property
     def step(self) -> int:
@@ -96,10 +101,12 @@ class Lane:
 
     def sample(self, rank: int, records: list[Record]) -> list[Record]:
         """Take a rank's per-tensor records; those of whole tensors that are new."""
-        fresh = self.keep(self.assembly.add(rank, records))
-        if (sampled := record_samples(fresh)) is not None:
+        whole = self.assembly.add(rank, records)
+        # A rank that comes back may fill in what lies before the newest record, but not within the series.
+        unseen = [record for record in whole if record.step > self.merger.step]
+        if (sampled := record_samples(unseen)) is not None:
             self.merger.add_samples(sampled)
-        return fresh
+        return self.keep(whole)
 
     def begin(self, incarnation: int) -> None:
         """Other processes go on with the run."""

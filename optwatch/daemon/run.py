@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from optwatch.daemon.assembly import Record
 from optwatch.daemon.changes import Changes
+from optwatch.daemon.clock import steady
 from optwatch.daemon.commands import Book, CommandError, Send
 from optwatch.daemon.diagnosis import Diagnosis
 from optwatch.daemon.duties import Duties
@@ -28,6 +29,7 @@ from optwatch.detect.straggler import Stragglers
 from optwatch.policy.budget import ASKED_BY
 from optwatch.policy.load import DEFAULT
 from optwatch.policy.rules import Rules
+from optwatch.series.merge import select
 from optwatch.series.points import Points
 from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, usual_norm
 from optwatch.wire.findings import ALARMS, SEVERITIES, Finding
@@ -97,7 +99,8 @@ class Run:
         self.markers = read_markers(self._store.reader, run, MAX_MARKERS)
         for (optimizer,) in read("SELECT DISTINCT optimizer FROM chunk WHERE run = ?", (run,)).fetchall():
             lane = self.lane(optimizer)
-            lane.load(history, run, optimizer)
+            # Nobody comes back to a run that has ended.
+            lane.load(history, run, optimizer, float("-inf") if self.head.ended else time.monotonic())
             lane.incarnation = self.head.incarnation
         self._load_diagnosis(history)
         self.replicas.restore(self.diagnosis.opened("replicas"))
@@ -130,7 +133,7 @@ class Run:
                 self.ranks[hello.rank] = Rank(hello.rank, session)
                 self.replicas.forget(hello.rank)
                 if hello.rank == 0:
-                    self.book.begin_session()
+                    self.book.begin_session(hello.session)
             else:
                 rank.session = session
         if newer and hello.incarnation >= self.head.incarnation:
@@ -151,7 +154,7 @@ class Run:
         """Repeat the commands that a session may have missed."""
         for peer in self.peers(now):
             if peer.session == session.hello.session:
-                self.book.resend(peer, time.time(), send)
+                self.book.resend(peer, steady(), send)
 
     def take_schema(self, session: Session, schema: Schema) -> None:
         """Take what a rank's batches will hold."""
@@ -202,7 +205,7 @@ class Run:
 
     def take_report(self, session: Session, report: Report) -> None:
         """Take what became of a command on one rank."""
-        entry = self.book.report(session.hello.rank, report, time.time())
+        entry = self.book.report(session.hello.rank, report, steady())
         if entry is not None and entry.command.state == "applied" and entry.command.step is not None:
             self.diagnosis.acted(entry.command.step, entry.command.action)
             self._checkpoint_at = 0.0
@@ -311,13 +314,13 @@ class Run:
         """Let these ranks be asked where their training threads are."""
         self._asked.update(ranks)
 
-    def mark_by_hand(self, text: str, at: float) -> None:
+    def mark_by_hand(self, text: str) -> None:
         """A planned change, said by a client."""
-        self._remark("mark", text, at)
+        self._remark("mark", text)
 
-    def _remark(self, kind: Literal["mark", "note"], text: str, at: float) -> None:
+    def _remark(self, kind: Literal["mark", "note"], text: str) -> None:
         """Enter what no agent has said."""
-        seq = int(at * 1_000)
+        seq = time.time_ns()  # another one each time, or the store has it already
         session = f"client {self.head.run}"
         self.take_event(Event(session=session, seq=seq, optimizer=0, step=self.step, kind=kind, text=text))
 
@@ -342,7 +345,7 @@ class Run:
             if session.beat.reduced != reduced:
                 tell(session.hello.session, Assign(session=session.hello.session, reduced=reduced))
         if text := self.duties.news():
-            self._remark("note", text, time.time())
+            self._remark("note", text)
 
     def advance(self, now: float, send: Send, changes: Changes) -> None:
         """Everything that follows from what was taken and from time passing.
@@ -355,7 +358,9 @@ class Run:
                 self.touched = True
                 if optimizer == 0:
                     changes.points.append(points)
-                    self._conclude(points, self.head.mode)
+                    # A daemon before this one may have seen steps without a rank that sends them now.
+                    if len(fresh := select(points, points.step > self.diagnosis.step)):
+                        self._conclude(fresh, self.head.mode)
                     if self._checkpoint_at is None:
                         self._checkpoint_at = now + CHECKPOINT
                 else:
@@ -374,7 +379,7 @@ class Run:
             self._found(self.diagnosis.observe(signal, "stragglers"))
             self._checkpoint_at = 0.0
         if self.book.open():
-            self.book.work(self.peers(now), self.head.world_size, self._step_times(), time.time(), send)
+            self.book.work(self.peers(now), self.head.world_size, self._step_times(), steady(), send)
         if self.followers:
             speaking = {rank.session.hello.session for rank in self.ranks.values()}
             for news in self.followers.news(
@@ -438,7 +443,7 @@ class Run:
                     self.resolve(proposal.action, proposal.args),
                     asked_by=ASKED_BY,
                     why=proposal.why,
-                    now=time.time(),
+                    now=steady(),
                     allow=self.head.allow,
                     finding=proposal.finding,
                     undo_of=proposal.undo_of,

@@ -17,6 +17,8 @@ from optwatch.series.points import Column, Points, Samples
 
 WAIT = 2.0
 """Seconds that a step waits for the ranks that are alive but have not sent it."""
+RETURN = 5.0
+"""Seconds that all steps wait, after a restart of the daemon, for the ranks that were there before."""
 
 SHARED = ("lr", "grad_norm", "grad_norm_raw", "update_norm", "param_norm", "clip", "loss_scale", "batch_size")
 SLOWEST = ("step_time", "arrival")
@@ -40,6 +42,12 @@ class Merger:
         self._samples: list[Samples] = []
         self._pending: dict[int, list[_Arrival]] = {}
         self._reached: dict[int, int] = {}
+        self._expected: Collection[int] = ()
+        self._expected_until = float("-inf")
+
+    def expect(self, ranks: Collection[int], now: float) -> None:
+        """These ranks may come back, and have steps to send that others have sent already."""
+        self._expected, self._expected_until = ranks, now + RETURN
 
     def add(self, rank: int, points: Points, now: float) -> None:
         """Take consecutive points of one rank, in order of step."""
@@ -76,10 +84,13 @@ class Merger:
         """Points of the steps that are complete: all live ranks have sent them, or they waited enough."""
         if not self._pending:
             return []
+        waiting = now < self._expected_until
+        if waiting:
+            live = {*live, *self._expected}
         upto = min((self._reached.get(rank, -1) for rank in live), default=-1)
         for arrivals in self._pending.values():
             for arrival in arrivals:
-                if now - arrival.at >= WAIT or not live:
+                if not live or (now - arrival.at >= WAIT and not waiting):
                     upto = max(upto, int(arrival.points.step[-1]))
         parts: dict[int, list[Points]] = {}
         for rank, arrivals in list(self._pending.items()):

@@ -1,7 +1,9 @@
 """A daemon that is killed at any moment gives back all that it acknowledged, and goes on."""
 
 import random
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -10,46 +12,52 @@ from tests.daemons import DaemonProcess
 from tests.integration.test_daemon_commands import state_of
 from tests.peers import AgentPeer, values
 
-MANY = pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(1_800)])
 
+@pytest.mark.parametrize(
+    "kills", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])]
+)
+def test_all_that_was_acknowledged_survives_kills_under_load(home: Path, kills: int) -> None:
+    pytest.importorskip("torch")  # the links are the agent's own
+    from tests.onslaught import onslaught
 
-@pytest.mark.parametrize("kills", [6, MANY])
-def test_all_that_was_acknowledged_survives_kills_under_load(daemon: DaemonProcess, kills: int) -> None:
     seed = random.randrange(1 << 30)
     print("seed", seed)
-    dice = random.Random(seed)
-    sent: list[np.ndarray] = []
-    agent = AgentPeer(daemon.address)
-    agent.greet()
-    for kill in range(kills):
-        for _ in range(dice.randint(1, 40)):
-            n = dice.randint(1, 12)
-            rows = np.random.default_rng(dice.randrange(1 << 30)).normal(size=(n, 4))
-            rows[rng_mask(rows)] = np.nan
-            agent.batch(rows, sampled=dice.random() < 0.3)
-            sent.append(rows)
-            agent.receive(0.001)
-        daemon.kill()
-        daemon.start()
-        again = reconnect(agent, daemon)
-        agent.close(linger=0)
-        agent = again
-        agent.resend()
-        if kill % 2:
-            agent.wait_acked()
-    agent.wait_acked()
+    outcome = onslaught(home / "daemon", kills, seed)
+    print(outcome)
+    assert not outcome.problems
+
+
+def test_a_record_whose_parts_come_before_and_after_a_kill_is_whole(daemon: DaemonProcess) -> None:
+    first = AgentPeer(daemon.address, world_size=2)
+    second = AgentPeer(daemon.address, run=first.run, rank=1, world_size=2)
+    for number, agent in enumerate((first, second)):
+        agent.schema = msgspec.structs.replace(
+            agent.schema,
+            digest=f"part {number}",
+            tensors=tuple(
+                msgspec.structs.replace(
+                    t, shape=(20, *t.shape[1:]), shard=(("dp", number),), held=10 * (i + 1)
+                )
+                for i, t in enumerate(agent.schema.tensors)
+            ),
+        )
+        agent.greet()
+        agent.batch(np.full((10, 4), float(number)), sampled=True)
+        agent.wait_acked()
+    first.batch(np.full((10, 4), 0.0), sampled=True)
+    first.wait_acked()
+    daemon.kill()
+    daemon.start()
+    again = [reconnect(agent, daemon) for agent in (first, second)]
+    again[1].batch(np.full((10, 4), 1.0), sampled=True)
+    again[1].wait_acked()
     with daemon.client() as client:
-        status = client.status("toy")
-        _, blocks = client.series("toy")
-        everything = np.concatenate(sent)
-        assert status.steps_recorded == len(everything)
-        assert status.gaps == ()
-        assert blocks.step.tolist() == list(range(1, len(everything) + 1))
-        assert blocks.values.tobytes() == everything.tobytes()
-        _, live, _ = client.view("toy", points=20_000)  # a longer run is reduced
-        if len(everything) <= 20_000:
-            assert live.values.tobytes() == everything.tobytes()
-    agent.close()
+        _, series, tensors = client.view(first.run)
+    # Merged of both ranks, not of the one that had sent its steps before the kill.
+    assert series.values[:, 0].tolist() == [0.5] * 20
+    assert tensors.step.tolist() == [10, 20]
+    for agent in (first, second, *again):
+        agent.close(linger=0)
 
 
 def test_open_commands_go_on_after_a_kill(daemon: DaemonProcess) -> None:
@@ -72,12 +80,14 @@ def test_open_commands_go_on_after_a_kill(daemon: DaemonProcess) -> None:
         assert state_of(client, "toy", "1", "applied").step == 11
         assert client.status("toy").lr_scale == 0.5
     daemon.restart()
+    back = reconnect(again, daemon)
     with daemon.client() as client:
         (command,) = client.commands("toy")
         assert (command.state, command.step) == ("applied", 11)
+        assert client.status("toy").lr_scale == 0.5  # the process has it still
         assert [m.text for m in client.view("toy")[0].markers] == ["written behind the command"]
-    agent.close(linger=0)
-    again.close()
+    for each in (agent, again, back):
+        each.close(linger=0)
 
 
 def test_findings_survive_and_are_not_repeated(daemon: DaemonProcess) -> None:
@@ -99,11 +109,7 @@ def test_findings_survive_and_are_not_repeated(daemon: DaemonProcess) -> None:
 def reconnect(agent: AgentPeer, daemon: DaemonProcess) -> AgentPeer:
     """The same session on a new connection, as an agent has it after the link came back."""
     again = AgentPeer(daemon.address, run=agent.run, session=agent.session)
-    again.hello = agent.hello
+    again.hello, again.schema = agent.hello, agent.schema
     again.seq, again.step, again.acked, again.held = agent.seq, agent.step, agent.acked, agent.held
     assert again.greet().acked >= agent.acked
     return again
-
-
-def rng_mask(rows: np.ndarray) -> np.ndarray:
-    return np.abs(rows) > 2.5

@@ -1,0 +1,279 @@
+"""Simulated ranks: a training without torch, whose links are the agent's own.
+
+The ranks of a run go in lockstep and measure what follows from seed, rank and step alone. Each keeps a
+journal of all that it gave to its link, so that a store can be held against it.
+"""
+
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from optwatch.wire import limits
+from optwatch.wire.frames import BatchBlocks
+from optwatch.wire.messages import (
+    Ask,
+    Batch,
+    Beat,
+    Bye,
+    Follow,
+    Hello,
+    News,
+    Prepare,
+    Report,
+    Schema,
+    TensorInfo,
+)
+from optwatch_agent.link import Link
+from tests.peers import COLUMNS, OPTIMIZER
+
+RANKS = 4
+SHARDS = 2
+"""Parts of the tensors: of each there are RANKS / SHARDS replicas."""
+TENSORS = 3
+SAMPLE_EVERY = 5
+STEP_TIME = 0.01
+FAULT_EVERY = 400
+"""Steps from one spell of NaN to the next, in a run with faults."""
+
+Entry = tuple[Batch | Report | Bye, BatchBlocks | None]
+
+
+@dataclass
+class Votes:
+    """The job's store of one run: who has voted for what, and what was decided. Under the run's lock."""
+
+    favour: dict[str, set[int]] = field(default_factory=dict)
+    verdict: dict[str, bool] = field(default_factory=dict)
+
+    def decide(self, vote: str, n: int) -> bool:
+        """The verdict, write-once: asked for at the vote's step at the latest."""
+        return self.verdict.setdefault(vote, len(self.favour.get(vote, ())) == n)
+
+
+class SimulatedRank:
+    """One rank: what its link carries (`link.Source`), and the journal of it."""
+
+    def __init__(self, run: "SimulatedRun", number: int, address: str) -> None:
+        self.number = number
+        self.session = uuid.uuid4().hex
+        self.journal: list[Entry] = []
+        """Entry i has the seq i + 1."""
+        self.applied: list[tuple[str, int]] = []
+        self.greeted = self.served = self.welcomed = 0.0
+        """When its link last said hello, last sent a beat, and sent the first one after the last hello."""
+        self.reduced = False
+        self._run = run
+        self._rows: list[int] = []
+        self._reports: list[Report] = []
+        self._pending: list[Prepare] = []
+        self._known: set[str] = set()
+        shard = number % SHARDS
+        self.schema = Schema(
+            session=self.session,
+            optimizer=0,
+            digest="own",
+            scalars=COLUMNS,
+            tensors=tuple(
+                TensorInfo(
+                    f"layer.{i}.weight", (10 * SHARDS, i + 1), "float32", 0, (("dp", shard),), 10 * (i + 1)
+                )
+                for i in range(TENSORS)
+            ),
+        )
+        self.link = Link(self, self.session, address)
+
+    # --- the training thread, under the run's lock ----------------------------------------------------
+
+    def step(self, step: int) -> None:
+        for prepare in [p for p in self._pending if not p.steps or p.steps[0] <= step]:
+            self._pending.remove(prepare)
+            if self._run.votes.decide(prepare.vote, prepare.n):
+                self.applied.append((prepare.command, step))
+                self._report(prepare, "applied", (step,))
+            else:
+                self._report(prepare, "aborted")
+        self._rows.append(step)
+
+    def _report(self, prepare: Prepare, state: str, steps: tuple[int, ...] = ()) -> None:
+        self._reports.append(
+            Report(
+                session=self.session,
+                seq=0,
+                command=prepare.command,
+                vote=prepare.vote,
+                state=state,  # type: ignore[arg-type]
+                steps=steps,
+            )
+        )
+
+    # --- the link's thread ----------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        return True
+
+    def hello(self) -> Hello:
+        self.greeted = time.monotonic()
+        return Hello(
+            protocol=limits.PROTOCOL,
+            session=self.session,
+            run=self._run.run,
+            name=self._run.name,
+            incarnation=0,
+            job="",
+            rank=self.number,
+            world_size=RANKS,
+            host="here",
+            pid=os.getpid(),
+            started=self._run.started,
+            optimizers=(OPTIMIZER,),
+            allow=("restart", "scale_lr", "clip"),
+            control="armed",
+        )
+
+    def collect(
+        self, everything: bool
+    ) -> list[tuple[Batch | Report | Bye, BatchBlocks | None, Schema | None]]:
+        self.link.hurry()
+        with self._run.lock:
+            rows, self._rows = self._rows, []
+            reports, self._reports = self._reports, []
+        out: list[tuple[Batch | Report | Bye, BatchBlocks | None, Schema | None]] = []
+        if rows:
+            blocks = self._run.blocks(self.number, rows, sampled=not self.reduced)
+            header = Batch(
+                session=self.session,
+                seq=0,
+                optimizer=0,
+                schema=self.schema.digest,
+                steps=len(rows),
+                sampled=len(blocks.sample_step),
+            )
+            out.append((header, blocks, self.schema))
+        out += [(report, None, None) for report in reports]
+        self.journal += [(message, blocks) for message, blocks, _ in out]
+        return out
+
+    def beat(self) -> Beat:
+        before, self.served = self.served, time.monotonic()
+        if before < self.greeted:
+            self.welcomed = self.served
+        with self._run.lock:
+            step = self._run.step
+        return Beat(
+            session=self.session,
+            steps=(step,),
+            phase="forward",
+            phase_time=0.0,
+            overhead=0.0,
+            sample_every=SAMPLE_EVERY,
+            queued=self.link.queued,
+            dropped=self.link.dropped,
+            control="armed",
+            oldest=self.link.oldest,
+            reduced=self.reduced,
+        )
+
+    def follow(self) -> Follow | None:
+        return None
+
+    def hear(self, news: News) -> None:
+        return
+
+    def take(self, prepare: Prepare) -> None:
+        with self._run.lock:
+            if prepare.vote in self._known:
+                return
+            self._known.add(prepare.vote)
+            if prepare.steps[0] <= self._run.step:
+                self._run.votes.verdict.setdefault(prepare.vote, False)
+                self._report(prepare, "aborted")
+            else:
+                self._pending.append(prepare)
+                self._run.votes.favour.setdefault(prepare.vote, set()).add(self.number)
+                self._report(prepare, "pending")
+
+    def assign(self, reduced: bool) -> None:
+        self.reduced = reduced
+
+    def answer(self, ask: Ask) -> None:
+        return
+
+    @property
+    def acked(self) -> int:
+        return self.link._acked
+
+
+class SimulatedRun:
+    """Ranks in lockstep. What is measured follows from seed, rank and step alone."""
+
+    def __init__(self, name: str, address: str, seed: int, faults: bool) -> None:
+        self.name = name
+        self.run = uuid.uuid4().hex
+        self.started = time.time()
+        self.lock = threading.Lock()
+        self.step = 0
+        self.votes = Votes()
+        self._seed = seed
+        self._faults = faults
+        self.ranks = [SimulatedRank(self, number, address) for number in range(RANKS)]
+
+    def advance(self) -> None:
+        with self.lock:
+            self.step += 1
+            for rank in self.ranks:
+                rank.step(self.step)
+
+    def blocks(self, rank: int, steps: Sequence[int], *, sampled: bool) -> BatchBlocks:
+        step = np.array(steps, dtype=np.int64)
+        sample_step = step[step % SAMPLE_EVERY == 0] if sampled else step[:0]
+        samples = [self._sample(rank % SHARDS, number) for number in sample_step.tolist()]
+        stats = np.array(samples, dtype=np.float32).reshape(len(samples), TENSORS, 12)
+        scalars, logged = zip(*(self._scalars(rank, number) for number in steps), strict=True)
+        return BatchBlocks(
+            step=step,
+            wall=1e9 + step * STEP_TIME + rank * 1e-4,
+            scalars=np.array(scalars),
+            logged=np.array(logged, dtype=np.uint8),
+            sample_step=sample_step,
+            stats=stats,
+            counts=np.array([self._counts(number) for number in sample_step.tolist()], np.uint64).reshape(
+                len(samples), TENSORS, 2
+            ),
+        )
+
+    def _scalars(self, rank: int, step: int) -> tuple[list[float], list[bool]]:
+        noise = random.Random(f"{self._seed} {rank} {step}")
+        loss = 1.0 + np.exp(-step / 300) + noise.gauss(0, 0.01)
+        row = [loss, 0.5 + noise.gauss(0, 0.01), STEP_TIME, 1e-3]
+        if self._faults and step % FAULT_EVERY in (FAULT_EVERY - 1, 0):
+            row[0] = row[1] = (np.nan, np.inf)[step % 2]
+        return row, [True, True, noise.random() < 0.9, True]
+
+    def _counts(self, step: int) -> list[list[int]]:
+        """Zeros tell the step; now and then one gradient has an element that is not finite."""
+        bad = self._faults and step % FAULT_EVERY == FAULT_EVERY // 2
+        return [[step, int(bad and tensor == 1)] for tensor in range(TENSORS)]
+
+    def _sample(self, shard: int, step: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, shard, step)).uniform(0.5, 1.5, size=(TENSORS, 12))
+
+
+class Trainings(threading.Thread):
+    """Runs that step."""
+
+    def __init__(self, runs: Sequence[SimulatedRun]) -> None:
+        super().__init__(daemon=True)
+        self.stopped = False
+        self._runs = runs
+
+    def run(self) -> None:
+        while not self.stopped:
+            for run in self._runs:
+                run.advance()
+            time.sleep(STEP_TIME)
