@@ -138,11 +138,8 @@ class Actuators:
             case Stop():  # `Control.stopped` tells the script
                 return {}
 
-    def clip(self, max_norm: float) -> tuple[float, float]:
-        """Clip the gradients to a global norm; the norm before and after.
-
-        Where the parameters are sharded this is a collective (`globalnorm`).
-        """
+    def norm(self) -> float:
+        """The global norm of the gradients. Where the parameters are sharded this is a collective."""
         scaled_by = getattr(self._optimizer, "grad_scale", None)  # a fused step under a GradScaler
         try:
             norm = global_norm(self._optimizer)
@@ -151,6 +148,10 @@ class Actuators:
             raise
         if scaled_by is not None:
             norm /= scalar(scaled_by)
+        return norm
+
+    def clip(self, max_norm: float, norm: float) -> tuple[float, float]:
+        """Clip the gradients, whose global norm is `norm`, to another; the norm before and after."""
         # As torch.nn.utils.clip_grad_norm_ does. A non-finite norm is for others to handle.
         coefficient = max_norm / (norm + 1e-6)
         if not math.isfinite(norm) or coefficient >= 1:

@@ -65,6 +65,7 @@ class Agent:
         strict: bool,
         comm_hook: bool,
         snapshots: int,
+        guard: Sequence[str],
     ) -> None:
         self.closed = False
         self.membership = Membership(identity.identify(name), store)
@@ -95,6 +96,7 @@ class Agent:
                         declared,
                         comm_hook,
                         self.snapshots,
+                        guard,
                     )
                 )
         except BaseException:
@@ -123,6 +125,9 @@ class Agent:
         self.mirroring = Mirroring()
         self.glance = Glance()
         self._told_degraded: set[int] = set()
+        for i, track in enumerate(self.tracks):
+            if track.guard.refused:
+                self.event("note", f"no guard: {track.guard.refused}", optimizer=i)
         self._optimizers = tuple(naming.describe(track.name, track.optimizer) for track in self.tracks)
         self.link = Link(self, self.identity.session, address)
         self._compiles = any(track.is_on_cpu for track in self.tracks)
@@ -252,6 +257,9 @@ class Agent:
                 self.event(
                     "skipped_step", "a gradient overflowed under the GradScaler", track.skips.popleft(), i
                 )
+            while track.guard.news:
+                step, text = track.guard.news.popleft()
+                self.event("skipped_step", text, step, i)
             if track.degraded and i not in self._told_degraded:
                 self._told_degraded.add(i)
                 self.event("degraded", f"nothing is measured any more: {track.degraded}", optimizer=i)

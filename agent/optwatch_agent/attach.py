@@ -12,6 +12,7 @@ from optwatch.wire.messages import ConfigValue
 from optwatch.wire.places import find_daemon
 from optwatch_agent import naming, outer, zero
 from optwatch_agent.agent import Agent, make_way
+from optwatch_agent.guard import REFLEXES
 from optwatch_agent.unsupported import unsupported, unsupported_model
 from optwatch_agent.watch import Watch
 
@@ -34,6 +35,7 @@ def attach(
     config: Mapping[str, Any] | None = None,
     step: int | None = None,
     allow: Iterable[str] | Literal["all"] = ("restart", "scale_lr", "clip"),
+    guard: Iterable[str] | None = (),
     snapshots: int = 0,
     budget: float = 0.01,
     store: Any = None,
@@ -58,6 +60,10 @@ def attach(
         step: global_step of the last completed step, when resuming; by default the optimizer's own count,
             which a commanded restart sets to zero, also in later checkpoints.
         allow: the actions that the daemon may command; () only observes.
+        guard: reflexes within the step, without the daemon: "skip_nonfinite" does not apply a step whose
+            gradients are not finite, 3 in a row or 20 of the last 1,000 at most; "clip" clips their norm to
+            exp(median + 4 MAD) of the logarithms of the last 200. Each step reads all gradients once for it.
+            There is none where parameters are spread over ranks or lie on a device; a warning says so.
         snapshots: bytes of the host's memory for snapshots to roll back to; 0: none. The newest eight are
             kept at most; one is taken every 128 steps or more seldom, as the budget allows, and none that is
             not finite. Buffers such as BatchNorm's running statistics are in them with `model` only.
@@ -90,6 +96,7 @@ def attach(
         raise TypeError(f"name has to be a string, not {type(name).__name__}")
     if comm_hook and not naming.is_replicated(model):
         raise ValueError("comm_hook=True needs model=, wrapped in DistributedDataParallel")
+    reflexes = _guard(guard)
     find_daemon(daemon)  # raises a ValueError for an address that cannot be parsed
     options: dict[str, Any] = {
         "scaler": _scaler(scaler),
@@ -110,11 +117,15 @@ def attach(
             strict=bool(strict),
             comm_hook=bool(comm_hook),
             snapshots=snapshots,
+            guard=reflexes,
             **options,
         )
     except Exception as error:
         log.warning("optwatch: attaching failed, nothing is watched: %r", error, exc_info=error)
         return Watch(None)
+    for track in agent.tracks:
+        if track.guard.refused:
+            log.warning("optwatch: no guard for %s: %s", track.name, track.guard.refused)
     return Watch(agent)
 
 
@@ -186,6 +197,16 @@ def _store(store: Any) -> Any:
     ):
         raise TypeError(f"store has to be a torch.distributed.Store, not {type(store).__name__}")
     return store
+
+
+def _guard(guard: Iterable[str] | None) -> tuple[str, ...]:
+    if isinstance(guard, str):
+        guard = (guard,)
+    chosen = tuple(guard or ())
+    for reflex in chosen:
+        if reflex not in REFLEXES:
+            raise ValueError(f"unknown reflex {reflex!r} in guard: it is one of {', '.join(REFLEXES)}")
+    return chosen
 
 
 def _allowed(allow: Iterable[str] | Literal["all"]) -> tuple[str, ...]:

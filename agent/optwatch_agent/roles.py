@@ -190,6 +190,23 @@ BY_NAME: dict[str, dict[str, Roles]] = {
 }
 """Optimizers of other packages, by the package's name and the class's."""
 
+_SCHEDULED = frozenset(
+    {
+        "params",
+        "param_names",
+        "lr",
+        "initial_lr",
+        "betas",
+        "momentum",
+        "weight_decay",
+        "max_lr",
+        "min_lr",
+        "max_momentum",
+        "base_momentum",
+    }
+)
+"""What a group holds that is no state of the optimizer, of one that is not in the table of roles."""
+
 _FIRST_KEYS = ("exp_avg", "momentum_buffer", "m", "grad_ma", "momentum", "state1")
 _SECOND_KEYS = ("exp_avg_sq", "exp_avg_var", "square_avg", "v", "hessian", "state2")
 
@@ -212,6 +229,13 @@ def roles_of(optimizer: torch.optim.Optimizer) -> Roles:
         refusals={"restart": f"the state of {kind.__name__} is not known well enough to clear"},
         keeps_grad=False,
     )
+
+
+def counters_of(optimizer: torch.optim.Optimizer, group: Group) -> list[str]:
+    """The keys of what an optimizer counts in a group, as far as it is told from what a schedule sets."""
+    if is_known(optimizer):
+        return [key for key in roles_of(optimizer).group_resets if key in group]
+    return [key for key in group if key not in _SCHEDULED]
 
 
 def is_known(optimizer: torch.optim.Optimizer) -> bool:

@@ -27,7 +27,7 @@ from optwatch_agent.governor import Cost, Usual, period
 from optwatch_agent.hostcopies import copied, put_back, size_of, tensors_in
 from optwatch_agent.loose import Loose
 from optwatch_agent.parts import in_step
-from optwatch_agent.roles import is_known, roles_of
+from optwatch_agent.roles import counters_of
 
 SHARE = 0.1
 """Of the budget, for snapshots on the cadence."""
@@ -37,22 +37,6 @@ EVERY = 128
 """Steps between two snapshots on the cadence at least."""
 _EARLY = (16, 32, 64)
 """Steps of a new run at which one is taken besides: much of what goes wrong does so at its beginning."""
-_SCHEDULED = frozenset(
-    {
-        "params",
-        "param_names",
-        "lr",
-        "initial_lr",
-        "betas",
-        "momentum",
-        "weight_decay",
-        "max_lr",
-        "min_lr",
-        "max_momentum",
-        "base_momentum",
-    }
-)
-"""What a group holds that is no state of the optimizer, of one that is not in the table of roles."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +244,10 @@ class Snapshots:
                 for optimizer in optimizers
             ],
             "groups": [
-                [{key: group[key] for key in _counters(optimizer, group)} for group in optimizer.param_groups]
+                [
+                    {key: group[key] for key in counters_of(optimizer, group)}
+                    for group in optimizer.param_groups
+                ]
                 for optimizer in optimizers
             ],
             "buffers": self._buffers(),
@@ -302,13 +289,6 @@ def _restore_state(state: Any, params: Sequence[Tensor], kept: Sequence[Any]) ->
             state[param] = put_back(held, state.get(param))
     for key, held in kept[-1].items():
         state[key] = put_back(held, state.get(key))
-
-
-def _counters(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> list[str]:
-    """What an optimizer counts in a group."""
-    if is_known(optimizer):
-        return [key for key in roles_of(optimizer).group_resets if key in group]
-    return [key for key in group if key not in _SCHEDULED]
 
 
 def _sound(state: dict[str, Any]) -> Tensor | None:

@@ -2,10 +2,11 @@
 
 import functools
 import logging
+import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.forward import Forward
 from optwatch_agent.governor import Governor
 from optwatch_agent.gradients import Gradients, before_clipping
+from optwatch_agent.guard import Guard
 from optwatch_agent.haste import Range
 from optwatch_agent.local_norms import LocalNorms
 from optwatch_agent.loose import Loose
@@ -60,6 +62,7 @@ class Track:
         declared: bool,
         local_norms: bool,
         snapshots: Snapshots,
+        guard: Sequence[str],
     ) -> None:
         self._held = Loose(optimizer)
         self.name = name
@@ -74,6 +77,7 @@ class Track:
         self.skips: deque[int] = deque(maxlen=_SKIPS)
         """The steps after which a GradScaler skipped one; taken by the link's thread."""
         self.actuators = Actuators(optimizer, snapshots)
+        self.guard = Guard(guard, optimizer)
         self.control: Control | None = None
         self.forward: Forward | None = None
         """What passes through the model on the steps that are sampled, where there is a model."""
@@ -108,6 +112,8 @@ class Track:
         """Norms of gradients that the step overwrites, and the CPU seconds that they took before it."""
         self._closure_loss: float | Tensor | None = None
         self._passes = 1
+        self._awaits_closure = False
+        """Whether the gradients of the step are yet to come, within it."""
         self._clipped: tuple[float, float] | None = None
         self._acting = 0.0
         """Seconds in the pre-hook that are no cost of every step: a clip, a copy for a sample."""
@@ -186,8 +192,10 @@ class Track:
                 self._depth += 1  # a subclass that calls super().step()
                 return None
             self._depth = 1
+            closure = _closure_of(args, kwargs)
+            self._awaits_closure = closure is not None
             self._begin()
-            changed = self._wrap_closure(args, kwargs)
+            changed = None if closure is None else self._wrap_closure(closure, args, kwargs)
             self._spent = time.perf_counter() - began - self._acting
         except ControlLost:
             raise
@@ -207,6 +215,7 @@ class Track:
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._failed(error)
         finally:
+            self.guard.end()
             losses.TAP.close()
             self.actuators.lr_scale.leave()
 
@@ -222,6 +231,7 @@ class Track:
         actuators = self.actuators
         self._factor = actuators.lr_scale.enter()
         self._clipped = self._closure_loss = self._early = None
+        self.guard.end()
         self._passes = 1
         self._before.cost = 0.0
         self._sampling = False
@@ -248,13 +258,13 @@ class Track:
             self._failed_within(error)
 
     def _act_on_gradients(self) -> None:
-        if self.actuators.max_norm is not None:
-            began = time.perf_counter()
-            self._clipped = self.actuators.clip(self.actuators.max_norm)
-            self._acting += time.perf_counter() - began
         if self._keeps_grad is None:
             self._keeps_grad = roles_of(self.optimizer).keeps_grad
             self.actuators.look_at_gradients()
+        if self.actuators.max_norm is not None or self.guard.on:
+            began = time.perf_counter()
+            self._intervene()
+            self._acting += time.perf_counter() - began
         if self.degraded or self._keeps_grad:
             return
         began = time.perf_counter()
@@ -266,6 +276,29 @@ class Track:
                 self._early = self._gradients.norms(self.optimizer, self._parts), time.thread_time() - cpu
         self._acting += time.perf_counter() - began
 
+    def _intervene(self) -> None:
+        """Skip the step or clip its gradients, where guard or command say so."""
+        guard, actuators = self.guard, self.actuators
+        decides = guard.on and not self._awaits_closure and getattr(self.optimizer, "found_inf", None) is None
+        if not decides and actuators.max_norm is None:
+            return
+        norm = actuators.norm()
+        if decides and guard.skips:
+            if not math.isfinite(norm):
+                guard.skip(self.optimizer, self.under_way)
+                if guard.skipping:
+                    self._sampling = False
+                    return
+            else:
+                guard.passes()
+        adaptive = guard.adaptive if decides else None
+        limits = [actuators.max_norm, adaptive.limit if adaptive is not None else None]
+        limit = min((each for each in limits if each is not None), default=None)
+        if limit is not None:
+            self._clipped = actuators.clip(limit, norm)
+        if adaptive is not None:
+            adaptive.see(norm if self._clipped is None else self._clipped[1])
+
     def _disarm_when_idle(self) -> None:
         waiting = self.control is not None and any(
             self._index in pending.armed for pending in self.control.pending
@@ -273,13 +306,8 @@ class Track:
         if not waiting:
             self.actuators.lr_scale.disarm()
 
-    def _wrap_closure(self, args: Any, kwargs: Any) -> Any:
+    def _wrap_closure(self, closure: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """With a closure the gradients come during the step: its first loss counts, and so does a clip."""
-        closure = kwargs.get("closure") if kwargs else None
-        if closure is None and len(args) > 1 and callable(args[1]):
-            closure = args[1]
-        if closure is None:
-            return None
         accumulated = losses.TAP.is_open
 
         @functools.wraps(closure)
@@ -289,6 +317,7 @@ class Track:
                 self._closure_loss, self._passes = losses.TAP.read()
             elif self._closure_loss is None and isinstance(loss, (Tensor, float)):
                 self._closure_loss = loss.detach().clone() if isinstance(loss, Tensor) else loss
+            self._awaits_closure = False
             self._take_gradients()
             return loss
 
@@ -315,13 +344,19 @@ class Track:
             values["lr_scale"] = self._factor
         if self.actuators.max_norm is not None:
             values["clip"] = self.actuators.max_norm
+        if self.guard.adaptive is not None and self.guard.adaptive.limit is not None:
+            values["guard_clip"] = self.guard.adaptive.limit
+        if self.guard.skipping:
+            values["guard_skips"] = float(self.guard.skipped)
+            if not _is_finite(values.get("loss")):
+                del values["loss"]  # it did nothing, as under a GradScaler that skips; an event tells of it
         if self._logged:
             logged, self._logged = self._logged, {}
             values.update(logged)
         norm_cost = sample_cost = histogram_cost = None
         began = ended = time.perf_counter()
         wants_norm = self._sampling or self._clipped is not None or self._wants_norm()
-        if wants_norm and not self.degraded:
+        if wants_norm and not self.degraded and not self.guard.skipping:
             try:
                 with torch.no_grad():
                     norm_cost = self._add_norm(values) + self._add_local_norm(values)
@@ -517,6 +552,19 @@ def _number(lr: Any) -> Value:
     if isinstance(lr, Tensor):
         return float(lr.item()) if on_cpu(lr) else lr.detach().clone()
     return float(lr) if isinstance(lr, (int, float)) else float("nan")
+
+
+def _closure_of(args: Any, kwargs: Any) -> Callable[..., Any] | None:
+    """The closure that a step was given, None without one."""
+    closure = kwargs.get("closure") if kwargs else None
+    if closure is None and len(args) > 1 and callable(args[1]):
+        closure = args[1]
+    return closure
+
+
+def _is_finite(value: Value | None) -> bool:
+    """Whether a number is known to be finite, or is none that is known."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _is_nested(optimizer: torch.optim.Optimizer) -> bool:

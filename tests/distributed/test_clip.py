@@ -38,7 +38,7 @@ def clipped(rank: int, layout: str, ranks: int, width: int) -> dict[str, Any]:
     for step in range(STEPS):
         outer.zero_grad()
         model(batch(step, width)).square().mean().backward()
-        norms.append(actuators.clip(MAX_NORM))
+        norms.append(actuators.clip(MAX_NORM, actuators.norm()))
         outer.step()
     parameters = {
         name.removeprefix("module."): (p.full_tensor() if is_sharded(p) else p).detach().numpy()
@@ -78,7 +78,7 @@ def odd(rank: int) -> dict[str, Any]:
     if rank == 1:
         weight.grad.to_local()[0, 0] = torch.nan
     before = weight.grad.to_local().clone()
-    bad = actuators.clip(MAX_NORM)
+    bad = actuators.clip(MAX_NORM, actuators.norm())
     untouched = torch.equal(before, weight.grad.to_local().nan_to_num(nan=0.0)) or rank == 1
     if rank == 1:
         sgd.zero_grad()

@@ -64,6 +64,7 @@ def main() -> None:
     )
     options.add_argument("--comm-hook", action="store_true", help="attach with comm_hook=True")
     options.add_argument("--snapshots", type=int, default=0, help="bytes for snapshots; allows all actions")
+    options.add_argument("--guard", action="append", default=[], help="a reflex within the step")
     options.add_argument("--obey", action="store_true", help="allow `stop`, and end at it without a word")
     given = options.parse_args()
 
@@ -96,6 +97,7 @@ def main() -> None:
             budget=given.budget,
             comm_hook=given.comm_hook,
             snapshots=given.snapshots,
+            guard=given.guard,
             **({"allow": "all"} if given.obey or given.snapshots else {}),
         )
     if given.attach == "before":
