@@ -1,6 +1,7 @@
 """Fixtures for everybody: an isolated home, and a real daemon."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from tests.daemons import DaemonProcess
 
 # Loading numba takes a second in each of many training processes; the tests of the compiled pass load it.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
+
+# A shell that puts the tests in the background has them ignore SIGINT, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test asserts how quick a machine is.
 settings.register_profile("optwatch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
