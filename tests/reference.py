@@ -22,7 +22,7 @@ from optwatch.export.names import column_tag
 from optwatch.export.prometheus import prometheus_name
 from optwatch.policy.facts import LossFact, LrFact
 from optwatch.policy.load import default_text
-from optwatch.policy.rules import Condition, Limits, Rule
+from optwatch.policy.rules import Condition, Limits, Rule, Schedule
 from optwatch.wire import meanings
 from optwatch.wire.actions import ACTIONS
 from optwatch.wire.messages import COUNTS, STATS
@@ -75,10 +75,16 @@ def _options(parser: argparse.ArgumentParser) -> str:
 def policy() -> str:
     parts = [
         f"# Policy\n\n{NOTE}\nA policy is a TOML file with one table `[limits]` and any number of "
-        "`[[rule]]`. Give it to `optwatch daemon --policy FILE.toml`, which names the line of what is wrong "
-        "and exits with status 2; `../policy.toml` is one to begin with.\n"
+        "`[[rule]]` and `[[schedule]]`. Give it to `optwatch daemon --policy FILE.toml`, which "
+        "names the line of what is wrong and exits with status 2; `../policy.toml` is one to begin with.\n"
     ]
-    for title, kind in (("[limits]", Limits), ("[[rule]]", Rule), ("Conditions: `when`", Condition)):
+    tables = (
+        ("[limits]", Limits),
+        ("[[rule]]", Rule),
+        ("Conditions: `when`", Condition),
+        ("[[schedule]]", Schedule),
+    )
+    for title, kind in tables:
         parts.append(f"## {title}\n\n{inspect.getdoc(kind)}\n\n{_fields(kind)}")
     parts.append(
         f"`lr` is one of {_words(LrFact)}; `loss` one of {_words(LossFact)}. Kinds, severities and causes: "

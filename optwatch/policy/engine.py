@@ -13,6 +13,7 @@ from optwatch.policy.facts import Facts, gather, is_back
 from optwatch.policy.history import KEPT, History
 from optwatch.policy.judge import judge
 from optwatch.policy.load import DEFAULT
+from optwatch.policy.planned import Plans
 from optwatch.policy.rules import Rule, Rules
 from optwatch.series.points import Column, Points
 from optwatch.wire.actions import OPEN_STATES, Action, Command, Outcome, ScaleLr, Verdict, action_args
@@ -68,6 +69,8 @@ class Memory(msgspec.Struct):
     """LR cuts to be taken back when the LR is down at this value again."""
     undone: set[str] = set()
     """Commands whose undoing was proposed."""
+    plans: Plans = msgspec.field(default_factory=Plans)
+    """What is scheduled."""
     stopped: str = ""
 
 
@@ -110,15 +113,18 @@ class Engine:
         """
         self._follow_findings(findings)
         self._follow_commands(commands)
+        self._memory.plans.follow(self.rules.schedule, points)
         for part in _parts(points, KEPT // 4):
             self._history.append(part)
             self._judge_due(commands)
         self._close_current(commands)
         if self.mode == "observe":
+            for schedule in self._memory.plans.due(self.rules.schedule, self._history.now):
+                self._memory.plans.let_go(schedule, self._history.now)
             return []
         if proposals := self._undo(commands):
             return proposals
-        return self._intervene(commands, allow)
+        return self._intervene(commands, allow) or self._follow_schedule(commands, allow)
 
     def outcomes(self) -> list[tuple[str, Outcome]]:
         """The verdicts that became due since the last call, by command id."""
@@ -256,6 +262,7 @@ class Engine:
         for command in commands:
             if (
                 not by_policy(command)
+                or command.finding is None  # what was scheduled stays
                 or command.state not in IN_FORCE
                 or command.id in memory.undone | answered
                 or not (why := self._why_undo(command))
@@ -289,6 +296,8 @@ class Engine:
         return ""
 
     def _why_withdraw(self, command: Command) -> str:
+        if command.finding is None:
+            return ""
         if command.undo_of is None and command.finding not in self._memory.open:
             return "what it was proposed for is over"
         return self._why_spare(command)
@@ -313,7 +322,7 @@ class Engine:
             for rule in self.rules.rule:
                 if memory.used.get(rule.name, 0) >= rule.times or not rule.when.holds(facts):
                     continue
-                if actions := self._affordable(rule, commands, allow):
+                if actions := self._affordable(rule.do, commands, allow):
                     return self._propose(facts, rule, actions)
         return []
 
@@ -341,11 +350,39 @@ class Engine:
             for action in actions
         ]
 
-    def _affordable(self, rule: Rule, commands: Sequence[Command], allow: Sequence[str]) -> list[Action]:
-        """Those of a rule's actions that the agents take and the limits leave room for."""
+    def _follow_schedule(self, commands: Sequence[Command], allow: Sequence[str]) -> list[Proposal]:
+        """The first scheduled action that is due, unless the run is in other hands just now."""
+        memory, now = self._memory, self._history.now
+        if (
+            memory.stopped
+            or memory.current is not None
+            or any(by_policy(command) and command.state in OPEN_STATES for command in commands)
+        ):
+            return []
+        for schedule in memory.plans.due(self.rules.schedule, now):
+            if not (actions := self._affordable((schedule.do,), commands, allow)):
+                memory.plans.let_go(schedule, now)
+                continue
+            memory.plans.acted(schedule, now)
+            memory.asked = now
+            return [
+                Proposal(
+                    action=_name(action),
+                    args=action_args(action),
+                    why=schedule.why,
+                    send=self.mode == "auto",
+                )
+                for action in actions
+            ]
+        return []
+
+    def _affordable(
+        self, wanted: Sequence[Action], commands: Sequence[Command], allow: Sequence[str]
+    ) -> list[Action]:
+        """Those of some actions that the agents take and the limits leave room for."""
         limits, actions = self.rules.limits, []
         cuts, scale = lr_cuts(commands), lr_scale(commands)
-        for action in rule.do:
+        for action in wanted:
             if _name(action) not in allow and "all" not in allow:
                 continue
             if is_cut(action) and isinstance(action, ScaleLr) and action.factor is not None:

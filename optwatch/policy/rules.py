@@ -1,11 +1,11 @@
 """Rules: which finding, in which circumstances, is answered by which actions; and the limits on all."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from optwatch.policy.facts import Facts, LossFact, LrFact
-from optwatch.wire.actions import Action
+from optwatch.wire.actions import Action, parse_action
 from optwatch.wire.findings import CauseName, Kind
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
@@ -77,6 +77,50 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Take LR cuts back as soon as the scheduled LR is what it was before it rose."""
 
 
+class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An action that is planned, not an answer to a finding: every so many steps, or on a plateau.
+
+    It waits while an intervention is under way, keeps to the limits, and is judged but never taken back.
+    """
+
+    action: str
+    """What to do, such as "restart"."""
+    args: dict[str, Any] = {}
+    """The action's arguments, such as { warmup = 100 }."""
+    every: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] | None = None
+    """At the steps that are multiples of this."""
+    growth: Annotated[float, msgspec.Meta(ge=1, le=100)] = 1.0
+    """Each period is so many times as long as the one before (T_mult of SGDR, Loshchilov and Hutter 2017)."""
+    on: Literal["plateau"] | None = None
+    """When `of` has not become lower for `patience` values."""
+    of: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] = "loss"
+    """The name of a scalar that the run logs, such as "val_loss"."""
+    patience: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 10
+    """Logged values without one that is lower by at least 0.01 %, as torch's ReduceLROnPlateau counts."""
+    times: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """At most so many times in a run; without it, without end."""
+
+    def __post_init__(self) -> None:
+        if (self.every is None) == (self.on is None):
+            raise ValueError('a schedule needs either every (steps) or on = "plateau"')
+        if self.every is None and self.growth != 1:
+            raise ValueError("growth lengthens the period of every; with on there is none")
+        parse_action(self.action, self.args)
+
+    @property
+    def do(self) -> Action:
+        """The action."""
+        return parse_action(self.action, self.args)
+
+    @property
+    def why(self) -> str:
+        """The reason that is shown and kept with each action."""
+        if self.every is not None:
+            grown = f", each period {self.growth:g} times as long as the last" if self.growth > 1 else ""
+            return f"scheduled every {self.every} steps{grown}"
+        return f"scheduled: {self.of} has not become lower for {self.patience} values"
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What no rule may overstep."""
 
@@ -95,7 +139,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A policy: its limits, and its rules in the order in which they are tried."""
+    """A policy: its limits, its rules in the order in which they are tried, and what is planned."""
 
     limits: Limits = Limits()
     rule: tuple[Rule, ...] = ()
+    schedule: tuple[Schedule, ...] = ()

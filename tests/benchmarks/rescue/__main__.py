@@ -98,8 +98,8 @@ def train(case: Case, arm: str, addresses: dict[str, str]) -> Ended:
         time.sleep(due - time.monotonic() if due > time.monotonic() else 0)
     watch.detach()
     with Client(address, timeout=30) as client:
-        commands = tuple(client.commands(run).commands)
-        findings = tuple(client.findings(run).findings)
+        commands = tuple(client.commands(run))
+        findings = tuple(client.findings(run))
     return _ended(case, arm, rows, commands, findings)
 
 
