@@ -112,6 +112,8 @@ def onslaught(directory: Path, kills: int, seed: int, calm: float = 0.8) -> Outc
             killed = time.monotonic()
             outcome.kills += 1
             _compare(runs, acked, taken, outcome, thorough=outcome.kills % 10 == 1)
+            if outcome.kills % 20 == 0:
+                print(f"{outcome.kills} kills, {len(outcome.problems)} problems", flush=True)
             daemon.start()
             if dice.random() < 0.8:
                 outcome.reconnect.append(_reconnected(ranks, killed, time.monotonic()))
@@ -203,12 +205,11 @@ def _compare_samples(
             if rank.number % SHARDS != shard:
                 continue
             own = {
-                step: (blocks.stats[at].tobytes(), blocks.counts[at].tobytes())
-                for _, blocks in rank.journal[: reach[rank.number]]
-                if blocks is not None
-                for at, step in enumerate(blocks.sample_step.tolist())
+                step: (stats, counts)
+                for step, (seq, stats, counts) in tuple(rank.samples.items())
+                if seq <= reach[rank.number]
             }
-            steps = [b.step[-1] for _, b in rank.journal[: reach[rank.number]] if b is not None]
+            steps = [b.step[-1] for _, b in rank.journal[: reach[rank.number]][-9:] if b is not None]
             complete = min(complete, max(steps, default=0))
             sent.append(own)
             seen: list[int] = []

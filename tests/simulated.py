@@ -64,6 +64,8 @@ class SimulatedRank:
         self.session = uuid.uuid4().hex
         self.journal: list[Entry] = []
         """Entry i has the seq i + 1."""
+        self.samples: dict[int, tuple[int, bytes, bytes]] = {}
+        """By step: seq, statistics and counts of its per-tensor record."""
         self.applied: list[tuple[str, int]] = []
         self.greeted = self.served = self.welcomed = 0.0
         """When its link last said hello, last sent a beat, and sent the first one after the last hello."""
@@ -156,7 +158,10 @@ class SimulatedRank:
             )
             out.append((header, blocks, self.schema))
         out += [(report, None, None) for report in reports]
-        self.journal += [(message, blocks) for message, blocks, _ in out]
+        for message, own, _ in out:
+            self.journal.append((message, own))
+            for at, step in enumerate(own.sample_step.tolist() if own is not None else ()):
+                self.samples[step] = len(self.journal), own.stats[at].tobytes(), own.counts[at].tobytes()
         return out
 
     def beat(self) -> Beat:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy.ma  # noqa: F401  numpy loads it at its first median, when there may be no file left to open
 import zmq
 
 from optwatch.daemon.access import Access

@@ -13,6 +13,7 @@ from optwatch.daemon.access import Access
 from optwatch.daemon.announcement import Announcement
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.desk import Desk
+from optwatch.daemon.inflow import Inflow
 from optwatch.daemon.ingest import Ingest
 from optwatch.daemon.leftovers import Leftovers
 from optwatch.daemon.publish import Publisher
@@ -71,6 +72,7 @@ class Server:
         self._ingest = Ingest(store, runs, self._send, self._prepare, daemon)
         self._leftovers = Leftovers(self._ingest, access.local_user)
         publish = xpub.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._inflow = Inflow(router.getsockopt_string(zmq.LAST_ENDPOINT), publish)
         self._desk = Desk(store, runs, self._publisher, daemon, publish, self.stop)
         self._poller = zmq.Poller()
         for socket in (router, xpub, access.socket):
@@ -139,6 +141,7 @@ class Server:
         return BURST
 
     def _take(self, frames: list[zmq.Frame], now: float) -> None:
+        self._inflow.took(frames[-1])
         if len(frames) < 3:
             self._ingest.counts["malformed"] += 1
             return
@@ -173,6 +176,7 @@ class Server:
         if slow:
             self._runs.unload(now)
             self._ingest.forget(now)
+            self._inflow.look()
             self._announcement.look()
             self._access.refresh()
 
