@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import msgspec
 
-from optwatch.detect.memory import Blocks, median, push, trend
+from optwatch.detect.memory import F8, Blocks, extend, median, push, trend
 
 FACTOR = 100.0
 """An LR that falls by this factor at once has collapsed: a step decay takes 2 to 10."""
@@ -42,6 +42,15 @@ class Rates(msgspec.Struct):
                 held = usual
         push(self.recent, rate, HELD)
         return held
+
+    def extend(self, rates: F8) -> bool:
+        """Take many at once, if none of them can be a collapse; whether it did."""
+        recent = self.recent[-ABRUPT:]
+        highest = max(float(rates.max()), max(recent, default=0.0))
+        if not _EXACTLY * float(rates.min()) > highest:
+            return False
+        extend(self.recent, rates[-HELD:].tolist(), HELD)
+        return True
 
 
 class Collapse(msgspec.Struct):

@@ -13,11 +13,24 @@ import math
 from typing import Any, ClassVar, Literal
 
 import msgspec
+import numpy as np
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import FIRST, HUGE, Blocks, from_state, median, push, to_state, trend
-from optwatch.detect.ranges import LossRange, NormRange
-from optwatch.series.points import Points
+from optwatch.detect.memory import (
+    BATCH,
+    FIRST,
+    HUGE,
+    SINGLY,
+    Blocks,
+    from_state,
+    median,
+    push,
+    rows,
+    to_state,
+    trend,
+)
+from optwatch.detect.ranges import Course, LossRange, NormRange
+from optwatch.series.points import Column, Points
 from optwatch.wire.findings import Severity
 
 LONG_RUN, SHORT_RUN = 2, 4
@@ -91,8 +104,8 @@ class Memory(msgspec.Struct):
     since_norm: int = CONFIRM
     """Points with a loss since the gradient was out of its range."""
     norm_ratio: float = 0.0
-    usual_norm: bool = False
-    """Whether the newest point has a gradient norm, and one that is as usual."""
+    newest_norm: float = math.nan
+    """The gradient norm of the newest point, NaN where it has none."""
     lr: float = 0.0
     since_rise: int = 0
     """Points since the LR rose."""
@@ -110,21 +123,19 @@ class Divergence:
     def update(self, points: Points) -> list[Signal]:
         loss, norm, lr = points.column("loss"), points.column("grad_norm"), points.column("lr")
         signals: list[Signal] = []
-        for step, x, has_loss, g, has_norm, rate in zip(
-            points.step.tolist(),
-            loss.values.tolist(),
-            loss.logged.tolist(),
-            norm.values.tolist(),
-            norm.logged.tolist(),
-            lr.values.tolist(),
-            strict=True,
-        ):
-            self._rate(rate)
-            self._memory.usual_norm = False
-            if has_norm and math.isfinite(g):
-                self._norm(g)
-            if has_loss:
-                self._loss(step, x, signals)
+        at = 0
+        while at < len(points):
+            at += self._calm(*(Column(c.values[at:], c.logged[at:]) for c in (loss, norm, lr)))
+            for step, x, has_loss, g, has_norm, rate in rows(
+                at, points.step, loss.values, loss.logged, norm.values, norm.logged, lr.values
+            ):
+                self._rate(rate)
+                self._memory.newest_norm = math.nan
+                if has_norm and math.isfinite(g):
+                    self._norm(g)
+                if has_loss:
+                    self._loss(step, x, signals)
+            at += SINGLY
         return signals
 
     def mark(self, step: int) -> None:
@@ -150,6 +161,34 @@ class Divergence:
     def restore(self, state: dict[str, Any]) -> None:
         self._memory = from_state(state, Memory)
 
+    def _calm(self, loss: Column, norm: Column, lr: Column) -> int:
+        """Take all at once, as many of the first points as surely begin no excursion; how many."""
+        m = self._memory
+        if len(loss.values) < BATCH or m.excursion is not None or m.since_norm < 0:
+            return 0
+        losses, norms = np.flatnonzero(loss.logged), np.flatnonzero(norm.logged & np.isfinite(norm.values))
+        x, g = loss.values[losses], norm.values[norms]
+        calm = len(loss.values)
+        if len(x) and (quiet := m.loss.quiet(x)) < len(x):
+            calm = int(losses[quiet])
+        course: Course = ()
+        if len(g):
+            quiet, course = m.norm.quiet(g)
+            calm = min(calm, int(norms[quiet])) if quiet < len(g) else calm
+        before = int(np.searchsorted(losses, calm))
+        m.loss.extend(x[:before])
+        m.norm.extend(g[: int(np.searchsorted(norms, calm))], course)
+        m.since_norm += before
+        known = np.flatnonzero(np.isfinite(lr.values[:calm]))
+        m.since_rise += calm
+        if len(known):
+            rates = lr.values[known]
+            risen = known[rates > RAISED * np.concatenate(([m.lr], rates[:-1]))]
+            if len(risen):
+                m.since_rise = calm - 1 - int(risen[-1])
+            m.lr = float(rates[-1])
+        return calm
+
     def _rate(self, rate: float) -> None:
         memory = self._memory
         memory.since_rise += 1
@@ -160,7 +199,7 @@ class Divergence:
 
     def _norm(self, g: float) -> None:
         memory = self._memory
-        memory.usual_norm = memory.norm.ratio(g) < CALM
+        memory.newest_norm = g
         ratio = 0.0
         if memory.norm.hot(g):
             memory.since_norm = -1
@@ -209,8 +248,9 @@ class Divergence:
         e.back = e.back + 1 if x <= e.level else 0
         push(e.losses, min(x, 1e300), PATIENCE)
         before = e.kind, e.severity, e.told
-        quiet = self._memory.usual_norm or e.age > PATIENCE
-        e.calm = e.calm and quiet and x - e.level < FURTHER * e.jump and self._falls(e, x)
+        if e.calm:
+            usual = e.age > PATIENCE or self._usual_norm()
+            e.calm = usual and x - e.level < FURTHER * e.jump and self._falls(e, x)
         at_once = (
             self._memory.loss.seen < FIRST and not self._memory.loss.grace and x > AT_ONCE * abs(e.first)
         )
@@ -240,6 +280,10 @@ class Divergence:
                 e.severity = "info"
         if e.told and (over or (e.kind, e.severity, e.told) != before):
             signals.append(self._signal(e, step, over))
+
+    def _usual_norm(self) -> bool:
+        """Whether the newest point has a gradient norm, and one that is as usual."""
+        return self._memory.norm.newest_ratio(self._memory.newest_norm) < CALM
 
     def _falls(self, e: Excursion, x: float) -> bool:
         """Whether a loss that jumped falls, or may still do so. Takes one more loss."""

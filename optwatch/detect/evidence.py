@@ -17,8 +17,8 @@ from optwatch.wire.messages import OptimizerInfo
 
 REACH = 600
 """Points that a question about the past looks over at most."""
-KEPT = 2_000
-"""Points of history: as much and what may have come since, at most 256 points, whatever the cut."""
+KEPT = 2_800
+"""Points of history: as much and what may have come since, at most 1,024 points, whatever the cut."""
 BEFORE = 100
 """Points before an onset that say what was usual."""
 INSIDE = ("input_", "dead/", "saturated/")
@@ -83,7 +83,7 @@ class Evidence:
         return math.nan if scale is None else scale
 
     def update(self, points: Points) -> None:
-        """Remember at most 256 points at a time."""
+        """Remember at most 1,024 points at a time."""
         h = self._history
         if not len(points):
             return

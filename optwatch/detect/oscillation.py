@@ -5,9 +5,23 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import FIRST, HUGE, from_state, push, start_of, to_state
+from optwatch.detect.memory import (
+    BATCH,
+    F8,
+    FIRST,
+    HUGE,
+    SINGLY,
+    extend,
+    from_state,
+    push,
+    rows,
+    start_of,
+    to_state,
+)
 from optwatch.series.points import Points
 
 SMOOTH = 3
@@ -60,11 +74,13 @@ class Oscillation:
     def update(self, points: Points) -> list[Signal]:
         loss = points.column("loss")
         signals: list[Signal] = []
-        for step, x, logged in zip(
-            points.step.tolist(), loss.values.tolist(), loss.logged.tolist(), strict=True
-        ):
-            if logged and math.isfinite(x):
-                self._point(step, x if -HUGE < x < HUGE else math.copysign(HUGE, x), signals)
+        at = 0
+        while at < len(points):
+            at += self._calm(points.step[at:], loss.values[at:])
+            for step, x in rows(at, points.step, loss.values):
+                if math.isfinite(x):
+                    self._point(step, x if -HUGE < x < HUGE else math.copysign(HUGE, x), signals)
+            at += SINGLY
         return signals
 
     def mark(self, step: int) -> None:
@@ -77,6 +93,29 @@ class Oscillation:
 
     def restore(self, state: dict[str, Any]) -> None:
         self._memory = from_state(state, Memory)
+
+    def _calm(self, step: npt.NDArray[np.int64], loss: F8) -> int:
+        """Take all at once, as many of the first points as come before a swing up; how many."""
+        m = self._memory
+        if len(step) < BATCH or m.open or m.rising or math.isnan(m.first) or m.seen < SMOOTH:
+            return 0
+        known = np.flatnonzero(np.isfinite(loss))
+        x = np.clip(loss[known], -HUGE, HUGE)
+        a, b, c = (np.concatenate((m.raw[-2:], x))[i : i + len(x)] for i in range(SMOOTH))
+        value = np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))  # the median of three
+        best = np.minimum.accumulate(np.concatenate(([m.best], value)))[1:]
+        low = np.minimum.accumulate(np.concatenate(([m.low], value)))
+        enough = SIZE * np.maximum(m.first - best, LEAST * abs(m.first))
+        swings = np.flatnonzero((value >= low[:-1]) & (value - low[:-1] >= enough) & (enough > 0))
+        taken = int(swings[0]) if len(swings) else len(known)
+        if taken:
+            lower = np.flatnonzero(value[:taken] < low[:taken])
+            if len(lower):
+                m.low, m.low_step = float(value[lower[-1]]), int(step[known[lower[-1]]])
+            m.best = float(best[taken - 1])
+            m.seen += taken
+            extend(m.raw, x[:taken].tolist(), RATIO_WINDOW)
+        return int(known[taken]) if taken < len(known) else len(step)
 
     def _point(self, step: int, x: float, signals: list[Signal]) -> None:
         m = self._memory

@@ -4,9 +4,10 @@ import math
 from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import from_state, median, push, to_state, trend
+from optwatch.detect.memory import HUGE, from_state, median, push, to_state, trend
 from optwatch.series.points import Points
 
 SMOOTH = 3
@@ -50,15 +51,15 @@ class Overfitting:
     def update(self, points: Points) -> list[Signal]:
         held = points.column("val_loss")
         loss = points.column("loss")
-        m = self._memory
         signals: list[Signal] = []
-        for step, x, v in zip(points.step.tolist(), loss.values.tolist(), held.values.tolist(), strict=True):
-            if math.isfinite(x):
-                x = min(max(x, -1e150), 1e150)
-                m.first = x if math.isnan(m.first) else m.first
-                m.average = x if math.isnan(m.average) else m.average + 2 / (SPAN + 1) * (x - m.average)
-            if math.isfinite(v):
-                self._evaluation(step, min(max(v, -1e150), 1e150), signals)
+        x, v = (np.clip(column.values, -HUGE, HUGE) for column in (loss, held))
+        known = np.isfinite(loss.values)
+        begin = 0
+        for row in np.flatnonzero(np.isfinite(held.values)).tolist():
+            self._train(x[begin : row + 1][known[begin : row + 1]].tolist())
+            self._evaluation(int(points.step[row]), float(v[row]), signals)
+            begin = row + 1
+        self._train(x[begin:][known[begin:]].tolist())
         return signals
 
     def mark(self, step: int) -> None:
@@ -70,6 +71,18 @@ class Overfitting:
 
     def restore(self, state: dict[str, Any]) -> None:
         self._memory = from_state(state, Memory)
+
+    def _train(self, losses: list[float]) -> None:
+        """Take the next training losses."""
+        if not losses:
+            return
+        m = self._memory
+        m.first = losses[0] if math.isnan(m.first) else m.first
+        average = losses[0] if math.isnan(m.average) else m.average
+        alpha = 2 / (SPAN + 1)
+        for x in losses:  # of the very first, the average is itself
+            average += alpha * (x - average)
+        m.average = average
 
     def _evaluation(self, step: int, v: float, signals: list[Signal]) -> None:
         m = self._memory

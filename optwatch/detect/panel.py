@@ -60,8 +60,10 @@ MAX_PLANNED = 100
 MAX_FINDINGS = 1_000
 """Findings kept per run; once there are so many, only those already open change."""
 
-PART = 256
+PART = 1_024
 """Points that the detectors are given at a time, so that the evidence for causes stays small."""
+EARLY = 64
+"""Points of a segment that they are given first: these they take one by one, what follows at once."""
 
 WARM_RESTART = 1.5
 """An LR that rises by this factor, within what the run has used before, is a planned change."""
@@ -259,13 +261,15 @@ class Panel:
             risen = (values > WARM_RESTART * former) & (values <= 1.05 * top[:-1])
             changes = {start: [MARK] for start in where[risen].tolist()}
             self._lr, self._lr_top = float(values[-1]), float(top[-1])
+        begins = [0] if self._step < 0 else []
         if len(points):
             self._step = int(points.step[-1])
             due = [(step, change) for step, change in self._planned if step <= self._step]
             self._planned = self._planned[len(due) :]
             for step, change in due:
                 changes.setdefault(int(np.searchsorted(points.step, step)), []).append(change)
-        cuts = sorted({*range(0, len(points), PART), *changes, len(points)})
+        early = {min(begin + EARLY, len(points)) for begin in (*begins, *changes)}
+        cuts = sorted({*range(0, len(points), PART), *changes, *early, len(points)})
         return [(part(points, start, stop), changes.get(start, [])) for start, stop in pairwise(cuts)]
 
 

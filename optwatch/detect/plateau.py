@@ -4,14 +4,27 @@ An alarm where it is stuck near its start, or stopped when the LR collapsed; aft
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from optwatch.detect.base import Signal
 from optwatch.detect.collapse import Collapse, Rates, collapse
-from optwatch.detect.memory import HUGE, Blocks, from_state, median, start_error, start_of, to_state, trend
-from optwatch.series.points import Points
+from optwatch.detect.memory import (
+    BATCH,
+    HUGE,
+    Blocks,
+    from_state,
+    median,
+    start_error,
+    start_of,
+    to_state,
+    trend,
+)
+from optwatch.series.points import Column, Points
 from optwatch.wire.findings import Kind, Severity
 
 WINDOW = 200
@@ -36,7 +49,7 @@ CONFIRMED = 3
 SOLVED = 0.98
 """Progress by this share of the start leaves nothing to win."""
 
-
+I8 = npt.NDArray[np.int64]
 State = Literal["", "stuck", "halted", "flat", "converged"]
 """What is found: stuck from the start, halted by a collapse of the LR, flat after progress, finished."""
 
@@ -64,6 +77,26 @@ class Memory(msgspec.Struct):
     level: float = math.inf
 
 
+@dataclass(frozen=True)
+class Course:
+    """The last points: medians of equal parts in order, and what they have come to."""
+
+    window: int
+    medians: list[float]
+    now: float
+    won: float
+    """By the run, at least a share of its start."""
+    drop: float
+    """Over the window."""
+    progress: float
+    """Of the run, as a share of its start."""
+
+    @property
+    def slope(self) -> float:
+        """The Mann-Kendall statistic."""
+        return trend(self.medians)
+
+
 class Plateau:
     """The course over max(200, half of the run) points as 20 medians: Mann-Kendall finds no decrease at
     5 %, and the drop is < 1 % of L0 - best. P = (L0 - L)/|L0| < 0.15 is stuck.
@@ -81,6 +114,8 @@ class Plateau:
     def update(self, points: Points) -> list[Signal]:
         loss, norm, lr = points.column("loss"), points.column("grad_norm"), points.column("lr")
         signals: list[Signal] = []
+        if self._take(points.step, loss, norm, lr, signals):
+            return signals
         m = self._memory
         for step, x, has_loss, g, rate in zip(
             points.step.tolist(),
@@ -122,6 +157,33 @@ class Plateau:
     def restore(self, state: dict[str, Any]) -> None:
         self._memory = from_state(state, Memory)
 
+    def _take(self, step: I8, loss: Column, norm: Column, lr: Column, signals: list[Signal]) -> bool:
+        """Take many points at once, from one judgement to the next; whether it did."""
+        m = self._memory
+        if len(step) < BATCH or m.collapse is not None or m.seen < 50 or math.isnan(m.first):
+            return False
+        known = lr.values[np.isfinite(lr.values)]
+        if len(known) and not m.recent.extend(known):
+            return False
+        norms = _held(np.where(np.isfinite(norm.values), np.minimum(norm.values, 1e150), np.nan), m.norm)
+        rates = _held(np.where(np.isfinite(lr.values), lr.values, np.nan), m.lr)
+        peaks = np.maximum.accumulate(np.concatenate(([m.lr_peak], rates)))[1:].tolist()
+        rows = np.flatnonzero(loss.logged & np.isfinite(loss.values))
+        x, g, r = np.clip(loss.values[rows], -HUGE, HUGE).tolist(), norms[rows].tolist(), rates[rows].tolist()
+        at = 0
+        while at < len(x):
+            stop = min(at + m.losses.room, len(x))
+            m.norms.extend(g[at:stop])
+            m.rates.extend(r[at:stop])
+            m.seen += stop - at
+            if m.losses.extend(x[at:stop]) and m.seen >= WINDOW:
+                row = rows[stop - 1]
+                m.norm, m.lr, m.lr_peak = g[stop - 1], r[stop - 1], peaks[row]
+                self._judge(int(step[row]), signals)
+            at = stop
+        m.norm, m.lr, m.lr_peak = float(norms[-1]), float(rates[-1]), peaks[-1]
+        return True
+
     def _rate(self, step: int, rate: float, signals: list[Signal]) -> None:
         m = self._memory
         m.lr = rate
@@ -155,47 +217,63 @@ class Plateau:
     def _judge(self, step: int, signals: list[Signal]) -> None:
         m = self._memory
         window = max(WINDOW, m.seen // 2)
-        course = m.losses.last(window, GROUPS)
-        if not course:
+        medians = m.losses.last(window, GROUPS)
+        if not medians:
             return
-        first, now = m.first, median(course[-4:])
-        won = max(first - min(m.losses.means), STUCK * abs(first))
-        drop = median(course[:4]) - now
-        slope = trend(course)
-        falls = slope < FALL and drop >= DROP * won
-        progress = (first - now) / abs(first) if first else 0.0
-        evidence: dict[str, float | int | str] = {
-            "window": window,
-            "progress": progress,
-            "drop": drop,
-            "mann_kendall": slope,
-            "early_peak_over_start": m.early_peak / first if first else math.nan,
-        }
+        first, now = m.first, median(medians[-4:])
+        course = Course(
+            window=window,
+            medians=medians,
+            now=now,
+            won=max(first - min(m.losses.means), STUCK * abs(first)),
+            drop=median(medians[:4]) - now,
+            progress=(first - now) / abs(first) if first else 0.0,
+        )
+        found: State = ""
         if m.open in ("", "flat", "converged") and m.collapse is not None and m.collapse.halted():
-            m.open, m.level = "halted", now
-            signals.append(self._signal("halted", step, evidence))
-            return
-        if m.open:
-            if progress >= 1.5 * STUCK if m.open == "stuck" else falls and now < m.level - 2 * DROP * won:
-                signals.append(_over(m.open, step, "the loss falls again", evidence))
-                m.open = ""
-            return
+            found = "halted"
+        elif not m.open:
+            found = self._found(course)
+        elif self._falls_again(course):
+            signals.append(_over(m.open, step, "the loss falls again", self._evidence(course)))
+            m.open = ""
+        if found:
+            m.open, m.level = found, now
+            signals.append(self._signal(found, step, self._evidence(course)))
+
+    def _falls_again(self, course: Course) -> bool:
+        m = self._memory
+        if m.open == "stuck":
+            return course.progress >= 1.5 * STUCK
+        least = DROP * course.won
+        return course.now < m.level - 2 * least and course.drop >= least and course.slope < FALL
+
+    def _found(self, course: Course) -> State:
+        """What a run shows in which nothing was found so far."""
+        m = self._memory
         found: State = ""
         m.flat += 1
-        error = math.hypot(m.error, _deviation(course[-8:]) / 2) / abs(first or 1)
-        if progress + 2 * error < STUCK:
-            flat = not falls and slope >= FALL
-            if m.seen >= STUCK_AFTER and (flat or progress <= 0) and not self._starting(window):
-                found = "stuck"
-        elif progress >= STUCK and abs(slope) <= -FALL and abs(drop) < DROP * won:
-            found = "converged" if self._finished(progress) else "flat"
+        error = math.hypot(m.error, _deviation(course.medians[-8:]) / 2) / abs(m.first or 1)
+        if course.progress + 2 * error < STUCK:
+            flat = m.seen >= STUCK_AFTER and (course.progress <= 0 or course.slope >= FALL)
+            found = "stuck" if flat and not self._starting(course.window) else ""
+        elif course.progress >= STUCK and abs(course.drop) < DROP * course.won and abs(course.slope) <= -FALL:
+            found = "converged" if self._finished(course.progress) else "flat"
         if not found:
             m.flat = 0
         elif found == "converged" and m.flat < CONFIRMED:
             found = ""
-        if found:
-            m.open, m.level = found, now
-            signals.append(self._signal(found, step, evidence))
+        return found
+
+    def _evidence(self, course: Course) -> dict[str, float | int | str]:
+        m = self._memory
+        return {
+            "window": course.window,
+            "progress": course.progress,
+            "drop": course.drop,
+            "mann_kendall": course.slope,
+            "early_peak_over_start": m.early_peak / m.first if m.first else math.nan,
+        }
 
     def _starting(self, window: int) -> bool:
         """Whether the run is about to start: its gradient grows, or its LR still warms up."""
@@ -260,3 +338,10 @@ def _over(found: State, step: int, text: str, evidence: dict[str, float | int | 
 def _deviation(values: list[float]) -> float:
     mean = sum(values) / len(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+
+
+def _held(values: npt.NDArray[np.float64], before: float) -> npt.NDArray[np.float64]:
+    """NaN takes the value before it."""
+    whole = np.concatenate(([before], values))
+    known = np.maximum.accumulate(np.where(np.isnan(whole), 0, np.arange(len(whole))))
+    return whole[known][1:]

@@ -1,10 +1,19 @@
 """The range that a loss or a gradient norm has had, and whether a new value is far out of it."""
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from optwatch.detect.memory import FIRST, Extent, median, push
+from optwatch.detect.memory import F8, FIRST, Extent, extend, median, push
+
+BEGIN, ALARM = 10, 1e5
+"""Norms before the e-detector begins, and what it alarms at."""
+RECENT = 201
+"""Norms that are kept: the newest, and the 200 that it is measured by."""
 
 
 class LossRange(msgspec.Struct):
@@ -41,6 +50,13 @@ class LossRange(msgspec.Struct):
         long = self.long.high + 0.5 * (self.long.high - self.long.low) + margin
         return short, long
 
+    def quiet(self, values: F8) -> int:
+        """How many of the first values are finite and surely not hot, however the median stands."""
+        if self.seen < max(FIRST, self.grace):
+            return 0
+        lows, highs = self.short.ahead(values)
+        return _first(~(values <= highs + 1.5 * (highs - lows)) | np.isinf(values))
+
     def _early_limit(self) -> float:
         if self.seen < self.grace:
             return 10 * abs(self.first)
@@ -56,6 +72,20 @@ class LossRange(msgspec.Struct):
         self.short.add(value)
         self.long.add(value)
         push(self.recent, value, 50)
+
+    def extend(self, values: F8) -> None:
+        """Remember many that are `quiet`."""
+        if not len(values):
+            return
+        self.seen += len(values)
+        self.best = min(self.best, float(values.min()))
+        self.short.extend(values)
+        self.long.extend(values)
+        extend(self.recent, values[-50:].tolist(), 50)
+
+
+Course = tuple[Sequence[float], ...]
+"""`average`, `weight` and `evidence` of a range before and after each of some norms; () of none."""
 
 
 class NormRange(msgspec.Struct):
@@ -89,25 +119,64 @@ class NormRange(msgspec.Struct):
         self.seen += 1
         kept = min(g, limit)  # one outlier shall not hide the next
         self.range.add(kept)
-        push(self.recent, kept, 200)
+        push(self.recent, kept, RECENT)
         return hot
+
+    def quiet(self, values: F8) -> tuple[int, Course]:
+        """How many of the first finite values are surely not hot, and the course of the energy over them."""
+        if self.seen < BEGIN or not self.average > 0:
+            return 0, ()
+        _, highs = self.range.ahead(values)
+        course = averages, _, evidence = self._course(values)
+        hot = (values > 3 * highs) | ~(np.array(evidence[1:]) < ALARM) | ~(np.array(averages[:-1]) > 0)
+        return _first(hot), course
+
+    def extend(self, values: F8, course: Course) -> None:
+        """Remember many that are `quiet`, the first of those that the course is of."""
+        if not len(values):
+            return
+        self.average, self.weight, self.evidence = (part[len(values)] for part in course)
+        self.seen += len(values)
+        self.range.extend(values)
+        extend(self.recent, values[-RECENT:].tolist(), RECENT)
+
+    def _course(self, values: F8) -> Course:
+        """`average`, `weight` and `evidence` as they are, and after each of the values if none is hot."""
+        energy = np.minimum(values * values, 1e300)
+        added = (0.02 * energy).tolist()
+        averages = list(accumulate(added, lambda a, e: 0.98 * a + e, initial=self.average))
+        weights = list(accumulate(added, lambda w, _: 0.98 * w + 0.02, initial=self.weight))
+        rho = energy * np.array(weights[:-1]) / np.array(averages[:-1])
+        factors = (1 + 0.1 * (rho / 1.5 - 1)).tolist()
+        evidence = list(accumulate(factors, lambda m, f: (m if m > 1.0 else 1.0) * f, initial=self.evidence))
+        return averages, weights, evidence
 
     def ratio(self, g: float) -> float:
         """A norm over the usual one, the median of the last 200."""
         usual = median(self.recent[-200:])
         return g / usual if usual > 0 else math.inf
 
+    def newest_ratio(self, g: float) -> float:
+        """The same of the newest norm, over those before it."""
+        usual = median(self.recent[-201:-1])
+        return g / usual if usual > 0 else math.inf
+
     def _energy(self, g: float) -> bool:
         """The e-detector. It begins at the tenth norm, and anew after an alarm."""
         energy = min(g * g, 1e300)
         alarm = False
-        if self.seen >= 10 and self.average > 0:
+        if self.seen >= BEGIN and self.average > 0:
             rho = energy * self.weight / self.average
             self.evidence = min(max(self.evidence, 1.0) * (1 + 0.1 * (rho / 1.5 - 1)), 1e9)
             # Where next to no gradient flows (a net that was initialised with zeros) any beginning is a rise.
-            if self.evidence >= 1e5:
+            if self.evidence >= ALARM:
                 alarm = median(self.recent[-200:]) > 1e-6
                 self.evidence = 1.0
         self.average = 0.98 * self.average + 0.02 * energy
         self.weight = 0.98 * self.weight + 0.02
         return alarm
+
+
+def _first(found: npt.NDArray[np.bool_]) -> int:
+    """Where the first True is, the length where there is none."""
+    return int(found.argmax()) if found.any() else len(found)

@@ -5,13 +5,28 @@ as usual, is what other data do to it: that is shown quietly, and is an alarm on
 """
 
 import math
-from bisect import bisect_right
 from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from optwatch.detect.base import Signal
-from optwatch.detect.memory import FIRST, HUGE, from_state, median, push, start_of, to_state, trend
+from optwatch.detect.memory import (
+    BATCH,
+    F8,
+    FIRST,
+    HUGE,
+    SINGLY,
+    extend,
+    from_state,
+    median,
+    push,
+    rows,
+    start_of,
+    to_state,
+    trend,
+)
 from optwatch.series.points import Points
 from optwatch.wire.findings import Severity
 
@@ -83,22 +98,19 @@ class Regain:
     def update(self, points: Points) -> list[Signal]:
         loss, lr, norm = points.column("loss"), points.column("lr"), points.column("grad_norm")
         signals: list[Signal] = []
-        m = self._memory
-        for step, x, logged, rate, g in zip(
-            points.step.tolist(),
-            loss.values.tolist(),
-            loss.logged.tolist(),
-            lr.values.tolist(),
-            norm.values.tolist(),
-            strict=True,
-        ):
-            if rate > m.top:
-                if rate > JUMP * m.top > 0:
-                    m.jumped = AFTERWARDS
-                m.top = rate
-            if logged and math.isfinite(x):
-                push(m.norms, g, COURSE)
-                self._point(step, x if -HUGE < x < HUGE else math.copysign(HUGE, x), signals)
+        at = 0
+        while at < len(points):
+            at += self._calm(points.step[at:], loss.values[at:], lr.values[at:], norm.values[at:])
+            m = self._memory
+            for step, x, rate, g in rows(at, points.step, loss.values, lr.values, norm.values):
+                if rate > m.top:
+                    if rate > JUMP * m.top > 0:
+                        m.jumped = AFTERWARDS
+                    m.top = rate
+                if math.isfinite(x):
+                    push(m.norms, g, COURSE)
+                    self._point(step, x if -HUGE < x < HUGE else math.copysign(HUGE, x), signals)
+            at += SINGLY
         return signals
 
     def mark(self, step: int) -> None:
@@ -118,6 +130,61 @@ class Regain:
 
     def restore(self, state: dict[str, Any]) -> None:
         self._memory = from_state(state, Memory)
+
+    def _calm(self, step: npt.NDArray[np.int64], loss: F8, lr: F8, norm: F8) -> int:
+        """Take all at once, as many of the first points as surely lose too little to count; how many."""
+        m = self._memory
+        if len(step) < BATCH or m.open or m.jumped or m.seen < BEGIN:
+            return 0
+        tops = np.fmax.accumulate(np.concatenate(([m.top], lr)))
+        jumps = np.flatnonzero((lr > JUMP * tops[:-1]) & (tops[:-1] > 0))
+        calm = int(jumps[0]) if len(jumps) else len(step)
+        known = np.flatnonzero(np.isfinite(loss[:calm]))
+        x = np.clip(loss[known], -HUGE, HUGE).tolist()
+        taken = self._average(step[known].tolist(), x)
+        if taken < len(known):
+            calm = int(known[taken])
+        m.top = float(tops[calm])
+        extend(m.losses, x[:taken], COURSE)
+        extend(m.norms, norm[known[:taken]].tolist(), COURSE)
+        return calm
+
+    def _average(self, steps: list[int], losses: list[float]) -> int:
+        """`_point` for the first points that lose too little to count; how many."""
+        m = self._memory
+        average, best, best_step, residuals = m.average, m.best, m.best_step, m.residuals
+        held, enough = WINSOR * m.noise, SIGMAS * AVERAGE_SD * m.noise
+        due = REFRESH - m.seen % REFRESH
+        taken = 0
+        for step, x in zip(steps, losses, strict=True):
+            residual = x - average
+            residuals.append(residual)
+            if taken + 1 == due:
+                noise = _noise(residuals[-RESIDUALS:])
+                held, enough = WINSOR * noise, SIGMAS * AVERAGE_SD * noise
+            if residual > held:
+                residual = held
+            elif residual < -held:
+                residual = -held
+            following = average + ALPHA * residual
+            if following < best:
+                best, best_step = following, step
+            elif following - best > enough:
+                won = max(m.first - best, 0.05 * abs(m.first))
+                if won > 0 and (following - best) / won > LOST:
+                    residuals.pop()
+                    break
+            average = following
+            taken += 1
+            if taken == due:
+                m.noise = noise
+                due += REFRESH
+        if taken:
+            m.run = 0
+        m.seen += taken
+        m.average, m.best, m.best_step = average, best, best_step
+        del residuals[: -2 * RESIDUALS]
+        return taken
 
     def _point(self, step: int, x: float, signals: list[Signal]) -> None:
         m = self._memory
@@ -217,10 +284,16 @@ def _contrast(before: list[float], after: list[float]) -> float:
 
 def _noise(residuals: list[float]) -> float:
     """The larger of the two estimates of a standard deviation, both robust."""
-    center = median(residuals)
-    sizes = sorted(abs(r - center) for r in residuals)
-    deviation = 1.4826 * median(sizes)
+    values = np.sort(residuals)
+    sizes = np.sort(np.abs(values - _middle(values)))
+    deviation = 1.4826 * _middle(sizes)
     held = WINSOR * deviation
-    within = bisect_right(sizes, held)
-    mean = (sum(sizes[:within]) + held * (len(sizes) - within)) / len(sizes)
+    within = int(sizes.searchsorted(held, "right"))
+    # Added up in order, not pairwise as numpy's sum does it: the same to the last bit everywhere.
+    mean = (float(sizes[:within].cumsum()[-1]) + held * (len(sizes) - within)) / len(sizes)
     return max(deviation, 1.2533 * mean)
+
+
+def _middle(ordered: npt.NDArray[np.float64]) -> float:
+    """The median of sorted values."""
+    return 0.5 * float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2])

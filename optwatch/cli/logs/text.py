@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,8 @@ def read_csv(path: Path, wanted: Mapping[str, str], notes: list[str]) -> Points:
         headers = [name.strip() for name in next(csv.reader([head], delimiter=separator))]
         chosen = choose(headers, wanted)
         places = {name: headers.index(header) for name, header in chosen.items()}
+        if (columns := _all_numbers(path, separator, places)) is not None:
+            return to_points(columns.pop("step", None), columns, notes)
         cells: dict[str, list[Column]] = {name: [] for name in places}
         rows = csv.reader(file, delimiter=separator)
         while batch := [row for row in islice(rows, BATCH) if row]:
@@ -43,6 +46,29 @@ def read_csv(path: Path, wanted: Mapping[str, str], notes: list[str]) -> Points:
                 cells[name].append(to_column([row[place] for row in batch], chosen[name]))
     columns = {name: _join(parts) for name, parts in cells.items() if parts}
     return to_points(columns.pop("step", None), columns, notes)
+
+
+def _all_numbers(path: Path, separator: str, places: Mapping[str, int]) -> dict[str, Column] | None:
+    """The columns of a table in which every cell is a number, by numpy's reader; None where it is no such."""
+    try:
+        with _open(path) as file, warnings.catch_warnings(action="ignore"):  # of a table without a row
+            file.readline()
+            table = np.loadtxt(
+                file,
+                delimiter=separator,
+                usecols=list(places.values()),
+                comments=None,
+                quotechar='"',
+                ndmin=2,
+            )
+    except (ValueError, IndexError):
+        return None
+    if not len(table):
+        return None
+    return {
+        name: Column(np.ascontiguousarray(table[:, at]), np.ones(len(table), bool))
+        for at, name in enumerate(places)
+    }
 
 
 def read_json(path: Path, wanted: Mapping[str, str], notes: list[str]) -> Points:
