@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -52,4 +53,11 @@ class Points:
         """A column, all of it not logged where the series has none of that name."""
         if (column := self.columns.get(name)) is not None:
             return column
-        return Column(np.full(len(self.step), np.nan), np.zeros(len(self.step), dtype=bool))
+        return _absent(len(self.step))
+
+
+@lru_cache(maxsize=16)
+def _absent(n: int) -> Column:
+    values, logged = np.full(n, np.nan), np.zeros(n, dtype=bool)
+    values.flags.writeable = logged.flags.writeable = False  # it is everybody's
+    return Column(values, logged)
