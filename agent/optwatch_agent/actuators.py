@@ -19,6 +19,7 @@ from optwatch.wire.actions import (
     AUTO_OVER,
     Action,
     Clip,
+    Perturb,
     Restart,
     Rollback,
     ScaleLr,
@@ -28,7 +29,9 @@ from optwatch.wire.actions import (
 )
 from optwatch_agent import shards
 from optwatch_agent.globalnorm import global_norm, gradients_of, is_spread, is_unsummed
+from optwatch_agent.guard import AdaptiveNorm
 from optwatch_agent.loose import Loose
+from optwatch_agent.noise import Noise, perturb_parameters
 from optwatch_agent.quantised import set_all
 from optwatch_agent.roles import Roles, fresh, roles_of
 from optwatch_agent.snapshots import Snapshots
@@ -45,6 +48,11 @@ class Actuators:
         self.loss: Any = None
         """The loss of the step that ends, for a snapshot that is taken after it."""
         self.max_norm: float | None = None
+        self.adaptive: AdaptiveNorm | None = None
+        """What `max_norm` follows, where it does."""
+        self.noise: Noise | None = None
+        self.sparse = False
+        """Whether there was a sparse gradient when they were last looked at."""
         self.recent_norms: deque[float] = deque(maxlen=AUTO_OVER)
         """Global gradient norms before any clip of ours, for `clip --max-norm auto`."""
         self.scaled = False
@@ -56,6 +64,7 @@ class Actuators:
     def look_at_gradients(self) -> None:
         """See what kind the gradients are. Called by the training thread, when they are there."""
         self.unsummed = is_unsummed(self._optimizer)
+        self.sparse = any(grad.layout is not torch.strided for grad in gradients_of(self._optimizer))
 
     def refusal(self, action: Action, ranks: int) -> str | None:
         """Why an action cannot be done on one of so many ranks, None where it can.
@@ -77,6 +86,8 @@ class Actuators:
                 return "clip auto: each rank would come to a number of its own; give one"
             case Clip(max_norm="auto") if len(self.recent_norms) < AUTO_LEAST:
                 return f"clip auto needs {AUTO_LEAST} measured gradient norms, there are fewer yet"
+            case Perturb(target="grad", off=False) if reason := self._noise_refusal():
+                return reason
             case Snapshot():
                 return self.snapshots.no_room() or None
             case Rollback(to_step=int(step)):
@@ -122,11 +133,20 @@ class Actuators:
                 # The gradients are there only now.
                 if not action.off and (reason := self._clip_refusal(is_unsummed(self._optimizer))):
                     raise RuntimeError(reason)
+                self.adaptive = None
                 if action.max_norm == "auto":
                     self.max_norm = usual_norm(self.recent_norms)
+                    self.adaptive = AdaptiveNorm(self.recent_norms, self.max_norm)
                 else:
                     self.max_norm = action.max_norm
+                    self.adaptive = AdaptiveNorm((), self.max_norm) if action.adapt else None
                 return {} if self.max_norm is None else {"max_norm": self.max_norm}
+            case Perturb(target="param"):
+                perturb_parameters(self._optimizer, action, step)
+                return {"std": action.std or 0.0}
+            case Perturb():
+                self.noise = None if action.off else Noise(action, step)
+                return {} if self.noise is None else {"std": self.noise.std}
             case Snapshot():
                 if reason := self.snapshots.take(step, self.loss):
                     raise RuntimeError(reason)
@@ -159,6 +179,22 @@ class Actuators:
         torch._foreach_mul_([shards.local(grad) for grad in gradients_of(self._optimizer)], coefficient)
         return norm, norm * coefficient
 
+    def see_clipped(self, norm: float) -> None:
+        """Take account of a norm as it was after the clip."""
+        if self.adaptive is not None:
+            self.adaptive.see(norm)
+            self.max_norm = self.adaptive.limit
+
+    def _noise_refusal(self) -> str | None:
+        """Why the gradients cannot be given noise."""
+        if isinstance(self._optimizer, torch.optim.LBFGS):
+            return "perturb: LBFGS compares gradients of one step with each other"
+        if self.unsummed:
+            return "perturb: the gradients are yet to be summed over ranks, and their noise would be, too"
+        if self.sparse:
+            return "perturb: there are sparse gradients"
+        return None
+
     def _clip_refusal(self, unsummed: bool) -> str | None:
         """Why there is no global norm to clip to. Over ranks it takes a collective at every step, and a rank
         that left one out would leave the others waiting."""
@@ -174,7 +210,7 @@ class Actuators:
 
     def release(self) -> None:
         """Undo all that is in force and leave no trace."""
-        self.max_norm = None
+        self.max_norm = self.adaptive = self.noise = None
         self.lr_scale.release()
 
     @property

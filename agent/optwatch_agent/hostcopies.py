@@ -9,42 +9,66 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optwatch_agent import shards
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
 
 class HostCopy:
-    """One tensor's copy, in the memory of a former one where that fits."""
+    """One tensor's copy, in the memory of a former one where that fits.
+
+    Of a tensor that keeps its numbers in others, such as one of 8 bits, those are copied.
+    """
 
     def __init__(self, tensor: Tensor, former: Any = None) -> None:
         source = tensor.detach()
         self.spread = _spread(source)
         source = shards.local(source)
         self.device = source.device
-        if type(source) not in _PLAIN or source.layout is not torch.strided:
-            self.data = source.clone().to("cpu")  # one that keeps its numbers in a way of its own
+        self.data: Tensor
+        self.parts: dict[str, HostCopy] = {}
+        kind: Any = type(source)
+        if inner := _inner_tensors(source):
+            rooms = former.parts if isinstance(former, HostCopy) else {}
+            self.parts = {name: HostCopy(each, rooms.get(name)) for name, each in inner.items()}
+            self.made_of = kind, kind.__tensor_flatten__(source)[1], source.shape, source.stride()
             return
-        room = former.data if isinstance(former, HostCopy) else None
+        room = former.data if isinstance(former, HostCopy) and not former.parts else None
+        if source.layout is not torch.strided:
+            self.data = source.clone().to("cpu")
+            return
         if room is None or room.shape != source.shape or room.dtype is not source.dtype:
             room = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
         self.data = room.copy_(source, non_blocking=source.is_cuda)
 
     def into(self, tensor: Tensor) -> None:
         """Put the numbers back into a tensor that it is a copy of."""
-        shards.local(tensor.detach()).copy_(self.data, non_blocking=True)
+        target = shards.local(tensor.detach())
+        for name, part in self.parts.items():
+            part.into(getattr(target, name))
+        if not self.parts:
+            target.copy_(self.data, non_blocking=True)
 
     def fits(self, tensor: Any) -> bool:
         """Whether it can be put back into a tensor as it is now."""
         if not isinstance(tensor, Tensor) or (self.spread is None) == shards.is_sharded(tensor):
             return False
-        local = shards.local(tensor.detach())
-        return local.shape == self.data.shape and local.dtype is self.data.dtype
+        target = shards.local(tensor.detach())
+        if self.parts:
+            inner = _inner_tensors(target)
+            return inner.keys() == self.parts.keys() and all(
+                part.fits(inner[name]) for name, part in self.parts.items()
+            )
+        return target.shape == self.data.shape and target.dtype is self.data.dtype
 
     def anew(self) -> Tensor:
         """A tensor like the one that it is a copy of."""
-        tensor = self.data.to(self.device, copy=True)
+        if self.parts:
+            kind, context, shape, stride = self.made_of
+            inner = {name: part.anew() for name, part in self.parts.items()}
+            tensor: Tensor = kind.__tensor_unflatten__(inner, context, shape, stride)
+        else:
+            tensor = self.data.to(self.device, copy=True)
         if self.spread is None:
             return tensor
         from torch.distributed.tensor import DTensor
@@ -90,9 +114,10 @@ def put_back(kept: Any, now: Any) -> Any:
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors within lists and dicts: of a spread one this rank's part, of a copy what it holds."""
     if isinstance(value, HostCopy):
-        yield value.data
+        yield from tensors_in(value.parts) if value.parts else (value.data,)
     elif isinstance(value, Tensor):
-        yield shards.local(value.detach())
+        held = shards.local(value.detach())
+        yield from _inner_tensors(held).values() or (held,)
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors_in(item)
@@ -104,6 +129,13 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def size_of(value: Any) -> int:
     """Bytes of the tensors within."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(value))
+
+
+def _inner_tensors(tensor: Any) -> dict[str, Tensor]:
+    """The tensors that one of a kind of its own keeps its numbers in; empty of a plain one."""
+    if type(tensor) in (Tensor, torch.nn.Parameter) or not is_traceable_wrapper_subclass(tensor):
+        return {}
+    return {name: getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]}
 
 
 def _spread(tensor: Tensor) -> tuple[Any, Any, torch.Size, tuple[int, ...]] | None:

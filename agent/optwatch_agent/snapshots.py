@@ -73,6 +73,8 @@ class Snapshots:
         self.most_bytes = most_bytes
         self.size: int | None = None
         """Bytes of one, None before the first step."""
+        self.failed = ""
+        """Why none is taken any more, "" while they are."""
         self.every = EVERY
         self._held = [Loose(optimizer) for optimizer in optimizers]
         self._model = None if model is None else weakref.ref(model)
@@ -87,7 +89,7 @@ class Snapshots:
 
     @property
     def on(self) -> bool:
-        return self.most_bytes > 0
+        return self.most_bytes > 0 and not self.failed
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -98,8 +100,10 @@ class Snapshots:
 
     def no_room(self) -> str:
         """Why none can be taken, "" where one can."""
-        if not self.on:
+        if not self.most_bytes:
             return "attach was given no memory for snapshots: attach(snapshots=BYTES)"
+        if self.failed:
+            return self.failed
         if self.size is not None and self.size > self.most_bytes:
             return (
                 f"a snapshot takes {self.size:,} bytes, and attach(snapshots={self.most_bytes}) allows fewer"
@@ -111,7 +115,7 @@ class Snapshots:
 
     def missing(self, step: int) -> str:
         """Why there is nothing to roll back to, "" where there is a snapshot of the step."""
-        if not self.on:
+        if not self.most_bytes:
             return self.no_room()
         steps = self.steps
         if step in steps:
@@ -300,7 +304,7 @@ def _sound(state: dict[str, Any]) -> Tensor | None:
     with torch.no_grad():
         for tensor in tensors_in([state["params"], state["states"]]):
             if tensor.numel() > 1 and (tensor.is_floating_point() or tensor.is_complex()):
-                if tensor.layout is not torch.strided or type(tensor).dequantize is not Tensor.dequantize:
+                if tensor.layout is not torch.strided:
                     continue
                 small = tensor.dtype in (torch.float16, torch.bfloat16)
                 sums.append(torch.isfinite(tensor.sum(dtype=torch.float32 if small else None)))

@@ -115,6 +115,7 @@ class Track:
         self._awaits_closure = False
         """Whether the gradients of the step are yet to come, within it."""
         self._clipped: tuple[float, float] | None = None
+        self._noise: float | None = None
         self._acting = 0.0
         """Seconds in the pre-hook that are no cost of every step: a clip, a copy for a sample."""
         self._factor: float | None = None
@@ -230,7 +231,7 @@ class Track:
             self.control.apply_due(self._index, step)
         actuators = self.actuators
         self._factor = actuators.lr_scale.enter()
-        self._clipped = self._closure_loss = self._early = None
+        self._clipped = self._closure_loss = self._early = self._noise = None
         self.guard.end()
         self._passes = 1
         self._before.cost = 0.0
@@ -261,7 +262,7 @@ class Track:
         if self._keeps_grad is None:
             self._keeps_grad = roles_of(self.optimizer).keeps_grad
             self.actuators.look_at_gradients()
-        if self.actuators.max_norm is not None or self.guard.on:
+        if self.actuators.max_norm is not None or self.actuators.noise is not None or self.guard.on:
             began = time.perf_counter()
             self._intervene()
             self._acting += time.perf_counter() - began
@@ -277,11 +278,17 @@ class Track:
         self._acting += time.perf_counter() - began
 
     def _intervene(self) -> None:
-        """Skip the step or clip its gradients, where guard or command say so."""
+        """Skip the step, clip its gradients or give them noise, where guard or command say so."""
         guard, actuators = self.guard, self.actuators
         decides = guard.on and not self._awaits_closure and getattr(self.optimizer, "found_inf", None) is None
-        if not decides and actuators.max_norm is None:
-            return
+        if decides or actuators.max_norm is not None:
+            self._guard_and_clip(decides)
+        if actuators.noise is not None and not self._awaits_closure and not guard.skipping:
+            self._noise = actuators.noise.add(self.optimizer, self.under_way)
+
+    def _guard_and_clip(self, decides: bool) -> None:
+        """`decides`: the guard has a say."""
+        guard, actuators = self.guard, self.actuators
         norm = actuators.norm()
         if decides and guard.skips:
             if not math.isfinite(norm):
@@ -296,6 +303,7 @@ class Track:
         limit = min((each for each in limits if each is not None), default=None)
         if limit is not None:
             self._clipped = actuators.clip(limit, norm)
+            actuators.see_clipped(self._clipped[1])
         if adaptive is not None:
             adaptive.see(norm if self._clipped is None else self._clipped[1])
 
@@ -344,6 +352,8 @@ class Track:
             values["lr_scale"] = self._factor
         if self.actuators.max_norm is not None:
             values["clip"] = self.actuators.max_norm
+        if self._noise is not None:
+            values["noise_std"] = self._noise
         if self.guard.adaptive is not None and self.guard.adaptive.limit is not None:
             values["guard_clip"] = self.guard.adaptive.limit
         if self.guard.skipping:
@@ -394,7 +404,7 @@ class Track:
         """What follows the update: commands that wait for it, and a snapshot; the CPU seconds of that."""
         snapshots = self.actuators.snapshots
         waiting = self.control is not None and bool(self.control.behind)
-        due = self._index == 0 and snapshots.on and not self.degraded and snapshots.due(step, step_time)
+        due = self._index == 0 and snapshots.on and snapshots.due(step, step_time)
         if not waiting and not due:
             return 0.0
         began = time.thread_time()
@@ -404,8 +414,9 @@ class Track:
         if due:
             try:
                 snapshots.take(step, loss)
-            except Exception as error:  # noqa: BLE001 - the step's values are still recorded
-                self._failed(error)
+            except Exception as error:
+                snapshots.failed = f"taking a snapshot failed: {type(error).__name__}: {error}"
+                log.warning("optwatch: %s; none is taken any more", snapshots.failed, exc_info=error)
         return time.thread_time() - began
 
     # --- measuring ------------------------------------------------------------------------------------

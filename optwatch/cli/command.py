@@ -18,6 +18,7 @@ EXAMPLE = """optwatch command digits restart
   optwatch command digits scale_lr --factor 0.5 --ramp 50
   optwatch command digits scale_lr --reset
   optwatch command digits clip --max-norm auto --wait judged --timeout 120
+  optwatch command digits perturb --std 0.01
   optwatch command digits rollback --to-step last-good
   optwatch command digits stop --why 'flat for an hour'"""
 
@@ -36,7 +37,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     clip.add_argument(
         "--max-norm", type=_max_norm, metavar="X|auto", help="to this, or to what the run shows"
     )
-    clip.add_argument("--off", action="store_true", default=None, help="stop clipping")
+    clip.add_argument(
+        "--off", action="store_true", default=None, help="stop clipping; with perturb, the noise"
+    )
+    clip.add_argument("--adapt", action="store_true", default=None, help="follow what is usual (auto does)")
+    perturb = parser.add_argument_group("perturb: add noise to the gradients from now on")
+    perturb.add_argument("--target", choices=("grad", "param"), help="param: to the parameters, once (grad)")
+    perturb.add_argument("--std", type=float, metavar="S", help="its standard deviation at first")
+    perturb.add_argument(
+        "--decay", type=float, metavar="G", help="σ² falls like (1 + t)^-G over t steps (0.55)"
+    )
+    perturb.add_argument("--seed", type=int, metavar="N", help="of its own generators (drawn)")
     rollback = parser.add_argument_group("rollback: put parameters and optimizer state back to a snapshot")
     rollback.add_argument(
         "--to-step",

@@ -23,6 +23,7 @@ from optwatch.wire.actions import (
     Clip,
     Command,
     Outcome,
+    Perturb,
     Restart,
     Rollback,
     ScaleLr,
@@ -197,8 +198,16 @@ class Book:
         self._set(entry, state="dismissed", reason=reason or f"dismissed by {by}")
         return entry
 
-    def undo(self, number: str, by: str, now: float, allow: Sequence[str], why: str = "") -> Entry:
-        """Enter the command that takes an applied one back.
+    def undo(
+        self,
+        number: str,
+        by: str,
+        now: float,
+        allow: Sequence[str],
+        why: str = "",
+        resolve: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _action, args: args,
+    ) -> Entry:
+        """Enter the command that takes an applied one back; `resolve` makes its arguments those of all ranks.
 
         Raises:
             CommandError: it was not applied, or cannot be taken back.
@@ -211,7 +220,7 @@ class Book:
         action, args = self._inverse(entry)
         return self.ask(
             action,
-            args,
+            resolve(action, args),
             asked_by=by,
             why=why or f"undo of {entry.command.action} ({number})",
             now=now,
@@ -422,7 +431,7 @@ class Book:
             entry.after = self.lr_scale
         elif isinstance(action, Clip):
             entry.before = self.clip
-            self.clip = None if action.off else action.max_norm
+            self.clip = None if action.off else "auto" if action.adapt else action.max_norm
             entry.after = self.clip
 
     def _in_force(self, entry: Entry) -> None:
@@ -443,6 +452,11 @@ class Book:
             raise CommandError("bad_request", "a restart cannot be undone: the moments it zeroed are gone")
         if isinstance(action, Rollback):
             raise CommandError("bad_request", "a rollback cannot be undone: what it put away was not kept")
+        if isinstance(action, Perturb):
+            if action.target == "grad" and not action.off:
+                return "perturb", {"off": True}
+            what = "parameters are changed for good" if action.target == "param" else "give the noise anew"
+            raise CommandError("bad_request", f"this perturb cannot be undone: {what}")
         if isinstance(action, Snapshot):
             raise CommandError("bad_request", "a snapshot changed nothing: there is nothing to undo")
         if isinstance(action, Stop):

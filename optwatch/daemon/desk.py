@@ -290,7 +290,7 @@ class Desk:
 
     def _undo(self, request: Undo, user: str, now: float) -> Answer:
         run = self._runs.find(request.run)
-        return self._acted(run, run.book.undo(request.command, user, steady(), run.head.allow))
+        return self._acted(run, run.undo(request.command, user))
 
     def _set_mode(self, request: SetMode, user: str, now: float) -> Answer:
         run = self._runs.find(request.run)

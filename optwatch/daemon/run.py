@@ -2,6 +2,7 @@
 
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from optwatch.daemon.assembly import Record
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.clock import steady
-from optwatch.daemon.commands import Book, CommandError, Send
+from optwatch.daemon.commands import Book, CommandError, Entry, Send
 from optwatch.daemon.diagnosis import Diagnosis
 from optwatch.daemon.duties import Duties
 from optwatch.daemon.followers import Followers
@@ -454,15 +455,21 @@ class Run:
         if conclusions.proposals or conclusions.outcomes or conclusions.withdrawals:
             self._checkpoint_at = 0.0
 
+    def undo(self, number: str, user: str) -> Entry:
+        """Enter the command that takes an applied one back; raises `CommandError` where there is none."""
+        return self.book.undo(number, user, steady(), self.head.allow, resolve=self.resolve)
+
     def resolve(self, action: str, args: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a command as all ranks are to have them: "auto" becomes one number for all, and
-        "last-good" one step.
+        """The arguments of a command as all ranks are to have them: "auto" becomes one number for all,
+        "last-good" one step, and noise gets its seed.
 
         Raises:
             CommandError: there is none.
         """
         if action == "rollback" and args.get("to_step", LAST_GOOD) == LAST_GOOD:
             return {**args, "to_step": self._last_good()}
+        if action == "perturb" and not args.get("off") and args.get("seed") is None:
+            return {**args, "seed": secrets.randbits(63)}
         if action != "clip" or args.get("max_norm") != "auto" or self.head.world_size == 1:
             return args
         if len(self.head.optimizers) > 1:
@@ -477,7 +484,7 @@ class Run:
                 "unavailable",
                 f"clip auto needs {AUTO_LEAST} measured gradient norms, there are {len(norms)} yet",
             )
-        return {**args, "max_norm": usual_norm(norms)}
+        return {**args, "max_norm": usual_norm(norms), "adapt": True}
 
     @property
     def snapshots(self) -> tuple[int, ...]:

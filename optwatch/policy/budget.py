@@ -7,6 +7,7 @@ from optwatch.wire.actions import (
     Action,
     Clip,
     Command,
+    Perturb,
     Restart,
     Rollback,
     ScaleLr,
@@ -73,7 +74,9 @@ def inverse(command: Command, commands: Sequence[Command]) -> Action | None:
             return ScaleLr(factor=1 / factor)
         case Clip(off=False):
             return _former_clip(command, commands)
-        case Restart() | Snapshot() | Rollback() | Stop() | None:
+        case Perturb(target="grad", off=False):
+            return Perturb(off=True)
+        case Restart() | Perturb() | Snapshot() | Rollback() | Stop() | None:
             return None
     return None
 

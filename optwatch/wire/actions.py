@@ -13,7 +13,7 @@ AUTO_OVER = 200
 AUTO_LEAST = 20
 """Measured gradient norms that `clip --max-norm auto` looks back on, and fewest that it needs."""
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
 Steps = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 GlobalStep = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
@@ -41,11 +41,36 @@ class Clip(msgspec.Struct, frozen=True, tag="clip", tag_field="action", forbid_u
     """Clip the global gradient norm to `max_norm` from the step on, or stop doing so with `off`."""
 
     max_norm: Positive | Literal["auto"] | None = None
+    """ "auto": exp(median + 4 MAD) of the logarithms of the last norms, which the limit then follows; each
+    counts as it was after the clip."""
+    adapt: bool = False
+    """Let the limit follow what is usual, from this `max_norm` on; "auto" does."""
     off: bool = False
 
     def __post_init__(self) -> None:
         if (self.max_norm is None) == (not self.off):
             raise ValueError('clip needs either a max_norm (a number or "auto") or off')
+        if self.adapt and self.off:
+            raise ValueError("clip needs a max_norm to adapt, not off")
+
+
+class Perturb(msgspec.Struct, frozen=True, tag="perturb", tag_field="action", forbid_unknown_fields=True):
+    """Add Gaussian noise to the gradients from the step on, after any clip, or end that with `off`. Its
+    standard deviation decays: `std` / (1 + t)^(`decay` / 2) after t steps (Neelakantan et al. 2015)."""
+
+    target: Literal["grad", "param"] = "grad"
+    """ "param": the parameters, once."""
+    std: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
+    decay: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.55
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] | None = None
+    """Of generators that are the noise's own; drawn where none is given."""
+    off: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.std is None) == (not self.off):
+            raise ValueError("perturb needs either a std (such as 0.01) or off")
+        if self.off and self.target == "param":
+            raise ValueError("perturb needs no off for parameters: they are perturbed once")
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop", tag_field="action", forbid_unknown_fields=True):
@@ -66,16 +91,17 @@ class Rollback(msgspec.Struct, frozen=True, tag="rollback", tag_field="action", 
     """Put the random generators of torch, numpy and Python back, too."""
 
 
-Action = Restart | ScaleLr | Clip | Snapshot | Rollback | Stop
+Action = Restart | ScaleLr | Clip | Snapshot | Rollback | Perturb | Stop
 ACTIONS: dict[
     str,
-    type[Restart] | type[ScaleLr] | type[Clip] | type[Snapshot] | type[Rollback] | type[Stop],
+    type[Restart] | type[ScaleLr] | type[Clip] | type[Snapshot] | type[Rollback] | type[Perturb] | type[Stop],
 ] = {
     "restart": Restart,
     "scale_lr": ScaleLr,
     "clip": Clip,
     "snapshot": Snapshot,
     "rollback": Rollback,
+    "perturb": Perturb,
     "stop": Stop,
 }
 

@@ -40,6 +40,7 @@ COLUMNS: dict[str, str] = {
     "user_max_norm": "what the script clips the norm to",
     "user_clip_share": "share of the script's last 100 clippings that changed the gradients",
     "clip": "the norm that a command clips to, while one is in force",
+    "noise_std": "standard deviation of the noise that a command adds to the gradients",
     "guard_clip": "the norm that the guard clips to, while it does",
     "guard_skips": "steps that the guard has skipped so far, since their gradients were not finite",
     "update_norm": "global L2 norm of the last update of the parameters, on sampled steps",

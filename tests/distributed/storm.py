@@ -98,6 +98,7 @@ def run(storm: Storm, directory: Path, tell: Callable[[str], None] = lambda text
     link.start()
     options = (
         *("--optimizers", "2", "--groups", "2", "--period", str(storm.period), "--budget", "0.01"),
+        *("--snapshots", "1000000"),
         *("--jitter", str(storm.seed), "--step-time", str(storm.step_time), "--journal", str(CHECK_EVERY)),
         *("--protocol", storm.protocol, "--detach"),
     )
@@ -158,12 +159,18 @@ def _give(client: Client, run: str, dice: random.Random) -> int:
             ("scale_lr", {"factor": dice.choice((0.5, 0.8, 1.25, 2.0)), "ramp": dice.randint(1, 9)}),
             ("scale_lr", {"reset": True}),
             ("clip", {"max_norm": dice.choice((0.01, 0.1, 1.0))}),
+            ("clip", {"max_norm": "auto"}),
             ("clip", {"off": True}),
+            ("perturb", {"std": dice.choice((1e-3, 1e-2))}),
+            ("perturb", {"std": 1e-4, "target": "param"}),
+            ("perturb", {"off": True}),
+            ("snapshot", {}),
+            ("rollback", {}),
         )
     )
     try:
         client.act(run, action, args, "storm")
-    except Refusal:  # under the LR floor
+    except Refusal:  # under the LR floor, or nothing to roll back to
         return 0
     return 1
 

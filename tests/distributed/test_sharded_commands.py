@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from optwatch.wire.actions import Command
+from optwatch_agent.guard import AdaptiveNorm
 from tests.daemons import DaemonProcess
 from tests.distributed.jobs import START, Job, armed_run, command, until
 from tests.distributed.layouts import WIDTH, batch, whole
@@ -79,7 +80,7 @@ def replayed(steps: int, commands: list[Command]) -> dict[str, np.ndarray]:
     try:
         model = whole(WIDTH)
         adamw = torch.optim.AdamW(model.parameters(), lr=LR)
-        max_norm = None
+        max_norm = adaptive = None
         for step in range(1, steps + 1):
             adamw.zero_grad()
             model(batch(step)).square().mean().backward()
@@ -92,8 +93,12 @@ def replayed(steps: int, commands: list[Command]) -> dict[str, np.ndarray]:
                             adamw.state.clear()
                         case "clip":
                             max_norm = one.args["max_norm"]
+                            adaptive = AdaptiveNorm((), max_norm) if one.args.get("adapt") else None
             if max_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+                if adaptive is not None:
+                    adaptive.see(min(norm.item(), max_norm))
+                    max_norm = adaptive.limit
             adamw.step()
         return {name: p.detach().numpy() for name, p in model.named_parameters()}
     finally:

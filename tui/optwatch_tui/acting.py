@@ -198,6 +198,11 @@ def action_facts(action: str, args: Mapping[str, Any], snapshot: Snapshot, undo:
         to_clip = "not clipped" if args.get("off") else formats.action(action, args)
         facts.append(("changes", f"gradients above the limit are scaled down to it: {now_clip} → {to_clip}"))
         back = f"{undo} restores what was in force before"
+    elif action == "perturb":
+        facts.append(("changes", _noise_text(args)))
+        back = f"{undo} ends the noise; what it did to the parameters stays"
+        if args.get("target") == "param":
+            back = "cannot be undone; a snapshot taken first can be rolled back to"
     elif action == "snapshot":
         facts.append(("changes", "nothing in the training; a copy goes to each host's memory"))
         back = "nothing to undo; the oldest snapshot makes room"
@@ -213,6 +218,26 @@ def action_facts(action: str, args: Mapping[str, Any], snapshot: Snapshot, undo:
         facts.append(("changes", action_doc(action)))
         back = f"{undo} takes it back where that can be; the daemon says so where not"
     return (*facts, *_groups(snapshot), *_where(snapshot), ("to undo", back))
+
+
+def _noise_text(args: Mapping[str, Any]) -> str:
+    """What noise goes where, and how it fades."""
+    if args.get("off"):
+        return "no more noise on the gradients"
+    std = formats.setting(args.get("std"))
+    if args.get("target") == "param":
+        return f"Gaussian noise of standard deviation {std} on every parameter, once"
+    decay = formats.setting(args.get("decay", 0.55))
+    return (
+        f"Gaussian noise on every gradient, σ = {std} at first; σ² fades like (1 + t)^-{decay} over t steps"
+    )
+
+
+def _perturb_options(snapshot: Snapshot) -> list[tuple[str, dict[str, Any]]]:
+    options: list[tuple[str, dict[str, Any]]] = [
+        (f"noise of σ = {std:g} on the gradients, fading", {"std": std}) for std in (0.001, 0.01, 0.1)
+    ]
+    return [*options, ("no more noise", {"off": True})]
 
 
 def _rollback_facts(args: Mapping[str, Any], snapshot: Snapshot) -> list[Fact]:
@@ -236,6 +261,7 @@ _TITLES = {
     "restart": "restart the optimizer",
     "scale_lr": "scale the learning rate",
     "clip": "clip the gradient norm",
+    "perturb": "add noise to the gradients",
     "snapshot": "take a snapshot",
     "rollback": "roll back to a snapshot",
     "stop": "ask the script to stop",
@@ -329,6 +355,7 @@ _OPTIONS: dict[str, Callable[[Snapshot], list[tuple[str, dict[str, Any]]]]] = {
     "restart": _restart_options,
     "scale_lr": _lr_options,
     "clip": _clip_options,
+    "perturb": _perturb_options,
     "rollback": _rollback_options,
 }
 """Settings that are offered first; others are typed."""

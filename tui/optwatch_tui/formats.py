@@ -140,6 +140,11 @@ def action(name: str, args: Mapping[str, Any]) -> str:
         which = "" if moments == "all" else f" {moments} moments"
         warmup = f", warm-up {args['warmup']}" if args.get("warmup") else ""
         return f"restart{which}{warmup}"
+    if name == "perturb":
+        if args.get("off"):
+            return "noise off"
+        on = "parameters" if args.get("target") == "param" else "gradients"
+        return f"noise of σ = {setting(args.get('std'))} on the {on}"
     if name == "rollback":
         to = args.get("to_step", "last-good")
         rng = ", with random generators" if args.get("rng") else ""

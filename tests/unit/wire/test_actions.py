@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from optwatch.wire.actions import parse_action
+from optwatch.wire.actions import ACTIONS, parse_action
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from optwatch.wire.actions import parse_action
         (
             "explode",
             {},
-            "unknown action 'explode': it is one of restart, scale_lr, clip, snapshot, rollback, stop",
+            f"unknown action 'explode': it is one of {', '.join(ACTIONS)}",
         ),
         ("rollback", {"to_step": -1}, "rollback: to_step is wrong: expected int >= 0"),
         ("snapshot", {"to_step": 3}, "snapshot: Object contains unknown field to_step"),
@@ -22,6 +22,9 @@ from optwatch.wire.actions import parse_action
         ("clip", {"max_norm": -1.0}, "clip: max_norm is wrong: expected float > 0.0"),
         ("clip", {}, 'clip needs either a max_norm (a number or "auto") or off'),
         ("scale_lr", {"factor": 0.5, "reset": True}, "scale_lr needs either a factor (such as 0.5) or reset"),
+        ("clip", {"max_norm": float("inf")}, "clip: max_norm is wrong: expected float <= 1e+30"),
+        ("perturb", {}, "perturb needs either a std (such as 0.01) or off"),
+        ("perturb", {"std": float("nan")}, "perturb: std is wrong: expected float > 0.0"),
         ("stop", {"at": 7}, "stop: Object contains unknown field at"),
         ("restart", {"factor": 2}, "restart: Object contains unknown field factor"),
     ],
