@@ -37,7 +37,7 @@ SHARDS = 2
 """Parts of the tensors: of each there are RANKS / SHARDS replicas."""
 TENSORS = 3
 SAMPLE_EVERY = 5
-STEP_TIME = 0.01
+STEP_TIME = 0.02
 FAULT_EVERY = 400
 """Steps from one spell of NaN to the next, in a run with faults."""
 

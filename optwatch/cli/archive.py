@@ -15,6 +15,7 @@ from optwatch.daemon.store import FILE
 from optwatch.daemon.tables import VERSION, connect
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import Finding
+from optwatch.wire.messages import Schema
 from optwatch.wire.places import state_dir
 from optwatch.wire.requests import Marker
 
@@ -71,6 +72,11 @@ class Archive:
     def commands(self, run: str) -> list[Command]:
         """All of a run's commands in order of id."""
         return [entry.command for entry in read_commands(self._connection, run)]
+
+    def schemas(self, run: str) -> list[Schema]:
+        """What the batches of a run held, of all its optimizers and ranks."""
+        rows = self._connection.execute("SELECT data FROM schema WHERE run = ? ORDER BY optimizer", (run,))
+        return [msgspec.msgpack.decode(data, type=Schema) for (data,) in rows]
 
     def markers(self, run: str) -> list[Marker]:
         """All of a run's marks and other events in order of step."""

@@ -8,6 +8,7 @@ from typing import get_args
 
 from optwatch.cli.connect import connected, seconds
 from optwatch.cli.errors import Wrong
+from optwatch.cli.limits import add_limits, limits_of
 from optwatch.wire.keys import daemon_key
 from optwatch.wire.places import DEFAULT_ADDRESS
 from optwatch.wire.requests import Mode
@@ -77,6 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--idle-exit", metavar="SECONDS", type=seconds, help="end when nobody has used it for so long"
     )
+    add_limits(parser)
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
@@ -154,6 +156,7 @@ def _serve(args: argparse.Namespace) -> int:
         otlp=args.otlp,
         insecure=args.insecure,
         idle_exit=args.idle_exit,
+        limits=limits_of(args),
     )
     try:
         serve(settings, ready=lambda address: print(f"optwatch daemon: listening on {address}", flush=True))

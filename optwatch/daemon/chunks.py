@@ -45,15 +45,15 @@ def widths(kind: ChunkKind, schema: Schema) -> tuple[tuple[str, int], ...]:
 
 
 def scalar_chunk(blocks: BatchBlocks) -> bytes:
-    return _bytes(blocks.step, blocks.wall, blocks.scalars, blocks.logged)
+    return pack_blocks("s", blocks.step, blocks.wall, blocks.scalars, blocks.logged)
 
 
 def tensor_chunk(blocks: BatchBlocks) -> bytes:
-    return _bytes(blocks.sample_step, blocks.stats, blocks.counts)
+    return pack_blocks("t", blocks.sample_step, blocks.stats, blocks.counts)
 
 
 def histogram_chunk(blocks: BatchBlocks) -> bytes:
-    return zlib.compress(_bytes(blocks.histogram_step, blocks.histograms), _EFFORT)
+    return pack_blocks("h", blocks.histogram_step, blocks.histograms)
 
 
 def split(kind: ChunkKind, schema: Schema, rows: int, data: bytes) -> list[npt.NDArray[Any]]:
@@ -82,8 +82,7 @@ def join(kind: ChunkKind, schema: Schema, parts: Sequence[tuple[int, bytes]]) ->
         ValueError: as `split`.
     """
     blocks = [split(kind, schema, rows, data) for rows, data in parts]
-    data = b"".join(array.tobytes() for column in zip(*blocks, strict=True) for array in column)
-    return zlib.compress(data, _EFFORT) if kind == "h" else data
+    return pack_blocks(kind, *(array for column in zip(*blocks, strict=True) for array in column))
 
 
 def _decompressed(data: bytes) -> bytes:
@@ -93,5 +92,7 @@ def _decompressed(data: bytes) -> bytes:
         raise ValueError(f"a chunk that cannot be decompressed: {error}") from None
 
 
-def _bytes(*arrays: npt.NDArray[Any]) -> bytes:
-    return b"".join(array.tobytes() for array in arrays)
+def pack_blocks(kind: ChunkKind, *arrays: npt.NDArray[Any]) -> bytes:
+    """Blocks as a chunk of a kind holds them."""
+    data = b"".join(array.tobytes() for array in arrays)
+    return zlib.compress(data, _EFFORT) if kind == "h" else data

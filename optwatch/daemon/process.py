@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy.ma  # noqa: F401  numpy loads it at its first median, when there may be no file left to open
@@ -18,6 +18,7 @@ from optwatch.daemon.errors import StartError
 from optwatch.daemon.herald import Herald
 from optwatch.daemon.meters import Meters
 from optwatch.daemon.readout import Readout
+from optwatch.daemon.retention import Limits
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.server import Server
 from optwatch.daemon.sockets import bind, check_exposure, open_socket, publish_address, raise_file_limit
@@ -55,6 +56,7 @@ class Settings:
     """A collector's URL, "" for the one that the SDK's environment variables name."""
     insecure: bool = False
     idle_exit: float | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 def serve(settings: Settings, ready: Callable[[str], None] = lambda address: None) -> None:
@@ -110,6 +112,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
             readout,
             announcement,
             lambda: _reread(settings.policy, runs, herald),
+            settings.limits,
         )
         with _signals(server.stop, server.reread), announcement:
             log.info("listening on %s, store %s, mode %s", bound, store.directory, settings.mode)

@@ -67,5 +67,20 @@ class Runs:
                 self.by_id[name] = Run(run.head, self._store, loaded=False, rules=self._rules)
                 del self._used[name]
 
+    def idle(self, name: str) -> bool:
+        """Whether nobody is connected to a run, or has looked at it for a while."""
+        run = self.by_id.get(name)
+        return run is None or not run.loaded
+
+    def drop(self, name: str) -> None:
+        """Know no more of an idle run."""
+        self.by_id.pop(name, None)
+
+    def note_heard(self, now: float) -> None:
+        """Note in the store that the runs with live ranks are heard of. `now`: monotonic."""
+        for run in self.by_id.values():
+            if run.loaded and run.live(now):
+                run.save_head()
+
     def newest_first(self) -> list[Run]:
         return sorted(self.by_id.values(), key=lambda run: run.head.started, reverse=True)

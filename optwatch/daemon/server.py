@@ -15,9 +15,11 @@ from optwatch.daemon.changes import Changes
 from optwatch.daemon.desk import Desk
 from optwatch.daemon.inflow import Inflow
 from optwatch.daemon.ingest import Ingest
+from optwatch.daemon.keeper import Keeper
 from optwatch.daemon.leftovers import Leftovers
 from optwatch.daemon.publish import Publisher
 from optwatch.daemon.readout import Readout
+from optwatch.daemon.retention import Limits
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.store import Store
@@ -49,6 +51,7 @@ class Server:
         readout: Readout,
         announcement: Announcement,
         reread: Callable[[], None],
+        limits: Limits,
     ) -> None:
         self._reread = reread
         self._announcement = announcement
@@ -70,6 +73,7 @@ class Server:
         daemon = os.urandom(8).hex()
         self._publisher = Publisher(xpub, runs, also)
         self._ingest = Ingest(store, runs, self._send, self._prepare, daemon)
+        self._keeper = Keeper(store, runs, limits)
         self._leftovers = Leftovers(self._ingest, access.local_user)
         publish = xpub.getsockopt_string(zmq.LAST_ENDPOINT)
         self._inflow = Inflow(router.getsockopt_string(zmq.LAST_ENDPOINT), publish)
@@ -103,6 +107,7 @@ class Server:
         self._store.settle()
         self._release()
         self._leftovers.close()
+        self._keeper.close()
         self._publisher.tick(float("inf"))
 
     def _turn(self, timeout: float) -> None:
@@ -177,6 +182,7 @@ class Server:
             self._runs.unload(now)
             self._ingest.forget(now)
             self._inflow.look()
+            self._keeper.tick(now)
             self._announcement.look()
             self._access.refresh()
 

@@ -2,29 +2,25 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from optwatch.daemon.chunks import kind_of, split
 from optwatch.daemon.commands import Entry
 from optwatch.daemon.diagnosis import Checkpoint
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.head import Head
+from optwatch.daemon.retention import Limits, delete_run, next_job, thin_run, used
 from optwatch.daemon.store import FILE, lock
 from optwatch.daemon.tables import VERSION, connect, migrate
 from optwatch.daemon.writer import LEVELS, merge_level, read_schema
 from optwatch.wire.findings import Finding
 from optwatch.wire.messages import Hello
 
-DAY = 86_400.0
-KEEP_EVERY = 10
-"""Of the per-tensor records that are thinned, one in so many stays."""
-AROUND = 200
-"""Steps around a finding within which every record stays."""
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -54,11 +50,15 @@ def check(directory: Path) -> Report:
     Raises:
         StartError: there is no store, or it cannot be opened.
     """
-    path = _existing(directory)
+    return check_file(_existing(directory))
+
+
+def check_file(path: Path) -> Report:
+    """The same of a store's file."""
     try:
-        connection = connect(str(path), read_only=True)
-        connection.execute("BEGIN")  # one view of the file, whatever a daemon writes meanwhile
-        return _check(connection, path)
+        with closing(connect(str(path), read_only=True)) as connection:
+            connection.execute("BEGIN")  # one view of the file, whatever a daemon writes meanwhile
+            return _check(connection, path)
     except sqlite3.DatabaseError as error:
         return Report(0, 0, 0, path.stat().st_size, (f"{path} cannot be read: {error}",))
 
@@ -90,13 +90,8 @@ def audit(directory: Path) -> list[Audited]:
         raise StartError(f"{path} cannot be read: {error}") from None
 
 
-def compact(directory: Path, *, thin_after: float | None = None, delete_after: float | None = None) -> Gain:
-    """Merge small chunks, apply the retention that is asked for, give the space back.
-
-    Args:
-        thin_after: days since a run was last heard of, after which of its per-tensor records one in
-            `KEEP_EVERY` stays, and all within `AROUND` steps of a finding. Scalars stay whole.
-        delete_after: days after which a run is deleted.
+def compact(directory: Path, limits: Limits = NO_LIMITS) -> Gain:
+    """Merge small chunks, hold the store to the limits that are given, give the space back.
 
     Raises:
         StartError: there is no store, it cannot be written, or a daemon has it.
@@ -107,16 +102,32 @@ def compact(directory: Path, *, thin_after: float | None = None, delete_after: f
             connection = connect(str(path))
             migrate(connection, str(path))
             before = _size(path)
-            now = time.time()
-            deleted = _delete(connection, now - delete_after * DAY) if delete_after is not None else 0
-            thinned = _thin(connection, now - thin_after * DAY) if thin_after is not None else 0
+            deleted, thinned = _hold_to(connection, limits)
             _merge(connection)
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # a store of an earlier version
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.close()
         except (sqlite3.Error, ValueError) as error:
             raise StartError(f"cannot compact {path}: {error}; try `optwatch store check`") from None
     return Gain(before, _size(path), deleted, thinned)
+
+
+def _hold_to(connection: sqlite3.Connection, limits: Limits) -> tuple[int, int]:
+    """How many runs were deleted, and how many records thinned out."""
+    deleted = records = 0
+    thinned: set[str] = set()
+    while True:
+        heard = connection.execute("SELECT run, heard FROM run").fetchall()
+        job = next_job(heard, thinned, used(connection), limits, time.time())
+        if job is None:
+            return deleted, records
+        thinned.add(job.run)
+        if job.do == "delete":
+            delete_run(connection, job.run)
+            deleted += 1
+        else:
+            records += thin_run(connection, job.run)
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> Report:
@@ -164,63 +175,6 @@ def _merge(connection: sqlite3.Connection) -> None:
         for level in range(LEVELS - 1):
             merge_level(connection, stream, level)
         connection.execute("COMMIT")
-
-
-def _delete(connection: sqlite3.Connection, before: float) -> int:
-    runs = connection.execute("SELECT run FROM run WHERE heard < ?", (before,)).fetchall()
-    connection.execute("BEGIN IMMEDIATE")
-    for table in ("chunk", "schema", "marker", "finding", "command", "checkpoint", "session", "run"):
-        connection.executemany(f"DELETE FROM {table} WHERE run = ?", runs)  # noqa: S608
-    connection.execute("COMMIT")
-    return len(runs)
-
-
-def _thin(connection: sqlite3.Connection, before: float) -> int:
-    """Thin the per-tensor records of the runs that were last heard of before a time; how many went."""
-    gone = 0
-    for (run,) in connection.execute("SELECT run FROM run WHERE heard < ?", (before,)).fetchall():
-        kept = list(_kept_ranges(connection, run))
-        connection.execute("BEGIN IMMEDIATE")
-        numbers = connection.execute("SELECT id FROM chunk WHERE run = ? AND kind = 't'", (run,)).fetchall()
-        for (number,) in numbers:
-            gone += _thin_chunk(connection, run, number, kept)
-        connection.execute("COMMIT")
-    return gone
-
-
-def _thin_chunk(connection: sqlite3.Connection, run: str, number: int, kept: list[tuple[int, int]]) -> int:
-    optimizer, digest, rows, data = connection.execute(
-        "SELECT optimizer, schema, rows, data FROM chunk WHERE id = ?", (number,)
-    ).fetchone()
-    blocks = split("t", read_schema(connection, run, optimizer, digest), rows, data)
-    step = blocks[0][:, 0]
-    # By the step's own number, so that a second thinning finds nothing more to take.
-    stays = step % KEEP_EVERY == 0
-    for first, last in kept:
-        stays |= (step >= first) & (step <= last)
-    if stays.all():
-        return 0
-    left = int(np.count_nonzero(stays))
-    if left:
-        connection.execute(
-            "UPDATE chunk SET first = ?, last = ?, rows = ?, data = ? WHERE id = ?",
-            (
-                int(step[stays].min()),
-                int(step[stays].max()),
-                left,
-                b"".join(block[stays].tobytes() for block in blocks),
-                number,
-            ),
-        )
-    else:
-        connection.execute("DELETE FROM chunk WHERE id = ?", (number,))
-    return int(rows) - left
-
-
-def _kept_ranges(connection: sqlite3.Connection, run: str) -> Iterator[tuple[int, int]]:
-    for (data,) in connection.execute("SELECT data FROM finding WHERE run = ?", (run,)):
-        finding = msgspec.msgpack.decode(data, type=Finding)
-        yield finding.onset_step - AROUND, (finding.resolved_step or finding.step) + AROUND
 
 
 def _existing(directory: Path) -> Path:

@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from itertools import groupby
@@ -21,6 +22,8 @@ Stream = tuple[str, int, str, int]
 
 FAN_IN = 64
 """Chunks of one level in a stream that are merged into one of the next."""
+TIDYING = 0.25
+"""Seconds after a commit in which merges are begun."""
 MAX_CHUNK_BYTES = 4 << 20
 LEVELS = 3
 RETRY = 1.0
@@ -43,7 +46,7 @@ class Writer:
         self._ticket = 0
         self._closing = False
         self._changed = threading.Condition()
-        self._small: Counter[tuple[Stream, int]] = Counter()
+        self._small = _small_chunks(connection)
         self._thread = threading.Thread(target=self._run, name="optwatch-writer", daemon=True)
         self._thread.start()
 
@@ -135,7 +138,10 @@ class Writer:
     def _tidy(self, units: list[tuple[int, list[Statement], set[Stream], int]]) -> None:
         for _, _, streams, _ in units:
             self._small.update((stream, 0) for stream in streams)
+        end = time.monotonic() + TIDYING
         for stream, level in [key for key, count in self._small.items() if count >= FAN_IN]:
+            if time.monotonic() > end:  # what waits to be committed goes first
+                return
             del self._small[stream, level]
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -146,6 +152,15 @@ class Writer:
                 self._roll_back()
             if level + 1 < LEVELS - 1:
                 self._small[stream, level + 1] += 1
+
+
+def _small_chunks(connection: sqlite3.Connection) -> "Counter[tuple[Stream, int]]":
+    """By stream and level, the chunks that wait to be merged: those of daemons before this one, too."""
+    rows = connection.execute(
+        "SELECT run, optimizer, kind, rank, level, COUNT(*) FROM chunk "
+        "GROUP BY run, optimizer, kind, rank, level"
+    )
+    return Counter({((r, o, k, n), level): count for r, o, k, n, level, count in rows if level < LEVELS - 1})
 
 
 def merge_level(connection: sqlite3.Connection, stream: Stream, level: int) -> int:

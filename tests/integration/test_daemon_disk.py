@@ -1,12 +1,16 @@
 """A disk that fills up: the daemon goes on serving, says so, and takes everything once there is room."""
 
 import resource
+import sqlite3
 import time
 
 import numpy as np
 import pytest
 
 from optwatch.client import Client, Refusal
+from optwatch.daemon.store import FILE
+from optwatch.daemon.upkeep import check
+from optwatch.wire.places import state_dir
 from tests.daemons import GUARD, DaemonProcess
 from tests.peers import AgentPeer, values
 
@@ -56,3 +60,30 @@ def refused(client: Client) -> None:
     with pytest.raises(Refusal, match="cannot be written") as refusal:
         client.set_mode("toy", "auto")
     assert refusal.value.code == "unavailable"
+
+
+def test_old_runs_go_while_it_serves(daemon: DaemonProcess) -> None:
+    old = AgentPeer(daemon.address, name="old")
+    old.greet()
+    old.batch(values(500), sampled=True)
+    old.bye()
+    old.wait_acked()
+    old.close()
+    daemon.stop()
+    connection = sqlite3.connect(state_dir() / FILE)
+    with connection:
+        connection.execute("UPDATE run SET heard = heard - 400 * 86400")
+    connection.close()
+    daemon.options = ("--delete-after", "365")
+    daemon.start()
+    agent = AgentPeer(daemon.address)
+    agent.greet()
+    agent.batch(values(10))
+    wait_for_log(daemon, f"retention: delete run {old.run}: not heard of for 365 days")
+    agent.wait_acked()
+    with daemon.client() as client:
+        assert [run.name for run in client.runs()] == ["toy"]
+        assert client.status("toy").steps_recorded == 10
+    daemon.stop()
+    assert (check(state_dir()).runs, check(state_dir()).problems) == (1, ())
+    agent.close(linger=0)

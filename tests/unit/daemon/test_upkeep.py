@@ -11,8 +11,9 @@ from optwatch.cli import main
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.head import new_head
 from optwatch.daemon.history import History
+from optwatch.daemon.retention import AROUND, DAY, KEEP_EVERY, Limits, next_job
 from optwatch.daemon.store import FILE, Store
-from optwatch.daemon.upkeep import AROUND, DAY, KEEP_EVERY, check, compact
+from optwatch.daemon.upkeep import check, compact
 from optwatch.wire.findings import Finding
 from tests.unit.daemon.test_ingest import GOOD
 from tests.unit.daemon.test_store import SCHEMA, blocks
@@ -79,23 +80,24 @@ def test_compacting_keeps_every_bit_in_fewer_chunks(tmp_path: Path) -> None:
 def test_thinning_keeps_scalars_and_what_is_near_a_finding(tmp_path: Path) -> None:
     fill(tmp_path)
     whole = lr(tmp_path)
-    assert compact(tmp_path, thin_after=30).records_thinned == 0
+    assert compact(tmp_path, Limits(thin_after=30)).records_thinned == 0
     age(tmp_path, 31)
-    gain = compact(tmp_path, thin_after=30)
+    rows = check(tmp_path).rows
+    gain = compact(tmp_path, Limits(thin_after=30))
     values, steps = lr(tmp_path)
     assert values.tobytes() == whole[0].tobytes()
     assert steps == [
         step for step in whole[1] if step % KEEP_EVERY == 0 or 500 - AROUND <= step <= 505 + AROUND
     ]
-    assert gain.records_thinned == len(whole[1]) - len(steps)
-    assert compact(tmp_path, thin_after=30).records_thinned == 0
+    assert gain.records_thinned == rows - check(tmp_path).rows > len(whole[1]) - len(steps)  # and histograms
+    assert compact(tmp_path, Limits(thin_after=30)).records_thinned == 0
     assert check(tmp_path).problems == ()
 
 
 def test_deleting_what_is_old_gives_the_space_back(tmp_path: Path) -> None:
     fill(tmp_path)
     age(tmp_path, 400)
-    gain = compact(tmp_path, delete_after=365)
+    gain = compact(tmp_path, Limits(delete_after=365))
     assert gain.runs_deleted == 1
     assert gain.after < gain.before / 2
     assert check(tmp_path).runs == 0
@@ -123,3 +125,20 @@ def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     store.close()
     (tmp_path / FILE).write_bytes(b"no database" * 500)
     assert "cannot be read" in check(tmp_path).problems[0]
+
+
+def test_the_oldest_go_first_and_are_thinned_before_they_are_deleted() -> None:
+    now = 100 * DAY
+    heard = [("new", now), ("old", now - 40 * DAY), ("older", now - 50 * DAY)]
+    limits = Limits(thin_after=30, delete_after=45, max_size=10)
+    thinned: set[str] = set()
+    done = []
+    size = 40
+    while job := next_job(heard, thinned, size, limits, now):
+        done.append((job.do, job.run))
+        thinned.add(job.run)
+        if job.do == "delete":
+            heard = [pair for pair in heard if pair[0] != job.run]
+            size -= 15
+    assert done == [("delete", "older"), ("thin", "old"), ("thin", "new"), ("delete", "old")]
+    assert next_job(heard, thinned, size, Limits(), now) is None
