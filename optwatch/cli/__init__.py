@@ -37,6 +37,7 @@ SUBCOMMANDS = {
     "store": "optwatch.cli.store",
     "keys": "optwatch.cli.keys",
     "notify": "optwatch.cli.notify",
+    "doctor": "optwatch.cli.doctor",
 }
 
 

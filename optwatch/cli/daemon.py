@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import logging
 from pathlib import Path
 from typing import get_args
 
 from optwatch.cli.connect import connected, seconds
 from optwatch.cli.errors import Wrong
 from optwatch.cli.limits import add_limits, limits_of
+from optwatch.cli.logformat import LogFormat, set_up
 from optwatch.wire.keys import daemon_key
 from optwatch.wire.places import DEFAULT_ADDRESS
 from optwatch.wire.requests import Mode
@@ -78,6 +78,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--idle-exit", metavar="SECONDS", type=seconds, help="end when nobody has used it for so long"
     )
+    parser.add_argument(
+        "--log-format",
+        choices=get_args(LogFormat),
+        default="text",
+        help="its log on stderr: lines for people (default), or a JSON object a line",
+    )
     add_limits(parser)
 
 
@@ -143,7 +149,7 @@ def _serve(args: argparse.Namespace) -> int:
     from optwatch.daemon.errors import StartError
     from optwatch.daemon.process import Settings, serve
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up(args.log_format)
     settings = Settings(
         listen=args.listen,
         store=args.store,

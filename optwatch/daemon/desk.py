@@ -161,6 +161,7 @@ class Desk:
             mode=self._runs.mode,
             role=role,
             trouble=self._store.trouble,
+            time=time.time(),
         ), ()
 
     def _list_runs(self, request: ListRuns, now: float) -> Answer:

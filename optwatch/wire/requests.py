@@ -271,6 +271,8 @@ class Greeting(msgspec.Struct, tag="greeting", frozen=True, kw_only=True):
     """What this client may do: viewer or operator."""
     trouble: str = ""
     """Why nothing is recorded or commanded now, such as a full disk."""
+    time: float = 0.0
+    """The daemon's wall clock, unix seconds."""
 
 
 class Runs(msgspec.Struct, tag="runs", frozen=True):
