@@ -19,7 +19,9 @@ from optwatch.daemon.commands import (
     Entry,
 )
 from optwatch.daemon.peers import Peer, obstacle
+from optwatch.wire.actions import ACTIONS
 from optwatch.wire.messages import Prepare, Report
+from tests.wrong_commands import MALFORMED, Asked
 
 ALLOW = ("restart", "scale_lr", "clip")
 
@@ -408,3 +410,47 @@ def test_the_margin_follows_what_votes_take_both_ways() -> None:
             0, Report(session="s", seq=1, command=entry.command.id, vote=prepare.vote, state="pending"), 1.0
         )
     assert book.margin == 2.0
+
+
+@given(st.lists(MALFORMED, min_size=1, max_size=8))
+def test_what_is_malformed_is_refused_at_the_door(asked: list[Asked]) -> None:
+    book = Book("r")
+    for action, args in asked:
+        with pytest.raises(CommandError) as refused:
+            book.ask(action, args, asked_by="somebody", why="", now=0.0, allow=tuple(ACTIONS))
+        assert len(str(refused.value)) > 10
+    assert book.entries == {}
+    assert book.changed == {}
+
+
+@pytest.mark.parametrize(
+    ("action", "args", "back"),
+    [
+        ("scale_lr", {"factor": 0.25, "ramp": 9}, ("scale_lr", {"reset": True})),
+        ("clip", {"max_norm": 2.0}, ("clip", {"off": True})),
+        ("perturb", {"std": 0.1}, ("perturb", {"off": True})),
+        ("perturb", {"std": 0.1, "target": "param"}, "parameters are changed for good"),
+        ("perturb", {"off": True}, "give the noise anew"),
+        ("restart", {}, "the moments it zeroed are gone"),
+        ("snapshot", {}, "there is nothing to undo"),
+        ("rollback", {"to_step": 3}, "what it put away was not kept"),
+        ("stop", {}, "the script has been told"),
+    ],
+)
+def test_every_action_is_taken_back_or_it_is_said_why_not(
+    action: str, args: dict[str, object], back: tuple[str, dict[str, object]] | str
+) -> None:
+    book, sent, allow = Book("r"), Sent(), tuple(ACTIONS)
+    book.ask(action, args, asked_by="somebody", why="", now=0.0, allow=allow)
+    book.work([peer()], 1, [0.1], 0.0, sent)
+    report(book, sent.prepares[0], "applied")
+    if isinstance(back, str):
+        with pytest.raises(CommandError, match=back):
+            book.undo("1", "me", 1.0, allow)
+        return
+    undo = book.undo("1", "me", 1.0, allow).command
+    assert (undo.action, undo.args, undo.asked_by, undo.undo_of) == (*back, "me", "1")
+    assert undo.why == f"undo of {action} (1)"
+    book.work([peer()], 1, [0.1], 1.0, sent)
+    report(book, sent.prepares[1], "applied")
+    assert book.entries["1"].command.state == "undone"
