@@ -10,13 +10,16 @@ from optwatch.cli.commands import outcome_text
 from optwatch.cli.connect import add_run, add_waiting, connected, wait
 from optwatch.cli.errors import Wrong
 from optwatch.client import Refusal
+from optwatch.client.effects import effects, obstacle
 from optwatch.export.text import arguments
 from optwatch.wire.actions import ACTIONS, OPEN_STATES, Command, action_args, parse_action
+from optwatch.wire.requests import RunStatus
 
 HELP = "Give one command by hand, and wait until every rank has applied it. Exit status 0 only then."
 EXAMPLE = """optwatch command digits restart
   optwatch command digits scale_lr --factor 0.5 --ramp 50
   optwatch command digits scale_lr --reset
+  optwatch command digits scale_lr --factor 0.5 --dry-run
   optwatch command digits clip --max-norm auto --wait judged --timeout 120
   optwatch command digits perturb --std 0.01
   optwatch command digits rollback --to-step last-good
@@ -58,6 +61,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rollback.add_argument(
         "--rng", action="store_true", default=None, help="the random generators, too: the same data again"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what it would change, where, when, and the way back"
+    )
     parser.add_argument("--why", default="", help="kept with the command")
     add_waiting(parser)
     parser.add_argument("--json", action="store_true", help="print the command as a JSON object")
@@ -66,7 +72,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     values = _arguments(args)
     with connected() as client:
-        run_id = client.status(args.run_).run
+        status = client.status(args.run_)
+        run_id = status.run
+        if args.dry_run:
+            return _tell(args.action, values, status, args.json)
         try:
             command = client.act(run_id, args.action, values, args.why)
         except Refusal as refusal:
@@ -98,6 +107,21 @@ def report(command: Command, until: str, as_json: bool, timeout: float) -> int:
             text += f": {command.reason}"
         print(f"{show.paint(told, colour)}  {show.plain(text)}")
     return 0 if command.state == "judged" or (command.state == "applied" and until == "applied") else 1
+
+
+def _tell(action: str, args: dict[str, Any], status: RunStatus, as_json: bool) -> int:
+    """Print what a command would do; 1 where something is known to stand in its way."""
+    facts = effects(action, args, status, "optwatch undo")
+    why_not = obstacle(action, status)
+    if as_json:
+        show.print_json({"action": action, "args": args, "effects": dict(facts), "obstacle": why_not or None})
+    else:
+        print(f"{action} {arguments(args)}".strip())
+        for label, text in facts:
+            print(f"  {label + ':':<15}{show.plain(text)}")
+        if why_not:
+            print(f"  {'but:':<15}{show.plain(why_not)}")
+    return 1 if why_not else 0
 
 
 class Progress:

@@ -268,3 +268,31 @@ def test_it_is_the_same_as_a_process(peer: AgentPeer) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "optwatch status: there is no run 'nothere': there are digits\n"
+
+
+def test_a_dry_run_tells_what_each_action_would_do_and_does_nothing(peer: AgentPeer) -> None:
+    said = optwatch("command", "digits", "scale_lr", "--factor", "0.5", "--ramp", "50", "--dry-run").stdout
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert lines == [
+        "scale_lr factor=0.5 ramp=50",
+        "changes: the LR scale: × 1 → × 0.5, over 50 steps",
+        "learning rate: 0.001 → 5e-4; the schedule goes on",
+        "optimizer: Adam, 1 group, 2 tensors",
+        "on: its one process",
+        "from: the next step after 300",
+        "to undo: optwatch undo restores the former scale",
+    ]
+    for action, options in (
+        ("restart", ("--moments", "first", "--warmup", "9")),
+        ("clip", ("--max-norm", "auto")),
+        ("perturb", ("--std", "0.1")),
+        ("rollback", ("--to-step", "128")),
+        ("snapshot", ()),
+        ("stop", ()),
+    ):
+        allowed = action in ("restart", "clip")
+        told = ask("command", "digits", action, *options, "--dry-run", expect=0 if allowed else 1)
+        assert {"changes", "on", "from", "to undo"} <= told["effects"].keys()
+        assert (told["obstacle"] is None) == allowed
+        assert allowed or f"this run does not allow {action}" in told["obstacle"]
+    assert ask("commands", "digits") == []

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from optwatch.client.effects import Fact, action_doc, effects, obstacle, where
 from optwatch.wire.actions import ACTIONS, Command, parse_action
 from optwatch.wire.limits import MAX_TEXT
 from optwatch.wire.requests import Act, AddMark, Approve, Dismiss, Mode, Request, SetMode, Undo
 from optwatch_tui import formats, forms
 from optwatch_tui.forms import Field
 from optwatch_tui.model import Snapshot
-
-Fact = tuple[str, str]
-"""A label and a text."""
 
 _BY_HAND = "by hand in the terminal UI"
 
@@ -62,8 +60,8 @@ def preview(action: str, snapshot: Snapshot, undo: str) -> Preview:
             Choice(label, _request(request, args), said=forms.texts(action, args or {}))
             for label, args in options
         ),
-        lambda asked: action_facts(action, asked.args, snapshot, undo) if isinstance(asked, Act) else (),
-        _obstacle(action, snapshot),
+        lambda asked: effects(action, asked.args, snapshot.status, undo) if isinstance(asked, Act) else (),
+        obstacle(action, snapshot.status),
         forms.fields(action),
         lambda said: request(forms.read(action, said)),
     )
@@ -71,7 +69,7 @@ def preview(action: str, snapshot: Snapshot, undo: str) -> Preview:
 
 def preview_any(snapshot: Snapshot) -> tuple[tuple[str, str, str], ...]:
     """Every action: its name, what it does, and why it would not go through."""
-    return tuple((name, action_doc(name), _obstacle(name, snapshot)) for name in ACTIONS)
+    return tuple((name, action_doc(name), obstacle(name, snapshot.status)) for name in ACTIONS)
 
 
 def preview_approve(command: Command, snapshot: Snapshot, undo: str) -> Preview:
@@ -86,11 +84,16 @@ def preview_approve(command: Command, snapshot: Snapshot, undo: str) -> Preview:
         return _as_it_stands(next((each for each in proposals if each.id == wanted), command), snapshot)
 
     def facts(asked: Request | None) -> tuple[Fact, ...]:
-        return action_facts(chosen(asked).action, chosen(asked).args, snapshot, undo)
+        return effects(chosen(asked).action, chosen(asked).args, snapshot.status, undo)
 
     title = "approve the proposal?" if len(choices) == 1 else "approve which proposal?"
-    obstacle = _obstacle(command.action, snapshot)
-    return Preview(title, choices, facts, obstacle, over=lambda asked: _answered(chosen(asked)))
+    return Preview(
+        title,
+        choices,
+        facts,
+        obstacle(command.action, snapshot.status),
+        over=lambda asked: _answered(chosen(asked)),
+    )
 
 
 def preview_dismiss(command: Command, snapshot: Snapshot) -> Preview:
@@ -118,7 +121,7 @@ def preview_dismiss(command: Command, snapshot: Snapshot) -> Preview:
 def preview_undo(command: Command, snapshot: Snapshot) -> Preview:
     """The question for taking an applied command back."""
     applied = "-" if command.step is None else f"at step {formats.count(command.step)}"
-    facts = (("was applied", applied), *_where(snapshot))
+    facts = (("was applied", applied), *where(snapshot.status))
     choice = Choice(f"take back: {formats.command(command)}", Undo(command.run, command.id))
     gone = _as_it_stands(command, snapshot).state not in ("applied", "judged")
     over = "it was taken back meanwhile" if gone else ""
@@ -126,7 +129,7 @@ def preview_undo(command: Command, snapshot: Snapshot) -> Preview:
         "undo?",
         (choice,),
         lambda _asked: facts,
-        _obstacle(command.action, snapshot),
+        obstacle(command.action, snapshot.status),
         over=lambda _asked: over,
     )
 
@@ -169,94 +172,6 @@ def preview_mark(snapshot: Snapshot) -> Preview:
     )
 
 
-def action_facts(action: str, args: Mapping[str, Any], snapshot: Snapshot, undo: str) -> tuple[Fact, ...]:
-    """What an action does with these arguments, on which ranks, from which step, and the way back."""
-    status = snapshot.status
-    facts: list[Fact] = []
-    if action == "restart":
-        which = {"first": "the first moment goes", "second": "the second moment goes"}.get(
-            str(args.get("moments", "all")), "the optimizer's moments and its step count go"
-        )
-        facts.append(("changes", f"{which} to zero, in place; parameters stay"))
-        if args.get("warmup"):
-            facts.append(("then", f"the LR warms up over {formats.count(int(args['warmup']))} steps"))
-        back = "cannot be undone; the moments build up again in about 1/(1-β2) steps"
-    elif action == "scale_lr":
-        to = 1.0 if args.get("reset") else status.lr_scale * float(args.get("factor") or 1.0)
-        over = f", over {formats.count(int(args['ramp']))} steps" if args.get("ramp") else ""
-        facts.append(
-            ("changes", f"the LR scale: × {formats.setting(status.lr_scale)} → × {formats.setting(to)}{over}")
-        )
-        if status.lr is not None:
-            now, then = status.lr * status.lr_scale, status.lr * to
-            facts.append(
-                ("learning rate", f"{formats.number(now)} → {formats.number(then)}; the schedule goes on")
-            )
-        back = f"{undo} restores the former scale"
-    elif action == "clip":
-        now_clip = "not clipped" if status.clip is None else f"clipped at {formats.setting(status.clip)}"
-        to_clip = "not clipped" if args.get("off") else formats.action(action, args)
-        facts.append(("changes", f"gradients above the limit are scaled down to it: {now_clip} → {to_clip}"))
-        back = f"{undo} restores what was in force before"
-    elif action == "perturb":
-        facts.append(("changes", _noise_text(args)))
-        back = f"{undo} ends the noise; what it did to the parameters stays"
-        if args.get("target") == "param":
-            back = "cannot be undone; a snapshot taken first can be rolled back to"
-    elif action == "snapshot":
-        facts.append(("changes", "nothing in the training; a copy goes to each host's memory"))
-        back = "nothing to undo; the oldest snapshot makes room"
-    elif action == "rollback":
-        facts += _rollback_facts(args, snapshot)
-        back = "cannot be undone: what is put away is not kept, unless a snapshot is taken first"
-    elif action == "stop":
-        facts.append(
-            ("changes", "nothing by itself: watch.should_stop is True, for a script that looks at it")
-        )
-        back = "cannot be undone"
-    else:
-        facts.append(("changes", action_doc(action)))
-        back = f"{undo} takes it back where that can be; the daemon says so where not"
-    return (*facts, *_groups(snapshot), *_where(snapshot), ("to undo", back))
-
-
-def _noise_text(args: Mapping[str, Any]) -> str:
-    """What noise goes where, and how it fades."""
-    if args.get("off"):
-        return "no more noise on the gradients"
-    std = formats.setting(args.get("std"))
-    if args.get("target") == "param":
-        return f"Gaussian noise of standard deviation {std} on every parameter, once"
-    decay = formats.setting(args.get("decay", 0.55))
-    return (
-        f"Gaussian noise on every gradient, σ = {std} at first; σ² fades like (1 + t)^-{decay} over t steps"
-    )
-
-
-def _perturb_options(snapshot: Snapshot) -> list[tuple[str, dict[str, Any]]]:
-    options: list[tuple[str, dict[str, Any]]] = [
-        (f"noise of σ = {std:g} on the gradients, fading", {"std": std}) for std in (0.001, 0.01, 0.1)
-    ]
-    return [*options, ("no more noise", {"off": True})]
-
-
-def _rollback_facts(args: Mapping[str, Any], snapshot: Snapshot) -> list[Fact]:
-    """What is put back, and how much training goes with it."""
-    status, to = snapshot.status, args.get("to_step", "last-good")
-    chosen = (
-        f"the snapshot of step {formats.count(to)}" if isinstance(to, int) else "the newest good snapshot"
-    )
-    rng = ", and random generators" if args.get("rng") else ""
-    facts = [
-        ("changes", f"parameters, optimizer state and buffers{rng}: back to {chosen}"),
-        ("stays", "the LR schedule, the data's order, LR scale and clip in force; the step count goes on"),
-    ]
-    if isinstance(to, int) and to <= status.step:
-        facts.append(("lost", f"the training of {formats.count(status.step - to)} steps so far"))
-    held = ", ".join(map(formats.count, status.snapshots)) or "none yet"
-    return [*facts, ("snapshots", f"held by every rank: {held}")]
-
-
 _TITLES = {
     "restart": "restart the optimizer",
     "scale_lr": "scale the learning rate",
@@ -270,11 +185,6 @@ _TITLES = {
 
 def _title(action: str) -> str:
     return _TITLES.get(action, action.replace("_", " "))
-
-
-def action_doc(action: str) -> str:
-    """What the contract says of an action, on one line."""
-    return " ".join((ACTIONS[action].__doc__ or action).replace("`", "").split())
 
 
 def _request(request: Callable[[dict[str, Any]], Act], args: dict[str, Any] | None) -> Act | None:
@@ -343,6 +253,13 @@ def _clip_options(snapshot: Snapshot) -> list[tuple[str, dict[str, Any]]]:
     return [option for option in options if option[1].get("max_norm") != 0]
 
 
+def _perturb_options(snapshot: Snapshot) -> list[tuple[str, dict[str, Any]]]:
+    options: list[tuple[str, dict[str, Any]]] = [
+        (f"noise of σ = {std:g} on the gradients, fading", {"std": std}) for std in (0.001, 0.01, 0.1)
+    ]
+    return [*options, ("no more noise", {"off": True})]
+
+
 def _rollback_options(snapshot: Snapshot) -> list[tuple[str, dict[str, Any]]]:
     newest = reversed(snapshot.status.snapshots)
     return [
@@ -368,40 +285,3 @@ def _as_it_is(action: str) -> list[tuple[str, dict[str, Any] | None]]:
     except ValueError:
         return [("with these arguments:", None)]
     return [("as it is", {})]
-
-
-def _groups(snapshot: Snapshot) -> tuple[Fact, ...]:
-    """Which parameter groups of which optimizers it is about."""
-    parts = []
-    for optimizer in snapshot.status.optimizers:
-        groups = len(optimizer.groups)
-        tensors = sum(group.tensors for group in optimizer.groups)
-        many = "s" * (groups != 1)
-        parts.append(
-            f"{formats.plain(optimizer.kind)}, {groups} group{many}, {formats.count(tensors)} tensors"
-        )
-    return (("optimizer", "; ".join(parts)),) if parts else ()
-
-
-def _where(snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
-    status = snapshot.status
-    if status.world_size > 1:
-        return (
-            ("on", f"all {status.world_size} ranks, at one step, or on none"),
-            ("from", f"a few steps after {formats.count(status.step)}, once every rank has agreed"),
-        )
-    return (("on", "its one process"), ("from", f"the next step after {formats.count(status.step)}"))
-
-
-def _obstacle(action: str, snapshot: Snapshot) -> str:
-    status = snapshot.status
-    if status.state == "ended":
-        return "this run has ended: nothing can be applied any more"
-    if status.control != "armed":
-        return f"control is not armed: {status.control}"
-    if action not in status.allow:
-        return f"this run does not allow {action}: attach(allow=…) in its script says what may be done"
-    hints = [
-        hint for optimizer in status.optimizers for hint in optimizer.hints if hint.startswith(f"{action}:")
-    ]
-    return hints[0] if hints else ""

@@ -9,9 +9,9 @@ from textual.app import App, SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
 
+from optwatch.client.effects import action_doc
 from optwatch.wire.actions import ACTIONS
 from optwatch.wire.requests import RunInfo
-from optwatch_tui.acting import action_doc
 from optwatch_tui.bindings import bindings
 from optwatch_tui.compared import ComparedRun
 from optwatch_tui.describe import NamedKeys

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
+from optwatch.client.effects import effects
 from optwatch.wire import actions
 from optwatch.wire.actions import ACTIONS
 from optwatch.wire.requests import Act, AddMark, Approve, Dismiss
@@ -81,7 +82,7 @@ def test_every_action_says_what_it_changes_where_from_when_and_the_way_back() ->
 
 
 def test_the_learning_rate_is_told_from_and_to() -> None:
-    facts = dict(acting.action_facts("scale_lr", {"factor": 0.1, "ramp": 50}, recorded.snapshot(), "u"))
+    facts = dict(effects("scale_lr", {"factor": 0.1, "ramp": 50}, recorded.snapshot().status, "u"))
     assert facts["changes"] == "the LR scale: × 0.5 → × 0.05, over 50 steps"
     assert facts["learning rate"].startswith("1.5e-4 → 1.5e-5")
 
