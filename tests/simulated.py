@@ -129,7 +129,7 @@ class SimulatedRank:
             incarnation=0,
             job="",
             rank=self.number,
-            world_size=RANKS,
+            world_size=self._run.world_size,
             host="here",
             pid=os.getpid(),
             started=self._run.started,
@@ -141,7 +141,8 @@ class SimulatedRank:
     def collect(
         self, everything: bool
     ) -> list[tuple[Batch | Report | Bye, BatchBlocks | None, Schema | None]]:
-        self.link.hurry()
+        if self._run.hasty:
+            self.link.hurry()
         with self._run.lock:
             rows, self._rows = self._rows, []
             reports, self._reports = self._reports, []
@@ -217,16 +218,30 @@ class SimulatedRank:
 class SimulatedRun:
     """Ranks in lockstep. What is measured follows from seed, rank and step alone."""
 
-    def __init__(self, name: str, address: str, seed: int, faults: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        seed: int,
+        faults: bool,
+        *,
+        run: str = "",
+        numbers: Sequence[int] = range(RANKS),
+        world_size: int = RANKS,
+        hasty: bool = True,
+    ) -> None:
+        """Ranks `numbers` of the job's `world_size`; `hasty` links do not wait for a tenth of a second."""
         self.name = name
-        self.run = uuid.uuid4().hex
+        self.run = run or uuid.uuid4().hex
+        self.world_size = world_size
+        self.hasty = hasty
         self.started = time.time()
         self.lock = threading.Lock()
         self.step = 0
         self.votes = Votes()
         self._seed = seed
         self._faults = faults
-        self.ranks = [SimulatedRank(self, number, address) for number in range(RANKS)]
+        self.ranks = [SimulatedRank(self, number, address) for number in numbers]
 
     def advance(self) -> None:
         with self.lock:
@@ -272,13 +287,14 @@ class SimulatedRun:
 class Trainings(threading.Thread):
     """Runs that step."""
 
-    def __init__(self, runs: Sequence[SimulatedRun]) -> None:
+    def __init__(self, runs: Sequence[SimulatedRun], step_time: float = STEP_TIME) -> None:
         super().__init__(daemon=True)
         self.stopped = False
+        self._step_time = step_time
         self._runs = runs
 
     def run(self) -> None:
         while not self.stopped:
             for run in self._runs:
                 run.advance()
-            time.sleep(STEP_TIME)
+            time.sleep(self._step_time)
