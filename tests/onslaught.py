@@ -253,7 +253,8 @@ def _judge_findings(connection: sqlite3.Connection, run: SimulatedRun, outcome: 
     wanted = [(f.kind, f.step, f.onset_step, f.resolved_step) for f in reference.findings]
     outcome.findings = len(told)
     if told != wanted:
-        outcome.problems.append(f"findings {told} where an undisturbed daemon has {wanted}")
+        other = sorted(set(told) ^ set(wanted), key=str)
+        outcome.problems.append(f"findings that only this or only an undisturbed daemon has: {other}")
 
 
 def _settle(daemon: DaemonProcess, run: SimulatedRun, outcome: Outcome) -> None:

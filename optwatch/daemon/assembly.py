@@ -37,6 +37,8 @@ class Assembly:
         self._firsts: dict[int, int] = {}
         """The lowest rank that holds it, for each such number: the others are replicas of it."""
         self._plan: Plan | None = None
+        self._tried: Plan | None = None
+        """What the waiting records were last held against."""
         self._whole: Schema | None = None
         self._waiting: dict[int, dict[int, Record]] = {}
 
@@ -67,14 +69,16 @@ class Assembly:
             if self._firsts.get(self._holds.pop(rank)) == rank:
                 self._plan = None
 
-    def restore(self, parts: Sequence[Mapping[int, Record]]) -> None:
+    def restore(self, parts: Sequence[Mapping[int, Record]]) -> list[Record]:
         """Take what ranks had sent before a restart of the daemon, of steps that others have yet to send.
 
-        parts: rank → its record, one such mapping for each step.
+        parts: rank → its record, one such mapping for each step. Those of whole tensors that are complete.
         """
         for there in parts:
             for rank, record in there.items():
                 self._waiting.setdefault(record.step, {})[rank] = record
+                self.introduce(rank, record.schema)
+        return self._complete(sorted(self._waiting)) if self._schemas else []
 
     def add(self, rank: int, records: list[Record]) -> list[Record]:
         """Take a rank's records; those of whole tensors that are complete now, in order of step."""
@@ -82,16 +86,24 @@ class Assembly:
         assert self._whole is not None
         if plan.ranks == (rank,) and self._whole is self._schemas[rank]:
             return records
-        done = []
         for record in records:
-            there = self._waiting.setdefault(record.step, {})
-            there[rank] = record
-            if plan.complete and all(
-                r in there and there[r].schema.digest == self._schemas[r].digest for r in plan.ranks
-            ):
-                done.append(combine(plan, self._whole, self._waiting.pop(record.step)))
+            self._waiting.setdefault(record.step, {})[rank] = record
+        # Where other ranks are needed now, what they had sent before may be all that was missing.
+        steps = [record.step for record in records] if plan is self._tried else sorted(self._waiting)
+        done = self._complete(steps)
         for step in sorted(self._waiting)[:-MAX_WAITING]:
             del self._waiting[step]
+        return done
+
+    def _complete(self, steps: Sequence[int]) -> list[Record]:
+        """Records of whole tensors out of what waits of these steps."""
+        plan = self._tried = self._planned()
+        assert self._whole is not None
+        done = []
+        for step in steps if plan.complete else ():
+            there = self._waiting[step]
+            if all(r in there and there[r].schema.digest == self._schemas[r].digest for r in plan.ranks):
+                done.append(combine(plan, self._whole, self._waiting.pop(step)))
         return done
 
     def clear(self) -> None:

@@ -55,8 +55,10 @@ class Lane:
             for points in history.points(run, optimizer, rank, first=complete + 1):
                 self.merger.add(rank, points, now)
         self.merger.expect(current, now)
-        self.assembly.restore(history.parts(run, optimizer, complete + 1, limit=MAX_WAITING))
         self.keep(history.records(run, optimizer, None, complete, limit=LOADED_RECORDS))
+        self._take_whole(
+            self.assembly.restore(history.parts(run, optimizer, complete + 1, limit=MAX_WAITING))
+        )
 
     @property
     def step(self) -> int:
@@ -101,7 +103,9 @@ class Lane:
 
     def sample(self, rank: int, records: list[Record]) -> list[Record]:
         """Take a rank's per-tensor records; those of whole tensors that are new."""
-        whole = self.assembly.add(rank, records)
+        return self._take_whole(self.assembly.add(rank, records))
+
+    def _take_whole(self, whole: list[Record]) -> list[Record]:
         # A rank that comes back may fill in what lies before the newest record, but not within the series.
         unseen = [record for record in whole if record.step > self.merger.step]
         if (sampled := record_samples(unseen)) is not None:

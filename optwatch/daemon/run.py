@@ -328,12 +328,13 @@ class Run:
     def watch_links(self, now: float) -> None:
         """Notice ranks that went silent, or came back."""
         links = {number: rank.session.link(now) for number, rank in self.ranks.items()}
+        # A replica stands in at once for a rank that is only suspect: it costs a few bytes.
+        in_touch = {n for n, link in links.items() if link == "up"} or self.live(now)
+        for lane in self.lanes.values():
+            if not lane.merger.expecting(now):
+                lane.assembly.keep_only(in_touch)
         if links != self._links:
             self._links = links
-            # A replica stands in at once for a rank that is only suspect: it costs a few bytes.
-            in_touch = {n for n, link in links.items() if link == "up"} or self.live(now)
-            for lane in self.lanes.values():
-                lane.assembly.keep_only(in_touch)
             self.touched = True
 
     def assign(self, now: float, tell: Callable[[str, Assign], None]) -> None:

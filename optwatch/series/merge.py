@@ -49,6 +49,10 @@ class Merger:
         """These ranks may come back, and have steps to send that others have sent already."""
         self._expected, self._expected_until = ranks, now + RETURN
 
+    def expecting(self, now: float) -> bool:
+        """Whether ranks may still come back."""
+        return now < self._expected_until
+
     def add(self, rank: int, points: Points, now: float) -> None:
         """Take consecutive points of one rank, in order of step."""
         if len(points) == 0:
@@ -84,7 +88,7 @@ class Merger:
         """Points of the steps that are complete: all live ranks have sent them, or they waited enough."""
         if not self._pending:
             return []
-        waiting = now < self._expected_until
+        waiting = self.expecting(now)
         if waiting:
             live = {*live, *self._expected}
         upto = min((self._reached.get(rank, -1) for rank in live), default=-1)

@@ -102,7 +102,7 @@ def send(
 def watch(address: str, run: str, viewers: int, ended: Event, told: "multiprocessing.Queue[Any]") -> None:
     """Viewers that follow the run; told is the least and the most that one got a second."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with Client(address) as client:
+    with Client(address, timeout=120) as client:
         publish = client.greeting.publish
     key = resolve(address)[1]
     poller = zmq.Poller()
