@@ -1,6 +1,7 @@
 """Overfitting: the validation loss rises while the training loss goes on falling."""
 
 import math
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import msgspec
@@ -15,6 +16,9 @@ PATIENCE = 5
 """Evaluations since the best one."""
 RISE, LOST = 0.25, 0.02
 """The rise over the best, as a share of the best; and of what the training loss had won by then."""
+NOISY, USUAL = 5.0, 20
+"""The rise, over the usual change from one of so many evaluations to the next: a net with batch normalisation
+at a high LR is evaluated to and fro."""
 TREND = 1.645
 SPAN = 100
 """Of the training loss's average, in points."""
@@ -27,6 +31,7 @@ class Memory(msgspec.Struct):
     first: float = math.nan
     """The first training loss."""
     recent: list[float] = []
+    """The last validation losses."""
     best: float = math.inf
     best_step: int = 0
     best_train: float = math.nan
@@ -37,8 +42,9 @@ class Memory(msgspec.Struct):
 
 
 class Overfitting:
-    """The validation loss (median of 3) is 25 % above its best and 2 % of the progress, in a rise by
-    Mann-Kendall at 5 % over 5 evaluations or more; the training loss is below what it was at the best one.
+    """The validation loss (median of 3) is 25 % above its best, 2 % of the progress and 5 times its usual
+    change, in a rise by Mann-Kendall at 5 % over 5 evaluations or more; the training loss is below what it
+    was at the best one.
 
     Healthy runs end up to 16 % above their best.
     """
@@ -86,14 +92,15 @@ class Overfitting:
 
     def _evaluation(self, step: int, v: float, signals: list[Signal]) -> None:
         m = self._memory
-        push(m.recent, v, SMOOTH)
+        push(m.recent, v, USUAL + 1)
         value = median(m.recent[-SMOOTH:])
         if value < m.best:
             m.best, m.best_step, m.best_train, m.since = value, step, m.average, []
         else:
             push(m.since, value, KEPT)
         rise = value - m.best
-        enough = max(RISE * abs(m.best), LOST * (m.first - m.best))
+        usual = median([abs(b - a) for a, b in pairwise(m.recent[-USUAL - 1 :])] or [0.0])
+        enough = max(RISE * abs(m.best), LOST * (m.first - m.best), NOISY * usual)
         overfits = (
             len(m.since) >= PATIENCE
             and rise > enough

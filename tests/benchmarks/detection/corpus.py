@@ -4,6 +4,8 @@
 
 DIR holds `labels.csv` (file, label, t_last_good, …), the series it names, and `unlabelled.npz` (arrays
 path, offset, step, loss, grad_norm, lr, eval_offset, eval_step, eval_val_loss; NaN: not logged).
+`second_look.csv` beside this file says of each unlabelled series that was ever alarmed whether something was
+wrong with it, by its plot and its evaluations (on training data too, which the detectors are not given).
 """
 
 import argparse
@@ -27,6 +29,8 @@ MUST = ("diverged", "late_divergence", "nan_from_start")
 """Labels of which every series has to be alarmed."""
 SHOULD = ("unstable_oscillating", "spike_recovered", "stuck")
 """Labels of which, pooled, four in five have to be."""
+
+SECOND_LOOK = Path(__file__).with_name("second_look.csv")
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,12 @@ def unlabelled(corpus: Path) -> Iterator[tuple[str, tuple[Finding, ...]]]:
         yield str(path), panel.findings
 
 
+def second_look() -> dict[str, str]:
+    """Of unlabelled series by their paths: whether an alarm is `right` or `false`."""
+    with SECOND_LOOK.open(newline="") as file:
+        return {row["path"]: row["call"] for row in csv.DictReader(file)}
+
+
 def _column(values: npt.NDArray[np.float32]) -> Column:
     return Column(values.astype(np.float64), ~np.isnan(values))
 
@@ -108,11 +118,14 @@ def main() -> None:
         print(f"  {one.name[:60]:<60} last good {one.last_good:g}: {seen}")
     alarmed = [(path, [f for f in found if f.severity in ALARMS]) for path, found in unlabelled(corpus)]
     loud = [(path, alarms) for path, alarms in alarmed if alarms]
-    other = [(path, alarms) for path, alarms in loud if {f.kind for f in alarms} != {"overfitting"}]
-    print(f"\nunlabelled: {len(loud)} of {len(alarmed)} alarmed, {len(other)} for more than overfitting:")
-    for path, alarms in other:
+    calls = second_look()
+    false = sum(calls.get(path) == "false" for path, _ in loud)
+    new = sum(path not in calls for path, _ in loud)
+    print(f"\nunlabelled: {len(loud)} of {len(alarmed)} alarmed, {false} falsely, {new} not looked at:")
+    for path, alarms in loud:
         told = ", ".join(f"{finding.kind} {finding.onset_step}" for finding in alarms[:3])
-        print(f"  {path[-70:]}: {told}{' …' if len(alarms) > 3 else ''}")
+        more = " …" if len(alarms) > 3 else ""
+        print(f"  {calls.get(path, '?'):<5} {path[-70:]}: {told}{more}")
 
 
 if __name__ == "__main__":

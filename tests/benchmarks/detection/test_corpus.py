@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optwatch.wire.findings import ALARMS
-from tests.benchmarks.detection.corpus import MUST, SHOULD, Labelled, labelled, unlabelled
+from tests.benchmarks.detection.corpus import MUST, SHOULD, Labelled, labelled, second_look, unlabelled
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,11 @@ def test_overfitting_is_found_where_it_is_labelled(series: list[Labelled]) -> No
     assert all("overfitting" in {finding.kind for finding in one.findings} for one in members)
 
 
-def test_few_of_the_unlabelled_are_alarmed(corpus: Path) -> None:
-    kinds = [{f.kind for f in found if f.severity in ALARMS} for _, found in unlabelled(corpus)]
-    # Most of these are unstable on a second look: see the list that `corpus.py` prints.
-    assert sum(bool(alarms - {"overfitting"}) for alarms in kinds) <= 0.045 * len(kinds)
+def test_few_of_the_unlabelled_are_alarmed_in_vain(corpus: Path) -> None:
+    kinds = {path: {f.kind for f in found if f.severity in ALARMS} for path, found in unlabelled(corpus)}
+    calls = second_look()
+    assert sum(bool(alarms) and calls.get(path) == "false" for path, alarms in kinds.items()) <= 0.007 * len(
+        kinds
+    )
+    # In another corpus nobody has looked at them; in this one most are unstable all the same.
+    assert sum(bool(alarms - {"overfitting"}) for alarms in kinds.values()) <= 0.045 * len(kinds)
