@@ -25,6 +25,10 @@ SLOW_UPDATES = 3e-4
 """Update/param ratio of the median layer below which an LR is too low (healthy: 8e-4 to 1.4e-2)."""
 NOISY = 3.0
 """Gradient noise scale, in batches, above which the noise of the batch rules the step."""
+FADED = 5.0
+"""An update/param ratio that fell by this factor at one LR: the optimizer's own step has faded."""
+LARGE_BATCH = 4_096
+"""Samples from which on layer-wise optimizers are used (You et al. 2020)."""
 TRANSIENT = 1.2
 """A loss that first rose by this factor and then went nowhere was thrown there by its LR."""
 
@@ -62,6 +66,8 @@ def _excursion(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Be
         share = evidence.first_over_last(step)
         if share > 30:
             beliefs["unscaled_inputs"] = 4.0, f"the first layers' gradient is {share:.3g} × the last layers'"
+        if (size := evidence.batch_size(step)) >= LARGE_BATCH and not evidence.layerwise:
+            beliefs["wrong_optimizer"] = 1.0, f"one LR for all layers at a batch of {size:.0f}"
     elif norm > ONE_OFF:
         beliefs["bad_batch"] = 3.0, f"the gradient norm was {norm:.3g} × its median at once, {unchanged}"
         if evidence.adaptive:
@@ -170,6 +176,15 @@ def _plateau(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Beli
         beliefs.setdefault(
             "lr_schedule", (1.5, "flat at an LR that is still high" + _at(evidence.rate(signal.step)))
         )
+        if evidence.convolution and evidence.adaptive and evidence.kind:
+            beliefs["wrong_optimizer"] = 0.5, f"flat under {evidence.kind} on convolutions"
+    if evidence.kind == "Adagrad" and (fall := evidence.update_fall(signal.step)) > FADED:
+        beliefs["wrong_optimizer"] = (
+            5.0,
+            f"Adagrad's step has faded to 1/{fall:.3g} of what it was at the same LR",
+        )
+    elif evidence.kind.startswith("SGD") and evidence.attention:
+        beliefs["wrong_optimizer"] = 2.0, f"{evidence.kind} on attention layers"
     return beliefs
 
 

@@ -1,6 +1,7 @@
 """What the causes are judged by: the recent course of LR, gradient and tensors, and the optimizer."""
 
 import math
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +22,12 @@ KEPT = 2_800
 """Points of history: as much and what may have come since, at most 1,024 points, whatever the cut."""
 BEFORE = 100
 """Points before an onset that say what was usual."""
-INSIDE = ("input_", "dead/", "saturated/")
+INSIDE = ("input_", "dead/", "saturated/", "batch_size")
 """How the names of columns about the model's input and activations begin."""
 MOST_INSIDE = 64
+ATTENTION = re.compile(r"attn|attention|[qkv]_proj|encoder\.layers?\.\d", re.IGNORECASE)
+CONVOLUTION = re.compile(r"conv|downsample", re.IGNORECASE)
+"""Names of tensors by which transformers and convolutional nets are known."""
 ADAPTIVE = (
     "Adam",
     "Lion",
@@ -47,12 +51,16 @@ class History(msgspec.Struct):
     points: int = 0
     scaled_since: int | None = None
     clipped_since: int | None = None
+    first_rate: float = math.nan
+    """The LR at the first sample."""
     sampled: list[tuple[int, float, float]] = []
     """Step, the median update/param ratio of the layers, the first third's gradient over the last's."""
     noise: list[tuple[int, float, float]] = []
     """Step, trΣ and |G|² of the gradient (`series.noise`)."""
     inside: dict[str, list[tuple[int, float]]] = {}
     """Step and value of the columns about the model's input and activations."""
+    attention: bool = False
+    convolution: bool = False
     kind: str = ""
     beta2: float = math.nan
     epsilon: float = math.nan
@@ -118,12 +126,31 @@ class Evidence:
         return not self.kind or any(name in self.kind for name in ADAPTIVE)
 
     @property
+    def layerwise(self) -> bool:
+        """Whether the optimizer scales each layer's step by itself."""
+        return self.kind.upper().endswith(("LAMB", "LARS"))
+
+    @property
     def beta2(self) -> float:
         return self._history.beta2
 
     @property
     def epsilon(self) -> float:
         return self._history.epsilon
+
+    @property
+    def attention(self) -> bool:
+        """Whether the tensors' names are those of a transformer."""
+        return self._history.attention
+
+    @property
+    def convolution(self) -> bool:
+        """Whether they are those of a convolutional net."""
+        return self._history.convolution and not self._history.attention
+
+    def batch_size(self, step: int) -> float:
+        """Samples in a step's batch, NaN where that is not known."""
+        return self.seen("batch_size", step)
 
     def scaled(self, step: int) -> bool:
         """Whether a loss scale was logged: AMP with fp16."""
@@ -169,6 +196,17 @@ class Evidence:
         known = [ratio for at, ratio, _ in self._history.sampled if at <= step and math.isfinite(ratio)]
         return known[-1] if known else math.nan
 
+    def update_fall(self, step: int) -> float:
+        """The median layer's update/param ratio at the first samples over that at the last, each over its LR.
+
+        NaN where either is unknown.
+        """
+        begin, end = self._history.first_rate, self.rate(step)
+        known = [ratio for at, ratio, _ in self._history.sampled if at <= step and ratio > 0]
+        if len(known) < 20 or not (begin > 0 and end > 0):
+            return math.nan
+        return median(known[:5]) / begin / (median(known[-5:]) / end)
+
     def first_over_last(self, step: int) -> float:
         """The first layers' gradient over the last layers' at the first samples, NaN where unknown."""
         known = [share for at, _, share in self._history.sampled[:5] if at <= step and math.isfinite(share)]
@@ -212,6 +250,8 @@ class Evidence:
         h = self._history
         if samples is None or not {"update_rms", "param_rms", "grad_rms"} <= samples.stats.keys():
             return
+        h.attention = h.attention or any(map(ATTENTION.search, samples.names))
+        h.convolution = h.convolution or any(map(CONVOLUTION.search, samples.names))
         chosen = weights(samples)
         count = int(chosen.sum())
         if not count:
@@ -222,6 +262,8 @@ class Evidence:
         for step, ratio, gradient in zip(samples.step.tolist(), ratios, gradients, strict=True):
             known = ratio[np.isfinite(ratio)].tolist()
             first, last = median(gradient[:third].tolist()), median(gradient[-third:].tolist())
+            if not h.first_rate > 0:
+                h.first_rate = self.rate(step)
             h.sampled.append((step, median(known), first / last if last > 0 else math.nan))
         # The first samples stay: they are the start that some causes are about.
         if len(h.sampled) > KEPT:

@@ -12,7 +12,8 @@ KEPT = 4
 ADVICE: dict[CauseName, str] = {
     "lr_too_high": "start from a lower LR, with a linear warm-up over the first few hundred steps",
     "lr_too_low": "raise the LR: a sweep over factors of 3 finds the height at which it still converges",
-    "lr_schedule": "check the schedule: a warm-up at the start, a slow decay (cosine, linear) to the end",
+    "lr_schedule": "check the schedule: a warm-up at the start (RAdam does without one), a slow decay"
+    " (cosine, linear) to the end",
     "betas": "raise β2: 0.999 is usual, 0.95-0.99 for large language models",
     "bad_batch": "look at the data of these steps; skip non-finite or outlying batches",
     "data_order": "shuffle the data anew in each epoch",
@@ -29,7 +30,8 @@ ADVICE: dict[CauseName, str] = {
     "fp16_overflow": "train in bfloat16, or keep the layer that overflows in float32",
     "hardware_fault": "run the same steps on another device, and compare",
     "data_shift": "mark planned changes of the data: watch.mark(…); otherwise check what the loader gives",
-    "wrong_optimizer": "try another optimizer: AdamW for transformers, SGD with momentum late in vision",
+    "wrong_optimizer": "try another optimizer: AdamW for transformers and in place of Adagrad, whose step"
+    " only shrinks; SGD with momentum late in vision; LAMB for batches of thousands",
     "flat_landscape": "try an adaptive optimizer (AdamW), a higher LR for a while, or normalisation layers",
     "architecture": "add residual connections or normalisation layers, or make the net shallower",
     "finished": "stop here, or go on from the best checkpoint with a lower LR",
