@@ -1,6 +1,6 @@
 """The fault-injection benchmark: real trainings with faults and healthy controls, judged by the answer key.
 
-    python -m tests.benchmarks.detection.faults record DIR [--split test] [--seeds 6] [--minutes 30]
+    python -m tests.benchmarks.detection.faults record DIR [--split test] [--seeds 6] [--minutes 30] [--healthy]
     python -m tests.benchmarks.detection.faults report DIR [--split test] [--json FILE] [--plot PNG]
 
 `record` trains, 1-5 s each on one core, and keeps what an agent saw in DIR (outside the repository). What
@@ -253,13 +253,14 @@ class Report:
         )
 
 
-def record(folder: Path, split: str, seeds: int, minutes: float) -> None:
-    """Train what is not recorded yet, until the minutes are over."""
+def record(folder: Path, split: str, seeds: int, minutes: float, healthy: bool) -> None:
+    """Train what is not recorded yet, until the minutes are over; `healthy`: the controls alone."""
     import torch
 
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [cell for cell in cells(split, seeds) if not place(folder, cell).exists()]
+    wanted = [cell for cell in cells(split, seeds) if not healthy or cell.what in CONTROLS]
+    todo = [cell for cell in wanted if not place(folder, cell).exists()]
     print(f"{len(todo)} trainings to go, about {len(todo) * 3 / 60:.0f} minutes at 3 s each", flush=True)
     end = time.monotonic() + 60 * minutes
     for done, cell in enumerate(todo, start=1):
@@ -279,11 +280,12 @@ def main() -> None:
     parser.add_argument("--split", choices=SEEDS, default="dev")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--healthy", action="store_true", help="record the healthy controls alone")
     parser.add_argument("--json", type=Path, help="also write the report's numbers to this file")
     parser.add_argument("--plot", type=Path, help="also draw them (matplotlib)")
     options = parser.parse_args()
     if options.what == "record":
-        record(options.folder, options.split, options.seeds, options.minutes)
+        record(options.folder, options.split, options.seeds, options.minutes, options.healthy)
         return
     low = SEEDS[options.split]
     paths = [p for p in sorted(options.folder.glob("*.npz")) if low <= int(p.stem.split(".")[2]) < low + 1000]
