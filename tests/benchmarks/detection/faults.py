@@ -1,6 +1,7 @@
 """The fault-injection benchmark: real trainings with faults and healthy controls, judged by the answer key.
 
-    python -m tests.benchmarks.detection.faults record DIR [--split test] [--seeds 6] [--minutes 30] [--healthy]
+    python -m tests.benchmarks.detection.faults record DIR [--split test] [--seeds 6] [--minutes 30]
+        [--healthy]
     python -m tests.benchmarks.detection.faults report DIR [--split test] [--json FILE] [--plot PNG]
 
 `record` trains, 1-5 s each on one core, and keeps what an agent saw in DIR (outside the repository). What
