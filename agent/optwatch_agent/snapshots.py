@@ -72,6 +72,7 @@ class Snapshots:
     ) -> None:
         self.most_bytes = most_bytes
         self.size: int | None = None
+        self._began = False
         """Bytes of one, None before the first step."""
         self.failed = ""
         """Why none is taken any more, "" while they are."""
@@ -136,6 +137,13 @@ class Snapshots:
         self._wanted.pop(vote, None)
 
     # --- the training thread --------------------------------------------------------------------------
+
+    def begin(self, completed: int) -> None:
+        """Take the first one before the first update: a start that goes wrong can be made anew."""
+        if self.on and not self._began:
+            self._began = True
+            self.take(completed, None)
+            self.size = None  # the moments are yet to come
 
     def due(self, step: int, step_time: float | None) -> bool:
         """Whether one is to be taken after a step; `step_time` in seconds."""

@@ -237,6 +237,8 @@ class Track:
         self._before.cost = 0.0
         self._sampling = False
         try:
+            if self._index == 0:
+                self.actuators.snapshots.begin(self.completed)
             self._sampling = not self.degraded and self._wants_sample()
             if self._sampling:
                 began = time.perf_counter()

@@ -57,6 +57,8 @@ class Diagnosis:
         """Why the run is diagnosed no more."""
         self._run = run
         self._panel = Panel(run)
+        self._hints: list[Finding] = []
+        """Findings about the set-up that the policy has yet to see."""
         self._rules = rules
         self._engine = Engine(mode, rules)
 
@@ -84,7 +86,8 @@ class Diagnosis:
         try:
             with np.errstate(all="ignore"):  # any numbers may come, and what they mean is for detectors
                 findings = self._panel.update(points)
-                proposals = self._engine.update(points, findings, commands, allow)
+                hints, self._hints = self._hints, []
+                proposals = self._engine.update(points, [*hints, *findings], commands, allow)
                 withdrawals = self._engine.withdrawals(commands)
             return Conclusions(findings, proposals, self._engine.outcomes(), withdrawals)
         except Exception as error:
@@ -98,7 +101,9 @@ class Diagnosis:
 
     def setup(self, optimizers: Sequence[OptimizerInfo]) -> list[Finding]:
         """Look over the optimizers; what is to be said about them."""
-        return self._panel.setup(optimizers)
+        found = self._panel.setup(optimizers)
+        self._hints += found
+        return found
 
     def observe(self, signal: Signal, observer: str) -> list[Finding]:
         """Take what the daemon itself has seen of the ranks."""

@@ -32,7 +32,7 @@ from optwatch.policy.load import DEFAULT
 from optwatch.policy.rules import Rules
 from optwatch.series.merge import select
 from optwatch.series.points import Points
-from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, usual_norm
+from optwatch.wire.actions import ACTIONS, AUTO_LEAST, AUTO_OVER, usual_norm
 from optwatch.wire.findings import ALARMS, SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.messages import Ask, Assign, Checked, Event, Follow, Hello, Report, Schema, Stack, Sums
@@ -428,7 +428,7 @@ class Run:
     def _conclude(self, points: Points, mode: Mode) -> None:
         """Let detectors and policy see points, and enter what they want."""
         was_broken, was_stopped = self.diagnosis.broken, self.diagnosis.stopped
-        conclusions = self.diagnosis.take(points, self.book.commands, self.head.allow, mode)
+        conclusions = self.diagnosis.take(points, self.book.commands, self._possible(), mode)
         if self.diagnosis.broken and not was_broken:
             self._note(Marker(self.diagnosis.step, "note", self.diagnosis.broken))
         if self.diagnosis.stopped and not was_stopped:
@@ -495,6 +495,15 @@ class Run:
             return ()
         held = [set(beat.snapshots) if beat is not None else set() for beat in beats]
         return tuple(sorted(set.intersection(*held)))
+
+    def _possible(self) -> tuple[str, ...]:
+        """The actions that the policy may ask for now: no rollback where there is nothing to go back to."""
+        try:
+            self._last_good()
+        except CommandError:
+            allow = tuple(ACTIONS) if "all" in self.head.allow else self.head.allow
+            return tuple(action for action in allow if action != "rollback")
+        return tuple(self.head.allow)
 
     def _last_good(self) -> int:
         """The newest snapshot that all ranks hold and that was taken well before what is found began.

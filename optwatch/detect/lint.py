@@ -115,6 +115,7 @@ def _group(optimizer: OptimizerInfo, number: int, options: Mapping[str, ConfigVa
                 "lr_too_high",
                 f"start from an LR of at most {high:g}, with a warm-up",
                 lr=rate,
+                usual=high,
             )
         elif rate < low:
             hint(
@@ -122,6 +123,7 @@ def _group(optimizer: OptimizerInfo, number: int, options: Mapping[str, ConfigVa
                 "lr_too_low",
                 f"start from an LR of at least {low:g}",
                 lr=rate,
+                usual=low,
             )
     return hints
 

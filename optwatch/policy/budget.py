@@ -50,6 +50,16 @@ def lr_cuts(commands: Iterable[Command]) -> int:
     )
 
 
+def rollbacks(commands: Iterable[Command]) -> int:
+    """Rollbacks that the policy asked for and that were or may yet be done."""
+    return sum(
+        by_policy(command)
+        and command.action == "rollback"
+        and (command.step is not None or command.state in OPEN_STATES)
+        for command in commands
+    )
+
+
 def lr_scale(commands: Iterable[Command]) -> float:
     """The LR scale in force, taking cuts that still wait as if they were applied."""
     scale = 1.0

@@ -8,7 +8,16 @@ from typing import Any
 
 import msgspec
 
-from optwatch.policy.budget import IN_FORCE, action_of, by_policy, inverse, is_cut, lr_cuts, lr_scale
+from optwatch.policy.budget import (
+    IN_FORCE,
+    action_of,
+    by_policy,
+    inverse,
+    is_cut,
+    lr_cuts,
+    lr_scale,
+    rollbacks,
+)
 from optwatch.policy.facts import Facts, gather, is_back
 from optwatch.policy.history import KEPT, History
 from optwatch.policy.judge import judge
@@ -16,9 +25,21 @@ from optwatch.policy.load import DEFAULT
 from optwatch.policy.planned import Plans
 from optwatch.policy.rules import Rule, Rules
 from optwatch.series.points import Column, Points
-from optwatch.wire.actions import OPEN_STATES, Action, Command, Outcome, ScaleLr, Verdict, action_args
+from optwatch.wire.actions import (
+    OPEN_STATES,
+    Action,
+    Command,
+    Outcome,
+    Rollback,
+    ScaleLr,
+    Verdict,
+    action_args,
+)
 from optwatch.wire.findings import ALARMS, Finding
 from optwatch.wire.requests import Mode
+
+WORTH = frozenset({*ALARMS, "info"})
+"""Severities of findings that a rule may answer; "watch" is never acted on."""
 
 
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +182,11 @@ class Engine:
             raise ValueError(f"not the state of a policy: {error}") from None
         self._outcomes = []
 
+    @property
+    def _alarmed(self) -> bool:
+        """Whether an alarm is open."""
+        return any(finding.severity in ALARMS for finding in self._memory.open.values())
+
     # --- what happened ----------------------------------------------------------------------------------
 
     def _follow_findings(self, findings: Sequence[Finding]) -> None:
@@ -170,12 +196,13 @@ class Engine:
             if finding.kind == "converged":
                 (memory.converged.discard if over else memory.converged.add)(finding.id)
             former = memory.open.pop(finding.id, None)
-            if over or finding.severity not in ALARMS:
+            if over or finding.severity not in WORTH:
                 memory.dealt.discard(finding.id)
                 continue
             memory.open[finding.id] = finding
-            if former is not None and former.severity != finding.severity == "critical":
-                memory.dealt.discard(finding.id)
+            if former is not None and former.severity != finding.severity in ALARMS:
+                worse = finding.severity == "critical" or former.severity not in ALARMS
+                memory.dealt -= {finding.id} if worse else set()
 
     def _follow_commands(self, commands: Sequence[Command]) -> None:
         memory, current = self._memory, self._memory.current
@@ -243,10 +270,11 @@ class Engine:
             memory.failures, memory.used = 0, {}
             memory.dealt |= memory.open.keys()
         elif current.verdicts:
-            memory.failures += "unclear" not in current.verdicts and bool(memory.open)
+            memory.failures += "unclear" not in current.verdicts and self._alarmed
             memory.dealt.clear()
-        elif any(states.get(id) in ("expired", "failed") for id in current.commands):
+        elif any(states.get(id) in ("expired", "failed", "refused") for id in current.commands):
             memory.dealt.discard(current.finding)
+            memory.asked = None  # nothing was done that needs time to work
         if memory.failures >= self.rules.limits.failures:
             memory.stopped = (
                 f"{memory.failures} interventions in a row did not help: the cause is likely the "
@@ -314,17 +342,38 @@ class Engine:
         ):
             return []
         waiting = [finding for id, finding in memory.open.items() if id not in memory.dealt]
-        waiting.sort(key=lambda finding: (finding.severity != "critical", finding.onset_step, finding.id))
+        urgency = ("critical", "warning", "info")
+        waiting.sort(key=lambda each: (urgency.index(each.severity), each.onset_step, each.id))
+        unusual = self._is_unusual(lr_scale(commands))
         for finding in waiting:
             if self._cooling(finding, commands) or self._near_mark(finding.onset_step):
                 continue
-            facts = gather(self._history, finding)
+            facts = gather(self._history, finding, allow, unusual)
             for rule in self.rules.rule:
-                if memory.used.get(rule.name, 0) >= rule.times or not rule.when.holds(facts):
+                if memory.used.get(rule.name, 0) >= rule.times or not rule.answers(facts):
                     continue
-                if actions := self._affordable(rule.do, commands, allow):
+                wanted = [self._to_former(action, rule, facts) for action in rule.do]
+                if actions := self._affordable(wanted, commands, allow):
                     return self._propose(facts, rule, actions)
         return []
+
+    def _is_unusual(self, scale: float) -> bool:
+        """Whether an LR that was hinted to be far too high is so still."""
+        return any(
+            isinstance(lr := finding.evidence.get("lr"), int | float)
+            and isinstance(usual := finding.evidence.get("usual"), int | float)
+            and lr * scale > usual * (1 + 1e-9)
+            for finding in self._memory.open.values()
+            if any(cause.cause == "lr_too_high" for cause in finding.causes)
+        )
+
+    def _to_former(self, action: Action, rule: Rule, facts: Facts) -> Action:
+        """A cut for an LR that has risen brings it back to what it was, where that is known."""
+        if rule.until is None or not isinstance(action, ScaleLr) or facts.lr != "risen":
+            return action
+        factor = facts.former_lr / self._history.last_lr
+        least = self.rules.limits.lr_floor
+        return ScaleLr(factor=min(max(factor, least), 1.0), ramp=action.ramp) if factor < 1 else action
 
     def _propose(self, facts: Facts, rule: Rule, actions: list[Action]) -> list[Proposal]:
         memory, finding = self._memory, facts.finding
@@ -390,6 +439,8 @@ class Engine:
                 if cuts >= limits.lr_cuts or scale * action.factor < limits.lr_floor * (1 - 1e-9):
                     continue
                 cuts, scale = cuts + 1, scale * action.factor
+            if isinstance(action, Rollback) and rollbacks(commands) >= limits.rollbacks:
+                continue
             actions.append(action)
         return actions
 

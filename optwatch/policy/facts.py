@@ -1,5 +1,7 @@
 """What a rule may ask about: the finding, and what the run's loss and LR did around it."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,15 +9,22 @@ import numpy as np
 
 from optwatch.policy.history import History
 from optwatch.policy.judge import fit_trend
+from optwatch.wire.actions import ACTIONS
 from optwatch.wire.findings import Finding
 
-LrFact = Literal["risen", "spiked", "steady", "unknown"]
-LossFact = Literal["up", "falling", "normal", "nonfinite", "unknown"]
+LrFact = Literal["risen", "spiked", "unusual", "steady", "unknown"]
+LossFact = Literal["up", "falling", "normal", "nonfinite", "bad_start", "unknown"]
 
 RISE = 2.0
 """An LR at this multiple of its former median has risen; below its square root it is back."""
 LR_WINDOW = 100
 """Steps before an event from which the former LR is taken, and in which a rise is recent."""
+LATEST = 20
+"""The last points, of whose loss it is said whether it has fallen since the start."""
+UNLEARNED = 0.9
+"""A loss that is not below this share of that of the first steps has not fallen."""
+EARLY_PEAK = 2.0
+"""A loss that rose to this multiple of its start in the first steps began badly, too."""
 OPENING = 50
 """An event in the first steps of a run has no good level before it: the set-up itself is in doubt."""
 
@@ -24,10 +33,14 @@ OPENING = 50
 class Facts:
     """One open finding, seen from the run's last step.
 
-    lr: risen (at least twice the former LR, and still so), spiked (it was, and is back), steady.
-    loss: its last points against the trend before the event: up, falling (up, and on its way back), normal.
+    lr: risen (at least twice the former LR, and still so), spiked (it was, and is back), unusual (neither,
+        and above what the optimizer is used with), steady.
+    loss: its last points against the trend before the event: up, falling (up, and on its way back), normal;
+        of what began in the first 50 steps, after as many: bad_start (the loss is not below its start, or
+        rose to twice its start in these).
     age: steps since the onset.
     former_lr: the median LR before the rise, NaN where unknown.
+    can: the actions that the run's agents take, and that can be done now.
     """
 
     finding: Finding
@@ -36,11 +49,15 @@ class Facts:
     age: int
     opening: bool
     former_lr: float
+    can: frozenset[str]
 
 
-def gather(history: History, finding: Finding) -> Facts:
-    """The facts about an open finding."""
+def gather(history: History, finding: Finding, allow: Sequence[str], unusual: bool) -> Facts:
+    """The facts about an open finding, in a run whose agents allow some actions; `unusual`: whether its LR,
+    as it is scaled, is above what the optimizer is used with."""
     lr, former = lr_fact(history, finding.onset_step)
+    if unusual and lr in ("steady", "unknown"):
+        lr = "unusual"
     return Facts(
         finding=finding,
         lr=lr,
@@ -48,6 +65,7 @@ def gather(history: History, finding: Finding) -> Facts:
         age=max(0, history.now - finding.onset_step),
         opening=finding.onset_step - int(history.first or finding.onset_step) < OPENING,
         former_lr=former,
+        can=frozenset(ACTIONS if "all" in allow else allow),
     )
 
 
@@ -79,6 +97,12 @@ def _loss_fact(history: History, onset: int) -> LossFact:
     level = float(np.median(last[-5:]))
     if not np.isfinite(level):
         return "nonfinite"
+    opening = onset - int(history.first or onset) < OPENING
+    if opening and history.start is not None and len(last) >= OPENING:
+        low = float(np.median(last[-LATEST:]))
+        _, first = history.losses(-math.inf, int(history.first or 0) + OPENING)
+        peaked = len(first) > 0 and float(np.max(first)) > EARLY_PEAK * abs(history.start)
+        return "bad_start" if peaked or low > history.start * UNLEARNED else "normal"
     trend = fit_trend(*history.losses(onset - 2 * LR_WINDOW - 1, onset - 1))
     if trend is None or len(last) < 3:
         return "unknown"

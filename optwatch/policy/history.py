@@ -12,6 +12,8 @@ KEPT = 1_024
 """Points kept: 200 before an event, 200 after the action, and what lies between."""
 BLOCK = 20
 """Points whose median is one level of the loss: a single batch does not move it."""
+START = 5
+"""First losses that a run is compared with."""
 
 
 class History:
@@ -26,6 +28,9 @@ class History:
         self.lr: F8 = np.empty(0)
         self.first: int | None = None
         """The run's first step that was seen."""
+        self.start: float | None = None
+        """The median of the first `START` losses that were logged."""
+        self._first_losses: list[float] = []
         self._older_best = np.inf  # the best level among the points that were forgotten
 
     def __len__(self) -> int:
@@ -50,6 +55,7 @@ class History:
         if len(points) and points.step[0] <= self.now:  # a new incarnation repeats steps
             kept = self.step < points.step[0]
             self.step, self.loss, self.lr = self.step[kept], self.loss[kept], self.lr[kept]
+        self._begin(loss.values[loss.logged & np.isfinite(loss.values)])
         broken = loss.logged & ~np.isfinite(loss.values)
         self.step = np.concatenate([self.step, points.step.astype(np.float64)])
         self.loss = np.concatenate([self.loss, np.where(broken, np.inf, loss.values)])
@@ -59,6 +65,12 @@ class History:
             extra += -extra % BLOCK
             self._older_best = min(self._older_best, best_level(self.loss[:extra]))
             self.step, self.loss, self.lr = self.step[extra:], self.loss[extra:], self.lr[extra:]
+
+    def _begin(self, losses: F8) -> None:
+        if len(self._first_losses) < START:
+            self._first_losses = [*self._first_losses, *losses.tolist()][:START]
+            if len(self._first_losses) == START:
+                self.start = float(np.median(self._first_losses))
 
     def losses(self, after: float, until: float) -> tuple[F8, F8]:
         """Steps and losses that were logged with after < step ≤ until; a non-finite loss is inf."""
@@ -80,6 +92,7 @@ class History:
         return {
             "points": np.stack([self.step, self.loss, self.lr]).astype("<f8").tobytes(),
             "first": self.first,
+            "first_losses": self._first_losses,
             "older_best": self._older_best,
         }
 
@@ -93,6 +106,8 @@ class History:
             points = np.frombuffer(state["points"], dtype="<f8").reshape(3, -1)
             self.first = None if state["first"] is None else int(state["first"])
             self._older_best = float(state["older_best"])
+            self._first_losses, self.start = [], None
+            self._begin(np.array(state["first_losses"], dtype=np.float64))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not the state of a policy's history: {error}") from None
         self.step, self.loss, self.lr = (row.astype(np.float64) for row in points)

@@ -6,11 +6,12 @@ import msgspec
 
 from optwatch.policy.facts import Facts, LossFact, LrFact
 from optwatch.wire.actions import Action, parse_action
-from optwatch.wire.findings import CauseName, Kind
+from optwatch.wire.findings import ALARMS, CauseName, Kind
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Alarm = Literal["warning", "critical"]
+Worth = Literal["info", "warning", "critical"]
+ActionName = Literal["restart", "scale_lr", "clip", "snapshot", "rollback", "perturb", "stop"]
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,8 +22,9 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     kind: tuple[Kind, ...] = ()
     """The finding is of one of these kinds."""
-    severity: tuple[Alarm, ...] = ()
-    """It has one of these severities."""
+    severity: tuple[Worth, ...] = ()
+    """It has one of these severities. What is an info alone is answered only by a rule whose `when` names it
+    here itself."""
     cause: tuple[CauseName, ...] = ()
     """One of these causes is held likely, at `cause_weight` or more."""
     cause_weight: Share = 0.3
@@ -35,6 +37,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Whether the event began in the first 50 steps of the run."""
     within: Count | None = None
     """At most so many steps since the onset."""
+    can: tuple[ActionName, ...] = ()
+    """One of these actions is allowed and possible now: a rollback needs a snapshot from before."""
     all: tuple["Condition", ...] = ()
     """Each of these conditions holds."""
     any: tuple["Condition", ...] = ()
@@ -54,6 +58,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             and (not self.loss or facts.loss in self.loss)
             and (self.opening is None or facts.opening == self.opening)
             and (self.within is None or facts.age <= self.within)
+            and (not self.can or not facts.can.isdisjoint(self.can))
             and all(condition.holds(facts) for condition in self.all)
             and (not self.any or any(condition.holds(facts) for condition in self.any))
             and not any(condition.holds(facts) for condition in self.none)
@@ -74,7 +79,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     times: Annotated[int, msgspec.Meta(ge=1)] = 1
     """How often it may act in one trouble: an intervention that helped ends it."""
     until: Literal["lr_back"] | None = None
-    """Take LR cuts back as soon as the scheduled LR is what it was before it rose."""
+    """A cut brings an LR that has risen back to what it was, whatever its factor says, and is taken back as
+    soon as the scheduled LR is there by itself."""
+
+    def answers(self, facts: Facts) -> bool:
+        """Whether it is for this finding."""
+        severity = facts.finding.severity
+        return (severity in ALARMS or severity in self.when.severity) and self.when.holds(facts)
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,6 +141,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """LR cuts in a run, those that were taken back included."""
     lr_floor: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
     """The LR is never brought under this share of what the schedule says."""
+    rollbacks: Count = 2
+    """Rollbacks in a run."""
     mark_margin: Count = 50
     """Steps around a mark within which nothing is done: the change there was planned."""
     trial: Annotated[int, msgspec.Meta(ge=20)] = 200

@@ -10,7 +10,7 @@ import msgspec
 from optwatch.wire.limits import MAX_TEXT
 
 AUTO_OVER = 200
-AUTO_LEAST = 20
+AUTO_LEAST = 10
 """Measured gradient norms that `clip --max-norm auto` looks back on, and fewest that it needs."""
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e30)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.benchmarks.detection.trainings import EVALUATE_EVERY, MODELS, Cell, Training
 
-STEPS = 800
+STEPS = 1_000
 NOISE = 0.5
 """Standard deviation of the noise on pixels in [0, 1]."""
 

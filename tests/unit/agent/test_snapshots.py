@@ -46,7 +46,7 @@ def test_a_run_that_turned_nan_goes_on_from_the_bits_of_its_snapshot(name: str) 
     hand.command("rollback", to_step=21)
     train(model, optimizer, data, 1)
     assert bits(model, optimizer) == before
-    assert watch._agent.snapshots.steps == (16, 21)
+    assert watch._agent.snapshots.steps == (0, 16, 21)
     assert all(loss == loss for loss in train(model, optimizer, data, 5))
     assert hand.outcomes()[-1] == ("rollback", "applied", "")
     watch.detach()
@@ -102,6 +102,19 @@ def test_buffers_scale_slow_weights_and_generators_come_back() -> None:
     watch.detach()
 
 
+def test_a_start_that_went_wrong_is_made_anew() -> None:
+    model = classifier()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    start = bits(model, optimizer)
+    watch, hand = attached(optimizer)
+    train(model, optimizer, batches(), 3)
+    hand.command("rollback", to_step=0)
+    train(model, optimizer, batches(), 1)
+    assert hand.outcomes()[-1][1] == "applied"
+    assert bits(model, optimizer) == start  # with no state, as before the first step
+    watch.detach()
+
+
 @pytest.mark.parametrize("what", ["loss", "parameter", "moment"])
 def test_what_is_not_finite_is_never_kept(what: str) -> None:
     model = classifier()
@@ -125,7 +138,7 @@ def test_what_is_not_finite_is_never_kept(what: str) -> None:
     optimizer.step()
     assert hand.outcomes()[-1][1] == "failed"
     assert "finite" in hand.outcomes()[-1][2]
-    assert watch._agent.snapshots.steps == ()
+    assert watch._agent.snapshots.steps == (0,)
     watch.detach()
 
 
@@ -158,8 +171,8 @@ def test_the_ring_keeps_to_its_bound_and_to_what_a_vote_is_about() -> None:
     [
         ("snapshot", {}, 0, "no memory for snapshots"),
         ("snapshot", {}, 100, "a snapshot takes 11,868 bytes, and attach(snapshots=100) allows fewer"),
-        ("rollback", {"to_step": 3}, ROOM, "no snapshot of step 3 is held here: there is none yet"),
-        ("rollback", {}, ROOM, "there is no snapshot yet"),
+        ("rollback", {"to_step": 3}, ROOM, "no snapshot of step 3 is held here: there are those of 0"),
+        ("rollback", {}, 0, "no memory for snapshots"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from optwatch.policy.engine import Engine
+from optwatch.policy.load import parse_rules
 from optwatch.policy.rules import Limits, Rules
+from optwatch.wire.findings import Cause
 from tests.unit.policy.driver import ALLOW, Book, finding, healthy, points
 
 
@@ -27,15 +29,15 @@ def test_one_bad_event_with_a_steady_lr_is_answered_by_a_restart() -> None:
     assert "divergence at step 300" in proposal.why
 
 
-def test_a_risen_lr_is_cut_to_a_tenth_and_restored_when_it_is_back() -> None:
+def test_a_risen_lr_is_cut_to_what_it_was_and_restored_when_it_is_back() -> None:
     book = run_to_event()
     proposals = book.feed(points(300, [4.0, 4.2, 4.1], 3e-2), finding())
     assert names(proposals) == ["scale_lr", "restart"]
-    assert proposals[0].args == {"factor": 0.1}
+    assert proposals[0].args == {"factor": pytest.approx(1 / 30)}
     assert book.feed(points(303, [4.0] * 10, 3e-2)) == []
     (undo,) = book.feed(points(313, [2.0] * 5, 1e-3))
     assert (undo.action, undo.undo_of, undo.send) == ("scale_lr", "1", True)
-    assert undo.args == {"factor": pytest.approx(10)}
+    assert undo.args == {"factor": pytest.approx(30)}
     assert "back" in undo.why
     assert book.feed(points(318, [1.0] * 5)) == []
 
@@ -110,7 +112,10 @@ def test_allow_has_the_last_word() -> None:
     book = run_to_event()
     assert book.feed(points(300, [4.0, 4.2, 4.1]), finding(), allow=()) == []
     assert names(book.feed(points(303, [4.0] * 5, 3e-2), allow=("scale_lr",))) == ["scale_lr"]
-    assert names(run_to_event().feed(points(300, [4.0] * 3), finding(), allow=("all",))) == ["restart"]
+    assert names(run_to_event().feed(points(300, [4.0] * 3), finding(), allow=("all",))) == [
+        "rollback",
+        "clip",
+    ]
 
 
 def test_what_helped_ends_the_trouble() -> None:
@@ -257,3 +262,83 @@ def test_a_proposal_whose_reason_is_gone_is_withdrawn(over: str) -> None:
     book.change("1", state="dismissed")
     book.change("2", state="dismissed")
     assert book.engine.withdrawals(book.commands) == []
+
+
+ALL = ("restart", "scale_lr", "clip", "rollback")
+
+
+def hint(**changes: object) -> object:
+    evidence = {"lr": 1e-3, "usual": 1e-4}
+    values = {
+        "kind": "misconfigured_optimizer",
+        "severity": "info",
+        "step": 0,
+        "onset_step": 0,
+        "causes": (Cause("lr_too_high", 1.0, "far above"),),
+        "evidence": evidence,
+    }
+    return finding(9, **values | changes)
+
+
+def test_where_there_is_a_snapshot_one_bad_event_is_answered_by_going_back() -> None:
+    book = run_to_event()
+    assert names(book.feed(points(300, [4.0, 4.2, 4.1]), finding(), allow=ALL)) == ["rollback", "clip"]
+
+
+def test_a_rollback_that_is_refused_leaves_the_finding_to_the_next_rule() -> None:
+    book = run_to_event(hold=True)
+    assert names(book.feed(points(300, [4.0, 4.2, 4.1]), finding(), allow=ALL)) == ["rollback", "clip"]
+    book.change("1", state="refused")
+    book.change("2", state="refused")
+    assert names(book.feed(points(303, [4.0] * 5), allow=ALL)) == ["restart"]
+
+
+@pytest.mark.parametrize("loss", [np.nan, 1.0])
+def test_what_is_not_finite_goes_back_and_the_second_time_with_a_lower_lr(loss: float) -> None:
+    book = run_to_event()
+    found = finding(kind="non_finite")
+    assert names(book.feed(points(300, [loss] * 3), found, allow=ALL)) == ["rollback"]
+    assert names(run_to_event().feed(points(300, [loss] * 3), found)) == []
+
+
+def test_a_run_goes_back_at_most_as_often_as_the_limits_say() -> None:
+    rule = '[[rule]]\nname = "r"\nwhy = "w"\nwhen = { kind = ["divergence"] }\ntimes = 9\n'
+    rule = f'[limits]\nfailures = 9\n{rule}do = [{{ action = "rollback" }}]\n'
+    book = Book(Engine("auto", parse_rules(rule, "p")))
+    book.feed(points(1, healthy(np.arange(1, 300))), allow=ALL)
+    asked = 0
+    for i in range(6):
+        first = 300 + 450 * i
+        asked += len(book.feed(points(first, [4.0] * 5), finding(i, step=first, onset_step=first), allow=ALL))
+        asked += len(book.feed(points(first + 5, [4.0] * 445), allow=ALL))
+    assert asked == 2
+
+
+def test_an_unusual_lr_and_a_bad_start_begin_anew_with_a_tenth_of_it() -> None:
+    book = Book(Engine("auto"))
+    assert book.feed(points(1, [2.3, 5.0, 9.0, 3.0] + [2.4] * 30), hint(), allow=ALL) == []  # too early
+    proposals = book.feed(points(35, [2.4] * 30), allow=ALL)
+    assert names(proposals) == ["scale_lr", "rollback"]
+    assert proposals[0].args == {"factor": 0.1}
+    assert proposals[1].args == {"to_step": 0}
+
+
+@pytest.mark.parametrize("case", ["it learns", "no hint", "usual LR", "a hint that it is too low"])
+def test_a_hint_about_the_lr_alone_is_no_reason_to_act(case: str) -> None:
+    book = Book(Engine("auto"))
+    losses = healthy(np.arange(1, 400)) if case == "it learns" else np.full(399, 2.4)
+    hints = {
+        "it learns": [hint()],
+        "no hint": [],
+        "usual LR": [hint(evidence={"lr": 1e-4, "usual": 1e-3})],
+        "a hint that it is too low": [hint(causes=(Cause("lr_too_low", 1.0, "far below"),))],
+    }
+    assert book.feed(points(1, losses), *hints[case], allow=ALL) == []  # type: ignore[arg-type]
+
+
+def test_an_info_is_answered_only_where_a_rule_names_it() -> None:
+    stale = (Cause("stale_moments", 0.8, "they stayed"),)
+    info = {"kind": "plateau", "severity": "info"}
+    assert names(run_to_event().feed(points(300, [1.0] * 5), finding(causes=stale, **info))) == ["restart"]
+    assert run_to_event().feed(points(300, [1.0] * 5), finding(**info)) == []
+    assert run_to_event().feed(points(300, [4.0] * 5), finding(severity="info")) == []
