@@ -1,15 +1,30 @@
 """A real daemon process for tests."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from optwatch.client import Client
 
 GUARD = 30
 """Seconds after which something hangs."""
+
+
+@contextmanager
+def home_of_its_own() -> Iterator[Path]:
+    """For a harness that is no test: an empty home, and as many open files as this user may have."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with tempfile.TemporaryDirectory() as home:
+        for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+            os.environ[variable] = home
+        yield Path(home)
 
 
 class DaemonProcess:

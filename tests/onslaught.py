@@ -9,10 +9,8 @@ applied.
 """
 
 import argparse
-import os
 import random
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +31,7 @@ from optwatch.daemon.upkeep import check
 from optwatch.daemon.writer import read_schema
 from optwatch.wire.actions import OPEN_STATES
 from optwatch.wire.places import state_dir
-from tests.daemons import GUARD, DaemonProcess
+from tests.daemons import GUARD, DaemonProcess, home_of_its_own
 from tests.simulated import RANKS, SHARDS, SimulatedRank, SimulatedRun, Trainings
 
 
@@ -320,10 +318,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     args = parser.parse_args()
     print("seed", args.seed, flush=True)
-    with tempfile.TemporaryDirectory() as home:
-        for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
-            os.environ[variable] = home
-        outcome = onslaught(Path(home), args.kills, args.seed)
+    with home_of_its_own() as home:
+        outcome = onslaught(home, args.kills, args.seed)
     print(outcome)
     print("\n".join(outcome.problems[:40]))
     raise SystemExit(bool(outcome.problems))

@@ -8,17 +8,14 @@ try. Told is the time from the new daemon's listening until each agent was welco
 import argparse
 import multiprocessing
 import os
-import resource
-import tempfile
 import time
 import uuid
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.daemons import DaemonProcess
+from tests.daemons import DaemonProcess, home_of_its_own
 
 STEP_TIME = 0.5
 PATIENCE = 120.0
@@ -57,12 +54,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--away", type=float, nargs="*", default=[0.0, 10.0], help="seconds that it is away")
     args = parser.parse_args()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with tempfile.TemporaryDirectory() as home:
-        for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
-            os.environ[variable] = home
-        daemon = DaemonProcess(Path(home)).start()
+    with home_of_its_own() as home:
+        daemon = DaemonProcess(home).start()
         spawn = multiprocessing.get_context("spawn")
         ended, run = spawn.Event(), uuid.uuid4().hex
         share = -(-args.agents // args.processes)

@@ -10,13 +10,12 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from optwatch.client import DaemonError
-from tests.daemons import DaemonProcess
+from tests.daemons import DaemonProcess, home_of_its_own
 
 TRAINING = """
 import sys, time, torch, optwatch
@@ -85,10 +84,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--slack", type=float, default=16.0, help="MiB that are no growth")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home:
-        for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
-            os.environ[variable] = home
-        daemon = DaemonProcess(Path(home)).start()
+    with home_of_its_own() as home:
+        daemon = DaemonProcess(home).start()
         assert daemon.process is not None
         training = subprocess.Popen([sys.executable, "-c", TRAINING, str(60 * args.minutes + 30)])
         seen: dict[str, list[Sample]] = {"daemon": [], "training": []}

@@ -8,8 +8,6 @@ seconds per second, its memory, what the ranks sent, what was lost.
 
 import argparse
 import os
-import resource
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import numpy as np
 import zmq
 
 from optwatch.wire.messages import Assign, TensorInfo
-from tests.daemons import DaemonProcess
+from tests.daemons import DaemonProcess, home_of_its_own
 from tests.peers import AgentPeer
 
 COLUMNS = ("loss", "grad_norm", "step_time", "update_norm", "param_norm", "lr")
@@ -62,12 +60,8 @@ def main() -> None:
     parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before it is measured")
     parser.add_argument("--sample-every", type=int, default=10, help="steps between per-tensor records")
     args = parser.parse_args()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with tempfile.TemporaryDirectory() as home:
-        for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
-            os.environ[variable] = home
-        daemon = DaemonProcess(Path(home)).start()
+    with home_of_its_own() as home:
+        daemon = DaemonProcess(home).start()
         try:
             measure(daemon, args)
         finally:

@@ -12,12 +12,9 @@ per-tensor records that came and are stored, the daemon's CPU and memory over ti
 import argparse
 import multiprocessing
 import os
-import resource
 import sqlite3
-import tempfile
 import time
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +28,7 @@ from optwatch.wire.messages import Prepare
 from optwatch.wire.places import state_dir
 from optwatch.wire.requests import Delta
 from tests.benchmarks.ingest import COLUMNS, Rank, cpu, memory
-from tests.daemons import DaemonProcess
+from tests.daemons import DaemonProcess, home_of_its_own
 from tests.peers import AgentPeer
 
 LOSS, NORM = COLUMNS.index("loss"), COLUMNS.index("grad_norm")
@@ -135,12 +132,8 @@ def main() -> None:
     parser.add_argument("--senders", type=int, default=2, help="processes that simulate the ranks")
     parser.add_argument("--viewers", type=int, default=50)
     args = parser.parse_args()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with tempfile.TemporaryDirectory() as home:
-        for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
-            os.environ[variable] = home
-        daemon = DaemonProcess(Path(home), "--mode", "auto").start()
+    with home_of_its_own() as home:
+        daemon = DaemonProcess(home, "--mode", "auto").start()
         try:
             measure(daemon, args)
         finally:
