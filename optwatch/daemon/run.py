@@ -153,8 +153,9 @@ class Run:
 
     def resend(self, session: Session, now: float, send: Send) -> None:
         """Repeat the commands that a session may have missed."""
-        for peer in self.peers(now):
-            if peer.session == session.hello.session:
+        rank = self.ranks.get(session.hello.rank)
+        if rank is not None and rank.session is session:  # of this one only: a thousand may come back at once
+            for peer in peers_of([rank], now):
                 self.book.resend(peer, steady(), send)
 
     def take_schema(self, session: Session, schema: Schema) -> None:
