@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optwatch.wire.actions import usual_norm
+from optwatch.wire.actions import AUTO_LEAST, usual_norm
 from optwatch_agent.attach import attach
 from optwatch_agent.guard import AdaptiveNorm
 from tests.unit.agent.models import OPTIMIZERS, batches, classifier, fingerprint, train
@@ -126,10 +126,10 @@ def test_with_a_closure_the_gradients_within_decide() -> None:
 def test_the_adaptive_clip_follows_what_is_usual_and_no_spike_raises_it() -> None:
     adaptive = AdaptiveNorm()
     norms = [1 + 0.1 * math.sin(i) for i in range(40)]
-    for norm in norms[:19]:
+    for norm in norms[: AUTO_LEAST - 1]:
         adaptive.see(norm)
     assert adaptive.limit is None
-    for norm in norms[19:]:
+    for norm in norms[AUTO_LEAST - 1 :]:
         adaptive.see(norm)
     assert adaptive.limit == pytest.approx(usual_norm(norms), rel=0.05)
     limit = adaptive.limit

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from optwatch.wire.actions import Perturb
+from optwatch.wire.actions import AUTO_LEAST, Perturb
 from optwatch_agent.actuators import Actuators
 from optwatch_agent.attach import attach
 from optwatch_agent.noise import Noise
@@ -101,7 +101,7 @@ def test_a_clip_that_adapts_follows_the_norms_that_it_leaves() -> None:
     hand, actuators = Hand(watch._agent), watch._agent.tracks[0].actuators
     hand.command("clip", max_norm=0.5, adapt=True)
     data = batches()
-    train(model, optimizer, data, 19)
+    train(model, optimizer, data, AUTO_LEAST - 1)
     assert actuators.max_norm == 0.5
     train(model, optimizer, data, 40)
     assert actuators.max_norm is not None
