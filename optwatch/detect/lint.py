@@ -8,20 +8,21 @@ from optwatch.wire.findings import Cause, CauseName, Remedy
 from optwatch.wire.messages import ConfigValue, OptimizerInfo
 
 USUAL_LR: dict[str, tuple[float, float]] = {
-    "SGD": (1e-3, 1.0),
-    "Adam": (1e-6, 1e-2),
-    "AdamW": (1e-6, 1e-2),
-    "NAdam": (1e-6, 1e-2),
-    "RAdam": (1e-6, 1e-2),
-    "Adamax": (1e-6, 2e-2),
-    "AMSGrad": (1e-6, 1e-2),
-    "RMSprop": (1e-6, 1e-2),
-    "Adagrad": (1e-4, 0.1),
+    "SGD": (0.01, 0.3),
+    "Adam": (1e-5, 3e-3),
+    "AdamW": (1e-5, 3e-3),
+    "NAdam": (1e-5, 3e-3),
+    "RAdam": (1e-5, 3e-3),
+    "Adamax": (1e-5, 6e-3),
+    "AMSGrad": (1e-5, 3e-3),
+    "RMSprop": (1e-5, 3e-3),
+    "Adagrad": (1e-3, 0.1),
     "Lion": (1e-6, 1e-3),
     "LAMB": (1e-4, 2e-2),
 }
-"""Learning rates that a kind of optimizer is used with, generously: the usual ones are SGD 0.01-0.3,
-Adam and AdamW 1e-5 to 3e-3 (GAN and RL 1e-4 to 3e-4), Lion 3-10 times lower."""
+"""Learning rates that a kind of optimizer is used with. Adamax: twice those of Adam, as its paper has it."""
+ADVERSARIAL_LR = (1e-4, 3e-4)
+"""What Adam and its kin are used with in GANs and reinforcement learning, where several optimizers train."""
 
 COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax"})
 """Kinds whose weight decay is added to the gradient, and so scaled by the second moment."""
@@ -33,7 +34,7 @@ def lint(optimizers: Sequence[OptimizerInfo]) -> list[Signal]:
         hint
         for optimizer in optimizers
         for number, group in enumerate(optimizer.groups)
-        for hint in _group(optimizer, number, group.options)
+        for hint in _group(optimizer, number, group.options, len(optimizers) > 1)
     ]
 
 
@@ -50,7 +51,9 @@ def betas(options: Mapping[str, ConfigValue]) -> tuple[float, float] | None:
     return pair[0], pair[1]
 
 
-def _group(optimizer: OptimizerInfo, number: int, options: Mapping[str, ConfigValue]) -> list[Signal]:
+def _group(
+    optimizer: OptimizerInfo, number: int, options: Mapping[str, ConfigValue], several: bool
+) -> list[Signal]:
     kind, hints = optimizer.kind, list[Signal]()
 
     def hint(what: str, cause: CauseName, advice: str, **evidence: float | str) -> None:
@@ -109,11 +112,13 @@ def _group(optimizer: OptimizerInfo, number: int, options: Mapping[str, ConfigVa
     rate = _number(options, "initial_lr") or _number(options, "lr")
     if rate and kind in USUAL_LR:
         low, high = USUAL_LR[kind]
+        least, most = ADVERSARIAL_LR
+        adversarial = f" ({least:g} to {most:g} in a GAN or in reinforcement learning)" if several else ""
         if rate > high:
             hint(
                 f"an LR of {rate:g} is far above what {kind} is used with ({low:g} to {high:g})",
                 "lr_too_high",
-                f"start from an LR of at most {high:g}, with a warm-up",
+                f"start from an LR of at most {high:g}, with a warm-up{adversarial}",
                 lr=rate,
                 usual=high,
             )

@@ -27,8 +27,22 @@ def causes(kind: str, **options: ConfigValue) -> list[str]:
         ("Adam", {"lr": 1e-3, "betas": "(0.9, 0.999)", "eps": 1e-2}, ["epsilon"]),
         ("AdamW", {"lr": 0.3}, ["lr_too_high"]),
         ("SGD", {"lr": 1e-5}, ["lr_too_low"]),
+        ("SGD", {"lr": 0.5}, ["lr_too_high"]),
+        ("AdamW", {"lr": 3e-3}, []),
+        ("AdamW", {"lr": 5e-3}, ["lr_too_high"]),
+        ("AdamW", {"lr": 5e-6}, ["lr_too_low"]),
+        ("Lion", {"lr": 3e-4}, []),
+        ("Lion", {"lr": 3e-3}, ["lr_too_high"]),
         ("Mine", {"lr": 1e5, "betas": "none"}, []),
     ],
 )
 def test_hints(kind: str, options: dict[str, ConfigValue], expected: list[str]) -> None:
     assert causes(kind, **options) == expected
+
+
+def test_where_several_optimizers_train_the_range_of_a_gan_is_named() -> None:
+    group = (GroupInfo({"lr": 0.01}, 1, 10),)
+    pair = [OptimizerInfo(name=name, kind="Adam", groups=group, digest="") for name in ("G", "D")]
+    found = Panel("run").setup(pair)
+    assert len(found) == 2
+    assert all("0.0001 to 0.0003 in a GAN" in finding.remedies[0].why for finding in found)
