@@ -312,6 +312,8 @@ class Engine:
 
     def _why_undo(self, command: Command) -> str:
         verdict = self._memory.verdicts.get(command.id)
+        if verdict == "neutral" and command.id in self._memory.until_back:
+            return self._why_spare(command)  # while the LR is up, what it was cut for is not over
         if verdict in ("neutral", "hurt"):
             return f"{command.action} at step {command.step} was judged {verdict}: take it back"
         return self._why_spare(command)

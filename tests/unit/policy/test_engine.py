@@ -88,8 +88,8 @@ def test_an_approved_proposal_is_judged_and_answered_for() -> None:
         book.change(id, state="applied", step=304, asked_by="policy, approved by ada")
     book.feed(points(303, np.full(300, 4.1), 3e-2))
     assert [outcome.verdict for outcome in book.outcomes.values()] == ["neutral", "neutral"]
-    # The cut changed nothing: the policy offers to take it back, and to go on.
-    assert book.commands[2].undo_of == "1"
+    # The cut changed nothing yet, but the LR is still up: it stays, and the policy offers to go on.
+    assert (book.commands[2].action, book.commands[2].undo_of) == ("restart", None)
     assert book.commands[2].state == "proposed"
 
 
@@ -342,3 +342,14 @@ def test_an_info_is_answered_only_where_a_rule_names_it() -> None:
     assert names(run_to_event().feed(points(300, [1.0] * 5), finding(causes=stale, **info))) == ["restart"]
     assert run_to_event().feed(points(300, [1.0] * 5), finding(**info)) == []
     assert run_to_event().feed(points(300, [4.0] * 5), finding(severity="info")) == []
+
+
+def test_a_cut_for_an_lr_that_is_still_up_is_not_taken_back_because_it_changed_nothing() -> None:
+    book = run_to_event()
+    asked = names(book.feed(points(300, [4.0, 4.2, 4.1], 3e-2), finding(), allow=ALL))
+    assert asked == ["scale_lr", "rollback"]
+    book.feed(points(303, np.full(300, 4.0), 3e-2), allow=ALL)
+    assert book.outcomes["1"].verdict == "neutral"
+    assert not any(command.undo_of for command in book.commands)
+    book.feed(points(603, np.full(50, 4.0), 1e-3), allow=ALL)
+    assert "1" in [command.undo_of for command in book.commands]
