@@ -128,7 +128,9 @@ class Agent:
         for i, track in enumerate(self.tracks):
             if track.guard.refused:
                 self.event("note", f"no guard: {track.guard.refused}", optimizer=i)
-        self._optimizers = tuple(naming.describe(track.name, track.optimizer) for track in self.tracks)
+        first, *others = (naming.describe(track.name, track.optimizer) for track in self.tracks)
+        missing = naming.missing(model, [track.optimizer for track in self.tracks])
+        self._optimizers = (msgspec.structs.replace(first, missing=missing), *others)
         self.link = Link(self, self.identity.session, address)
         self._compiles = any(track.is_on_cpu for track in self.tracks)
         if self._compiles:

@@ -1,6 +1,7 @@
 """Names, shapes and numbers that describe an optimizer to the daemon."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from optwatch_agent.roles import is_known, roles_of
 from optwatch_agent.shards import is_sharded, shard_key
 from optwatch_agent.tensors import local
 
+MISSING_NAMES = 8
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 """What DDP, torch.compile and FSDP put into the names of a model's parameters."""
 
@@ -82,12 +84,27 @@ def describe(name: str, optimizer: torch.optim.Optimizer) -> OptimizerInfo:
             },
             tensors=len(group["params"]),
             numel=sum(param.numel() for param in group["params"]),
+            twice=len(group["params"]) - len({id(param) for param in group["params"]}),
+            half=any(param.dtype == torch.float16 for param in group["params"]),
         )
         for group in of_all_ranks
     )
     shapes = [[tuple(p.shape) for p in group["params"]] for group in of_all_ranks]
     digest = hashlib.sha256(msgspec.msgpack.encode((kind, shapes))).hexdigest()[:16]
     return OptimizerInfo(name=name, kind=kind, groups=groups, digest=digest, hints=_hints(optimizer))
+
+
+def missing(model: nn.Module | None, optimizers: Iterable[torch.optim.Optimizer]) -> tuple[str, ...]:
+    """The names of those parameters of a model that want a gradient and that no optimizer has, the first few.
+
+    None where the optimizers have none of its parameters at all: then they train copies.
+    """
+    if model is None:
+        return ()
+    held = {id(p) for optimizer in optimizers for group in zero.groups_of(optimizer) for p in group["params"]}
+    wanted = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    left = [plain_name(name)[:MAX_NAME] for name, param in wanted if id(param) not in held]
+    return tuple(left[:MISSING_NAMES]) if len(left) < len(wanted) else ()
 
 
 def plain(value: Any) -> ConfigValue:

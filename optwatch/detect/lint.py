@@ -1,11 +1,12 @@
 """Set-up lint: what is unusual about an optimizer before its first step. Hints, never alarms."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from optwatch.detect.base import Signal
 from optwatch.wire.findings import Cause, CauseName, Remedy
-from optwatch.wire.messages import ConfigValue, OptimizerInfo
+from optwatch.wire.messages import ConfigValue, GroupInfo, OptimizerInfo
 
 USUAL_LR: dict[str, tuple[float, float]] = {
     "SGD": (0.01, 0.3),
@@ -24,17 +25,24 @@ USUAL_LR: dict[str, tuple[float, float]] = {
 ADVERSARIAL_LR = (1e-4, 3e-4)
 """What Adam and its kin are used with in GANs and reinforcement learning, where several optimizers train."""
 
+SMALLEST_HALF = 2.0**-24
+"""The least positive float16."""
+
 COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax"})
 """Kinds whose weight decay is added to the gradient, and so scaled by the second moment."""
 
 
 def lint(optimizers: Sequence[OptimizerInfo]) -> list[Signal]:
     """One hint for each thing that is unusual, with what to do about it."""
+    several = len(optimizers) > 1
     return [
         hint
         for optimizer in optimizers
-        for number, group in enumerate(optimizer.groups)
-        for hint in _group(optimizer, number, group.options, len(optimizers) > 1)
+        for hints in (
+            _missing(optimizer),
+            *(_group(optimizer, number, group, several) for number, group in enumerate(optimizer.groups)),
+        )
+        for hint in hints
     ]
 
 
@@ -51,28 +59,46 @@ def betas(options: Mapping[str, ConfigValue]) -> tuple[float, float] | None:
     return pair[0], pair[1]
 
 
-def _group(
-    optimizer: OptimizerInfo, number: int, options: Mapping[str, ConfigValue], several: bool
-) -> list[Signal]:
-    kind, hints = optimizer.kind, list[Signal]()
+def _hint(
+    optimizer: OptimizerInfo, number: int, what: str, cause: CauseName, advice: str, **evidence: float | str
+) -> Signal:
+    return Signal(
+        kind="misconfigured_optimizer",
+        step=0,
+        onset_step=0,
+        severity="info",
+        key=f"{optimizer.name}/{number}/{cause}",
+        group=number,
+        summary=f"{optimizer.name}, group {number}: {what}",
+        evidence=evidence,
+        causes=(Cause(cause, 1.0, what),),
+        remedies=(Remedy("advice", {}, advice),),
+    )
+
+
+def _missing(optimizer: OptimizerInfo) -> Iterator[Signal]:
+    """Parameters of the model that want a gradient and are in no optimizer."""
+    if optimizer.missing:
+        names = ", ".join(optimizer.missing)
+        what = f"in no optimizer that is watched, although they want a gradient: {names}"
+        advice = "give them to the optimizer, or set requires_grad to False"
+        signal = _hint(optimizer, 0, what, "architecture", advice, parameters=names)
+        yield replace(signal, tensor=optimizer.missing[0], group=None)
+
+
+def _group(optimizer: OptimizerInfo, number: int, group: GroupInfo, several: bool) -> list[Signal]:
+    kind, options, hints = optimizer.kind, group.options, list[Signal]()
 
     def hint(what: str, cause: CauseName, advice: str, **evidence: float | str) -> None:
-        text = f"{optimizer.name}, group {number}: {what}"
-        hints.append(
-            Signal(
-                kind="misconfigured_optimizer",
-                step=0,
-                onset_step=0,
-                severity="info",
-                key=f"{optimizer.name}/{number}/{cause}",
-                group=number,
-                summary=text,
-                evidence=evidence,
-                causes=(Cause(cause, 1.0, what),),
-                remedies=(Remedy("advice", {}, advice),),
-            )
-        )
+        hints.append(_hint(optimizer, number, what, cause, advice, **evidence))
 
+    if group.twice:
+        hint(
+            f"{group.twice} of its parameters are listed twice: such a one is updated twice a step",
+            "wrong_optimizer",
+            "list each parameter once",
+            twice=group.twice,
+        )
     decay = _number(options, "weight_decay")
     if kind in COUPLED and decay and not options.get("decoupled_weight_decay"):
         hint(
@@ -109,6 +135,13 @@ def _group(
             "use ε = 1e-8 (1e-6 to 1e-5 in half precision)",
             epsilon=epsilon,
         )
+    if epsilon is not None and group.half and epsilon < SMALLEST_HALF:
+        hint(
+            f"ε = {epsilon:g} is zero in float16, in which some of its parameters are",
+            "epsilon",
+            "use ε = 1e-6 to 1e-5 in half precision, or keep the optimizer's parameters in float32",
+            epsilon=epsilon,
+        )
     rate = _number(options, "initial_lr") or _number(options, "lr")
     if rate and kind in USUAL_LR:
         low, high = USUAL_LR[kind]
@@ -116,7 +149,7 @@ def _group(
         adversarial = f" ({least:g} to {most:g} in a GAN or in reinforcement learning)" if several else ""
         if rate > high:
             hint(
-                f"an LR of {rate:g} is far above what {kind} is used with ({low:g} to {high:g})",
+                f"an LR of {rate:g} is above what {kind} is usually used with ({low:g} to {high:g})",
                 "lr_too_high",
                 f"start from an LR of at most {high:g}, with a warm-up{adversarial}",
                 lr=rate,
@@ -124,7 +157,7 @@ def _group(
             )
         elif rate < low:
             hint(
-                f"an LR of {rate:g} is far below what {kind} is used with ({low:g} to {high:g})",
+                f"an LR of {rate:g} is below what {kind} is usually used with ({low:g} to {high:g})",
                 "lr_too_low",
                 f"start from an LR of at least {low:g}",
                 lr=rate,

@@ -72,6 +72,10 @@ class GroupInfo(msgspec.Struct, frozen=True):
     options: dict[str, ConfigValue]
     tensors: int
     numel: int
+    twice: int = 0
+    """Tensors that it lists more than once."""
+    half: bool = False
+    """Whether one of them is float16."""
 
 
 class OptimizerInfo(msgspec.Struct, frozen=True):
@@ -83,6 +87,8 @@ class OptimizerInfo(msgspec.Struct, frozen=True):
     digest: str
     hints: tuple[str, ...] = ()
     """What this optimizer cannot do, and why, a sentence each ("restart: …")."""
+    missing: tuple[str, ...] = ()
+    """Names of the model's parameters that want a gradient and are in none of the optimizers."""
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True, kw_only=True):

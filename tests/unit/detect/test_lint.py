@@ -46,3 +46,23 @@ def test_where_several_optimizers_train_the_range_of_a_gan_is_named() -> None:
     found = Panel("run").setup(pair)
     assert len(found) == 2
     assert all("0.0001 to 0.0003 in a GAN" in finding.remedies[0].why for finding in found)
+
+
+def infos(group: GroupInfo, **changes: object) -> list[str]:
+    optimizer = OptimizerInfo(name="main", kind="AdamW", groups=(group,), digest="", **changes)
+    return [finding.summary for finding in Panel("run").setup([optimizer])]
+
+
+def test_an_epsilon_that_is_zero_in_half_precision_is_hinted_at() -> None:
+    options: dict[str, ConfigValue] = {"lr": 1e-3, "betas": "(0.9, 0.999)", "eps": 1e-8}
+    (told,) = infos(GroupInfo(options, 1, 10, half=True))
+    assert "ε = 1e-08 is zero in float16" in told
+    assert infos(GroupInfo(options | {"eps": 1e-6}, 1, 10, half=True)) == []
+    assert infos(GroupInfo(options, 1, 10)) == []
+
+
+def test_parameters_that_are_in_no_optimizer_or_in_it_twice_are_named() -> None:
+    group = GroupInfo({"lr": 1e-3}, 3, 10, twice=1)
+    missing, twice = infos(group, missing=("head.weight", "head.bias"))
+    assert "head.weight, head.bias" in missing
+    assert "listed twice" in twice

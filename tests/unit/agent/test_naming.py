@@ -1,0 +1,36 @@
+"""What the agent says of the set-up of a model and its optimizers."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from optwatch_agent.naming import describe, missing
+
+
+def test_what_no_optimizer_has_is_named_unless_it_is_frozen() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    for param in model[2].parameters():
+        param.requires_grad_(False)
+    assert missing(model, [optimizer]) == ("1.weight", "1.bias")
+    other = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    assert missing(model, [optimizer, other]) == ()
+    assert missing(nn.DataParallel(model), [optimizer]) == ("1.weight", "1.bias")
+
+
+def test_an_optimizer_of_copies_has_nothing_missing() -> None:
+    model = nn.Linear(3, 3)
+    masters = [param.detach().clone().requires_grad_() for param in model.parameters()]
+    assert missing(model, [torch.optim.SGD(masters, lr=0.1)]) == ()
+    assert missing(None, [torch.optim.SGD(masters, lr=0.1)]) == ()
+
+
+def test_what_is_listed_twice_and_what_is_half_precision_is_told() -> None:
+    weight, half = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = torch.optim.SGD([{"params": [weight, weight]}, {"params": [half]}], lr=0.1)
+    first, second = describe("o", optimizer).groups
+    assert (first.twice, first.half) == (1, False)
+    assert (second.twice, second.half) == (0, True)
