@@ -64,6 +64,29 @@ def test_a_divergence_is_found_at_any_logging_interval(every: int) -> None:
     assert "divergence" in kinds
 
 
+def averaged(values: F8, k: int) -> F8:
+    """Means of `k` points each, as of a log that is written every `k` steps."""
+    return values[: len(values) // k * k].reshape(-1, k).mean(axis=1)
+
+
+@settings(max_examples=12)
+@given(seed=st.integers(0, 1_000), k=st.sampled_from([1, 2, 5, 10]))
+def test_means_of_a_healthy_loss_raise_no_alarm_and_those_of_a_divergence_show_it(seed: int, k: int) -> None:
+    loss = falling(4_000, seed)
+    assert not [f for f in seen(points(loss=averaged(loss, k))) if f[1] in ("warning", "critical")]
+    loss[2_600:] *= np.minimum(np.exp(0.02 * np.arange(1_400)), 50.0)
+    found = [f for f in seen(points(loss=averaged(loss, k))) if f[1] in ("warning", "critical")]
+    assert {kind for kind, *_ in found} & {"divergence", "slow_divergence"}
+    assert all(onset * k > 2_400 for kind, _, _, onset in found if kind == "divergence")
+
+
+@settings(max_examples=12)
+@given(seed=st.integers(0, 1_000), constant=st.floats(0, 1e6))
+def test_a_constant_never_makes_an_excursion_out_of_what_is_none(seed: int, constant: float) -> None:
+    excursions = {"divergence", "loss_spike", "slow_divergence"}
+    assert not excursions & {kind for kind, *_ in seen(points(loss=falling(900, seed) + constant))}
+
+
 def test_a_constant_that_is_added_to_the_loss_makes_its_changes_less() -> None:
     """As documented: excursions are measured against the level, too (10 % of it)."""
     loss = falling(900, noise=0.01)
