@@ -35,7 +35,7 @@ def test_a_run_that_turned_nan_is_brought_back(
         until(client, lambda c: held(c, run, taken.step), "the snapshot on all ranks")
         (directory / "spoil").touch()
         until(client, lambda c: broken(c, run), "a loss that is NaN")
-        done = command(client, run, "rollback", {})
+        done = command(client, run, "rollback", {"to_step": taken.step})
         assert (done.state, done.ranks_applied) == ("applied", tuple(range(ranks))), done
         assert done.step is not None
         until(client, lambda c: c.status(run).step > done.step + 20 or None, "20 steps more")

@@ -39,9 +39,9 @@ def test_a_function_hears_of_findings_and_actions_each_time_they_change(daemon: 
         client.act("heard", "scale_lr", {"factor": 0.5}, "")
         wait_until(lambda: any(c.state == "applied" for c in commands(heard)), "no action", training.go)
         spoil(training)
-        wait_until(lambda: any(isinstance(item, Finding) for item in heard), "no finding")
-        (found,) = [item for item in heard if isinstance(item, Finding)]
-        assert found == client.findings("heard")[0]
+        wait_until(lambda: alarms(heard), "no finding")
+        (found,) = alarms(heard)
+        assert found in client.findings("heard")
         assert (found.kind, found.severity) == ("non_finite", "critical")
         daemon.restart()  # the new one tells all that it knows, of which nothing is new
         wait_until(lambda: training.watch._agent.link.welcomed, "no successor took the agent", training.go)
@@ -54,6 +54,11 @@ def test_a_function_hears_of_findings_and_actions_each_time_they_change(daemon: 
     training.watch.detach()
     told = [(type(item), item.id, getattr(item, "state", "")) for item in heard if is_final(item)]
     assert len(told) == len(set(told))
+
+
+def alarms(heard: list[Finding | Command]) -> list[Finding]:
+    """The findings without the hint that the toy's LR is unusual."""
+    return [item for item in heard if isinstance(item, Finding) and item.severity != "info"]
 
 
 def commands(heard: list[Finding | Command]) -> list[Command]:
