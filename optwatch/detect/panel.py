@@ -10,10 +10,11 @@ import numpy as np
 
 from optwatch.detect.base import Concerned, Detector, Signal
 from optwatch.detect.causes import causes_of
+from optwatch.detect.clip_saturated import ClipSaturated
 from optwatch.detect.divergence import Divergence
 from optwatch.detect.evidence import Evidence
-from optwatch.detect.limits import ClipSaturated, LossScale
 from optwatch.detect.lint import lint
+from optwatch.detect.loss_scale import LossScale
 from optwatch.detect.non_finite import NonFinite
 from optwatch.detect.oscillation import Oscillation
 from optwatch.detect.overfitting import Overfitting

@@ -1,4 +1,4 @@
-"""Signals at their limits: a clip that always cuts, a loss scale that collapses."""
+"""A clip that always cuts."""
 
 import math
 from typing import Any, ClassVar
@@ -14,11 +14,9 @@ SATURATED, FREED = 0.95, 0.5
 """Share of the last 500 points that were clipped, from which on and below which it is over."""
 DEPTH = 3.0
 """The norm before clipping over the one after, in the median, from which clipping is more than a guard."""
-LEAST_SCALE = 1.0
-"""A loss scale below this makes small gradients smaller still."""
 
 
-class ClipMemory(msgspec.Struct):
+class Memory(msgspec.Struct):
     seen: int = 0
     ratios: list[float] = []
     open: bool = False
@@ -31,7 +29,7 @@ class ClipSaturated:
     name: ClassVar[str] = "clip_saturated"
 
     def __init__(self) -> None:
-        self._memory = ClipMemory()
+        self._memory = Memory()
 
     def update(self, points: Points) -> list[Signal]:
         raw, norm = points.column("grad_norm_raw"), points.column("grad_norm")
@@ -66,7 +64,7 @@ class ClipSaturated:
         return to_state(self._memory)
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._memory = from_state(state, ClipMemory)
+        self._memory = from_state(state, Memory)
 
     def _signal(self, step: int, share: float, depth: float) -> Signal:
         return Signal(
@@ -78,54 +76,3 @@ class ClipSaturated:
             over=not self._memory.open,
             evidence={"share": share, "median_ratio": depth},
         )
-
-
-class ScaleMemory(msgspec.Struct):
-    peak: float = 0.0
-    open: bool = False
-    onset: int = 0
-
-
-class LossScale:
-    """A GradScaler's scale below 1: it halves at every overflow, so that every step must overflow."""
-
-    name: ClassVar[str] = "loss_scale"
-
-    def __init__(self) -> None:
-        self._memory = ScaleMemory()
-
-    def update(self, points: Points) -> list[Signal]:
-        scale = points.column("loss_scale")
-        if not scale.logged.any():
-            return []
-        signals: list[Signal] = []
-        m = self._memory
-        for step, value in zip(points.step.tolist(), scale.values.tolist(), strict=True):
-            if not math.isfinite(value):
-                continue
-            m.peak = max(m.peak, value)
-            low = value < LEAST_SCALE
-            if low != m.open:
-                m.open = low
-                m.onset = step if low else m.onset
-                signals.append(
-                    Signal(
-                        kind="loss_scale_collapse",
-                        step=step,
-                        onset_step=m.onset,
-                        severity="warning",
-                        summary=f"the loss scale is {value:.3g}, at its peak it was {m.peak:.3g}",
-                        over=not low,
-                        evidence={"scale": value, "peak": m.peak},
-                    )
-                )
-        return signals
-
-    def mark(self, step: int) -> None:
-        """Nothing here depends on the past."""
-
-    def state(self) -> dict[str, Any]:
-        return to_state(self._memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._memory = from_state(state, ScaleMemory)
