@@ -9,6 +9,7 @@ applied.
 """
 
 import argparse
+import math
 import random
 import sqlite3
 import threading
@@ -78,7 +79,7 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        took = sorted(self.reconnect)
+        took = sorted(self.reconnect) or [math.nan]  # none had been connected when it was killed
         return (
             f"{self.kills} kills, {self.steps} steps of {2 * RANKS} ranks, {self.acknowledged} messages "
             f"acknowledged, {self.merged_chunks} chunks merged, {self.findings} findings, "

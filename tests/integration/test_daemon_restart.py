@@ -13,9 +13,8 @@ from tests.integration.test_daemon_commands import state_of
 from tests.peers import AgentPeer, values
 
 
-@pytest.mark.parametrize(
-    "kills", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.timeout(3_600))])
 def test_all_that_was_acknowledged_survives_kills_under_load(home: Path, kills: int) -> None:
     pytest.importorskip("torch")  # the links are the agent's own
     from tests.onslaught import onslaught
