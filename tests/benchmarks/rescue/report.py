@@ -94,7 +94,9 @@ class Report:
                         for what in REPAIRABLE
                         if (cases := _of(what, self.harmed))
                     },
-                    "median_log_ratio": median(_log(self._ratio(c, arm)) for c in self.harmed),
+                    "median_log_ratio": median(
+                        [_log(self._ratio(c, arm)) for c in self.harmed] or [math.nan]
+                    ),
                     "median_steps_lost": median(lost) if (lost := self.lost(arm)) else None,
                     "healthy_harmed": self.harm(arm, self.healthy),
                     "unharmed_harmed": self.harm(arm, self.unharmed),
