@@ -499,12 +499,22 @@ class Run:
 
     def _possible(self) -> tuple[str, ...]:
         """The actions that the policy may ask for now: no rollback where there is nothing to go back to."""
-        try:
-            self._last_good()
-        except CommandError:
-            allow = tuple(ACTIONS) if "all" in self.head.allow else self.head.allow
+        allow = tuple(ACTIONS) if "all" in self.head.allow else self.head.allow
+        if "rollback" in allow and not self._before_trouble()[0]:
             return tuple(action for action in allow if action != "rollback")
-        return tuple(self.head.allow)
+        return allow
+
+    def _before_trouble(self) -> tuple[list[int], int | None]:
+        """The steps of the snapshots from before what is found began, and where that is, None of nothing."""
+        onset = min(
+            (
+                finding.onset_step
+                for finding in self.findings.values()
+                if finding.resolved_step is None and finding.severity in ALARMS
+            ),
+            default=None,
+        )
+        return [step for step in self.snapshots if onset is None or step < onset], onset
 
     def _last_good(self) -> int:
         """The newest snapshot that all ranks hold and that was taken well before what is found began.
@@ -512,15 +522,9 @@ class Run:
         Raises:
             CommandError: there is none.
         """
-        steps = self.snapshots
-        onsets = [
-            finding.onset_step
-            for finding in self.findings.values()
-            if finding.resolved_step is None and finding.severity in ALARMS
-        ]
-        onset = min(onsets, default=None)
-        before = [step for step in steps if onset is None or step < onset]
+        before, onset = self._before_trouble()
         if not before:
+            steps = self.snapshots
             held = f"those of {', '.join(map(str, steps))}" if steps else "none"
             since = "" if onset is None else f" before step {onset}, where the trouble began"
             raise CommandError("unavailable", f"no snapshot{since} is held by every rank: there are {held}")

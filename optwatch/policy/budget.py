@@ -42,22 +42,17 @@ def is_cut(action: Action | None) -> bool:
 
 def lr_cuts(commands: Iterable[Command]) -> int:
     """LR cuts that the policy asked for: those that wait, those in force, and those taken back."""
-    return sum(
-        by_policy(command)
-        and (command.step is not None or command.state in OPEN_STATES)
-        and is_cut(action_of(command))
-        for command in commands
-    )
+    return sum(_is_spent(command) and is_cut(action_of(command)) for command in commands)
 
 
 def rollbacks(commands: Iterable[Command]) -> int:
-    """Rollbacks that the policy asked for and that were or may yet be done."""
-    return sum(
-        by_policy(command)
-        and command.action == "rollback"
-        and (command.step is not None or command.state in OPEN_STATES)
-        for command in commands
-    )
+    """Rollbacks that the policy asked for: those that wait, and those done."""
+    return sum(_is_spent(command) and command.action == "rollback" for command in commands)
+
+
+def _is_spent(command: Command) -> bool:
+    """Whether the policy asked for a command that was or may yet be done."""
+    return by_policy(command) and (command.step is not None or command.state in OPEN_STATES)
 
 
 def lr_scale(commands: Iterable[Command]) -> float:

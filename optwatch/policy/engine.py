@@ -343,7 +343,13 @@ class Engine:
             or any(by_policy(c) and c.state in OPEN_STATES for c in commands)
         ):
             return []
-        waiting = [finding for id, finding in memory.open.items() if id not in memory.dealt]
+        waiting = [
+            finding
+            for id, finding in memory.open.items()
+            if id not in memory.dealt and any(rule.concerns(finding) for rule in self.rules.rule)
+        ]
+        if not waiting:  # as nearly always: the facts are not gathered for nothing
+            return []
         urgency = ("critical", "warning", "info")
         waiting.sort(key=lambda each: (urgency.index(each.severity), each.onset_step, each.id))
         unusual = self._is_unusual(lr_scale(commands))

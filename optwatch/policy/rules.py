@@ -6,7 +6,7 @@ import msgspec
 
 from optwatch.policy.facts import Facts, LossFact, LrFact
 from optwatch.wire.actions import Action, parse_action
-from optwatch.wire.findings import ALARMS, CauseName, Kind
+from optwatch.wire.findings import ALARMS, CauseName, Finding, Kind
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -82,10 +82,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A cut brings an LR that has risen back to what it was, whatever its factor says, and is taken back as
     soon as the scheduled LR is there by itself."""
 
+    def concerns(self, finding: Finding) -> bool:
+        """Whether it may be for this finding, whatever the other facts are."""
+        kinds, severity = self.when.kind, finding.severity
+        return (severity in ALARMS or severity in self.when.severity) and (not kinds or finding.kind in kinds)
+
     def answers(self, facts: Facts) -> bool:
         """Whether it is for this finding."""
-        severity = facts.finding.severity
-        return (severity in ALARMS or severity in self.when.severity) and self.when.holds(facts)
+        return self.concerns(facts.finding) and self.when.holds(facts)
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

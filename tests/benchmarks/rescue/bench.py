@@ -21,8 +21,9 @@ from typing import Any
 
 import msgspec
 
+from tests.benchmarks.detection.trainings import MODELS
 from tests.benchmarks.rescue.arms import ALONE, ARMS, WATCHED, write_policies
-from tests.benchmarks.rescue.courses import HEALTHY, MODELS, OPTIMIZERS, REPAIRABLE, STEPS, Case, Course
+from tests.benchmarks.rescue.courses import HEALTHY, OPTIMIZERS, REPAIRABLE, STEPS, Case, Course
 from tests.benchmarks.rescue.report import Ended, Report
 from tests.daemons import DaemonProcess
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks.detection.trainings import EVALUATE_EVERY, MODELS, Cell, Training
+from tests.benchmarks.detection.trainings import EVALUATE_EVERY, Cell, Training
 
 STEPS = 1_000
 NOISE = 0.5
@@ -114,6 +114,3 @@ class Course(Training):
             self.optimizer.step()
             last = float(loss.detach())
             yield step, last, self._held_out() if step % EVALUATE_EVERY == 0 else None
-
-
-__all__ = ["HEALTHY", "MODELS", "OPTIMIZERS", "REPAIRABLE", "STEPS", "Case", "Course"]
