@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -150,13 +151,16 @@ def _block(sums: Sums, i: int, x: Piece, roles: Roles, scratch: Scratch) -> None
         energies = energies._replace(first=firsts, product=product)
         sums.add("first", i, firsts)
         sums.add("dot", i, product)
+        _count_nonfinite(sums, "moments_nonfinite", i, first, firsts)
     root, scale = None, 1.0
     if x.second is not None:
         second = x.second.numpy()
         low, high = float(second.min()), float(second.max())
         sums.peak("second_min", i, low)
         sums.peak("second_max", i, high)
-        sums.add("second", i, total(second))
+        seconds = total(second)
+        sums.add("second", i, seconds)
+        _count_nonfinite(sums, "moments_nonfinite", i, second, seconds)
         if roles.root == "itself":
             root, least = x.second, low
         else:
@@ -208,10 +212,15 @@ def _grad(sums: Sums, i: int, grad: Tensor) -> float:
     values = grad.numpy()
     if values.size:
         sums.peak("grad_max", i, max(-float(values.min()), float(values.max())))
-        sums.counts[i, 0] += np.uint64(np.count_nonzero(values == 0))
-        if not np.isfinite(energy):
-            sums.counts[i, 1] += np.uint64(np.count_nonzero(~np.isfinite(values)))
+        sums.count("grad_zeros", i, np.count_nonzero(values == 0))
+        _count_nonfinite(sums, "grad_nonfinite", i, values, energy)
     return energy
+
+
+def _count_nonfinite(sums: Sums, name: str, i: int, values: Array, total: float) -> None:
+    """Count elements that are not finite; without one a total of theirs is finite, or out of range."""
+    if not np.isfinite(total):
+        sums.count(name, i, np.count_nonzero(~np.isfinite(values)))
 
 
 def _param(sums: Sums, i: int, param: Tensor) -> float:
@@ -242,23 +251,30 @@ def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
     def put(name: str, values: F8) -> None:
         sums.put(name, where, np.add.reduceat(values, starts))
 
+    def count(name: str, those: npt.NDArray[np.bool_]) -> None:
+        sums.count(name, where, np.add.reduceat(those, starts, dtype=np.uint64))
+
     grad, param = x.grad.numpy(), x.param.numpy()
     put("grad", grad * grad)
     put("param", param * param)
     sums.put("grad_max", where, np.maximum.reduceat(np.abs(grad), starts))
     sums.put("param_max", where, np.maximum.reduceat(np.abs(param), starts))
-    sums.counts[where, 0] = np.add.reduceat(grad == 0, starts, dtype=np.uint64)
+    count("grad_zeros", grad == 0)
     if not np.isfinite(grad.sum()):
-        sums.counts[where, 1] = np.add.reduceat(~np.isfinite(grad), starts, dtype=np.uint64)
+        count("grad_nonfinite", ~np.isfinite(grad))
     if x.first is not None:
         first = x.first.numpy()
         put("first", first * first)
+        if not np.isfinite(first.sum()):
+            count("moments_nonfinite", ~np.isfinite(first))
         put("dot", grad * first)
     if x.second is not None and root is not None:
         second, roots = x.second.numpy(), root.numpy()
         sums.put("second_min", where, np.minimum.reduceat(second, starts))
         sums.put("second_max", where, np.maximum.reduceat(second, starts))
         put("second", second)
+        if not np.isfinite(second.sum()):
+            count("moments_nonfinite", ~np.isfinite(second))
         ratio = grad / np.maximum(roots, max(x.epsilon, _TINY))
         put("rms_t", np.square(ratio, out=ratio))
         put("eps", (roots < 10 * x.epsilon).astype(np.float64))

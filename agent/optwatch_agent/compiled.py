@@ -119,8 +119,9 @@ class Table:
         sums.put("grad_max", where, _floats(out[:, k.GRAD_MAX]))
         sums.put("param", where, out[:, k.PARAM])
         sums.put("param_max", where, _floats(out[:, k.PARAM_MAX]))
-        sums.counts[where, 0] = out[:, k.ZEROS]
-        sums.counts[where, 1] = out[:, k.NONFINITE]
+        sums.count("grad_zeros", where, out[:, k.ZEROS])
+        sums.count("grad_nonfinite", where, out[:, k.NONFINITE])
+        sums.count("moments_nonfinite", where, out[:, k.LOST])
         updated = np.array(self._updated)
         sums.put("update", where[updated], out[updated, k.UPDATE])
         has = addresses[:, 1] != 0

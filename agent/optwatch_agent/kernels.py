@@ -25,8 +25,8 @@ F32, BF16, F16 = 0, 1, 2
 
 GRAD, FIRST, SECOND, PARAM, UPDATE, RMS_T, DOT = range(7)
 """Sums of a row of the result; behind them the peaks and counts."""
-GRAD_MAX, PARAM_MAX, SECOND_MIN, SECOND_MAX, ZEROS, NONFINITE, SMALL = range(7, 14)
-COLUMNS = 14
+GRAD_MAX, PARAM_MAX, SECOND_MIN, SECOND_MAX, ZEROS, NONFINITE, LOST, SMALL = range(7, 15)
+COLUMNS = 15
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _LEAST = np.float32(1e-30)
@@ -168,9 +168,8 @@ def _is_zero(x):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _exactly(g, m, v, p, numbers, sums):  # type: ignore[no-untyped-def]
-    """Add all sums of a leaf in float64; how many elements of the gradient are not finite."""
+    """Add all sums of a leaf in float64, and count what is not finite of the gradient and of the moments."""
     of_grad, of_first, of_param, root, epsilon, floor, _ = numbers
-    bad = 0
     for j in range(g.size):
         x, y, w, q = np.float64(g[j]), np.float64(m[j]), np.float64(v[j]), np.float64(p[j])
         r = np.sqrt(w) * root
@@ -183,8 +182,8 @@ def _exactly(g, m, v, p, numbers, sums):  # type: ignore[no-untyped-def]
         sums[UPDATE] += u * u
         sums[RMS_T] += t * t
         sums[DOT] += x * y
-        bad += not np.isfinite(x)
-    return bad
+        sums[NONFINITE] += not np.isfinite(x)
+        sums[LOST] += (not np.isfinite(y)) + (not np.isfinite(w))
 
 
 @_compiled
@@ -247,7 +246,7 @@ def measure(addresses, kinds, sizes, numbers, out):  # type: ignore[no-untyped-d
                 or _is_off(ratios, n, g_max == 0)
                 or not (seconds < _MOST)
             ):
-                row[NONFINITE] += _exactly(g, m, v, p, of, row)
+                _exactly(g, m, v, p, of, row)
             else:
                 row[GRAD] += grads
                 row[FIRST] += firsts

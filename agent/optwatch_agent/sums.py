@@ -31,7 +31,7 @@ class Sums:
         self._values: dict[str, F8] = {name: np.zeros(tensors) for name in (*self.NAMES, *self.PEAKS)}
         # Apart from the values: a sum may well be NaN.
         self._seen = {name: np.zeros(tensors, dtype=bool) for name in self._values}
-        self.counts = np.zeros((tensors, len(COUNTS)), dtype=np.uint64)
+        self._counts = np.zeros((tensors, len(COUNTS)), dtype=np.uint64)
 
     def add(self, name: str, i: int, value: float) -> None:
         """Add to the sum of one tensor."""
@@ -44,6 +44,10 @@ class Sums:
         pick = np.minimum if name == "second_min" else np.maximum
         column[i] = pick(column[i], value) if seen[i] else value
         seen[i] = True
+
+    def count(self, name: str, where: int | npt.NDArray[np.int64], elements: npt.ArrayLike) -> None:
+        """Add to a count of one tensor's elements, or of each of several tensors'."""
+        self._counts[where, COUNTS.index(name)] += np.asarray(elements, dtype=np.uint64)
 
     def put(self, name: str, where: npt.NDArray[np.int64], values: F8) -> None:
         """Set the sums or peaks of several tensors at once."""
@@ -78,7 +82,7 @@ class Sums:
             updates_seen = seen["update"] | ~seen["grad"]
             return Sample(
                 stats=stats,
-                counts=self.counts,
+                counts=self._counts,
                 param_norm=float(np.sqrt(self._values["param"].sum())) if params_seen.all() else None,
                 update_norm=float(np.sqrt(self._values["update"].sum()))
                 if params_seen.all() and updates_seen.all()

@@ -74,5 +74,6 @@ STATISTICS: dict[str, str] = {
     "eps_share": "share of elements with sqrt(v̂) < 10 ε",
     "grad_zeros": "elements of the gradient that are 0",
     "grad_nonfinite": "elements of the gradient that are NaN or inf",
+    "moments_nonfinite": "elements of the first and the second moment that are NaN or inf",
 }
 """Statistics of one tensor, on sampled steps."""

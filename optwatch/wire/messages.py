@@ -42,8 +42,9 @@ STATS = (
 them. `rms_t` = sqrt(mean(g² / max(v̂, ε²))); `eps_share` is the share of elements with sqrt(v̂) < 10 ε.
 """
 
-COUNTS = ("grad_zeros", "grad_nonfinite")
-"""Counts of elements of one tensor, uint64."""
+COUNTS = ("grad_zeros", "grad_nonfinite", "moments_nonfinite")
+"""Counts of elements of one tensor, uint64. `moments_nonfinite` is of both moments: a statistic of a moment
+that is NaN may also be one that was not measured."""
 
 MOST_SNAPSHOTS = 64
 

@@ -125,7 +125,23 @@ def test_dtypes(dtype: torch.dtype) -> None:
     wanted = by_definition(optimizer)
     for sample in both(optimizer):
         check(sample, wanted)
-        assert sample.counts[0].tolist() == [1, 0]
+        assert sample.counts[0].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("moments", [("exp_avg",), ("exp_avg_sq",), ("exp_avg", "exp_avg_sq")])
+def test_moments_that_are_not_finite_under_healthy_gradients(
+    dtype: torch.dtype, bad: float, moments: tuple[str, ...]
+) -> None:
+    for size in (2, LEAF + 2, 100_000):
+        one = torch.ones(size, dtype=dtype)
+        optimizer = adam(one, one.clone(), one.clone(), one.clone())
+        for key in moments:
+            (state,) = optimizer.state.values()
+            state[key][[0, -1]] = bad
+        for sample in both(optimizer):
+            assert sample.counts[0].tolist() == [0, 0, 2 * len(moments)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -140,7 +156,7 @@ def test_one_element_that_is_not_finite(dtype: torch.dtype, bad: float, at: int)
     optimizer = adam(torch.ones(size, dtype=dtype), grad, torch.ones(size, dtype=dtype), second)
     for sample in both(optimizer):
         got = dict(zip(STATS, sample.stats[0].tolist(), strict=True))
-        assert sample.counts[0].tolist() == [0, 1]
+        assert sample.counts[0].tolist() == [0, 1, 1]
         assert not math.isfinite(got["grad_rms"])
         if math.isnan(bad):
             assert all(math.isnan(got[name]) for name in ("grad_max", "exp_avg_sq_min", "exp_avg_sq_max"))

@@ -168,6 +168,21 @@ def test_zeros_and_non_finite_elements_are_counted() -> None:
     assert counts[:, broken].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("size", [100, 3 * BLOCK])
+def test_moments_that_are_not_finite_are_counted_under_healthy_gradients(size: int) -> None:
+    """Also the largest finite ones, whose sum is none, are finite."""
+    spoiled, sound = nn.Parameter(torch.ones(size)), nn.Parameter(torch.ones(size))
+    optimizer = torch.optim.Adam([spoiled, sound], lr=0.1)
+    spoiled.grad, sound.grad = torch.ones(size), torch.ones(size)
+    optimizer.step()
+    optimizer.state[spoiled]["exp_avg"][size - 1] = torch.nan
+    optimizer.state[spoiled]["exp_avg_sq"][:2] = torch.inf
+    optimizer.state[sound]["exp_avg_sq"].fill_(torch.finfo(torch.float32).max)
+    counts = measure(optimizer, [spoiled, sound], roles_of(optimizer)).counts
+    assert counts[:, COUNTS.index("grad_nonfinite")].tolist() == [0, 0]
+    assert counts[:, COUNTS.index("moments_nonfinite")].tolist() == [3, 0]
+
+
 def test_frozen_and_unused_parameters() -> None:
     used, unused = nn.Parameter(torch.ones(4)), nn.Parameter(torch.full((4,), 2.0))
     optimizer = torch.optim.Adam([used, unused], lr=0.1)
@@ -202,7 +217,7 @@ def test_one_bad_element_is_never_lost(size: int) -> None:
         sample = measure(optimizer, [param], roles_of(optimizer))
         for name in ("grad_rms", "grad_max", "param_rms", "param_max", "update_rms"):
             assert np.isnan(sample.stats[0, STATS.index(name)]), name
-        assert sample.counts[0].tolist() == [0, 1]
+        assert sample.counts[0].tolist() == [0, 1, 0]
         assert sample.param_norm is not None
         assert np.isnan(sample.param_norm)
 
