@@ -181,6 +181,10 @@ class Track:
         scalers.TAP.remove(self)
         self.actuators.release()
         self.recorder.release()
+        if self._logged:  # for a step that will not come, such as the result of the last evaluation
+            self.recorder.add(self.completed + 1, self._logged)
+            self._logged = {}
+            self.recorder.release()
 
     # --- hooks ----------------------------------------------------------------------------------------
 

@@ -44,7 +44,8 @@ class Watch:
         """Record scalars for the step: numbers or tensors of one element (on a device: without a sync).
 
         Called between two steps they belong to the one that was completed, or to the coming one once its
-        backward has begun.
+        backward has begun or the completed one is on its way, half a second after its end. What is logged
+        that late after the last step is recorded at the step that would have come.
         """
         try:
             checked: dict[str, Value] = {}

@@ -111,6 +111,26 @@ def test_history_arrives_whole(daemon: DaemonProcess) -> None:
     assert len(tensors.step) > 0
 
 
+def test_what_is_logged_when_the_last_step_has_arrived_is_recorded_behind_it(daemon: DaemonProcess) -> None:
+    training = Training(name="evaluated")
+    training.go(5)
+    with daemon.client() as client:
+
+        def recorded() -> int:
+            return client.status(training.watch.run).steps_recorded
+
+        wait_until(lambda: training.watch._agent.link.welcomed and recorded() == 5, "steps are missing")
+        training.watch.log(val_loss=0.25)
+        training.watch.log(val_accuracy=torch.tensor(0.5))
+        training.watch.detach()
+        view, series, _ = client.view(training.watch.run)
+    columns = view.series.columns
+    assert series.step.tolist() == [1, 2, 3, 4, 5, 6]
+    last = dict(zip(columns, series.values[5].tolist(), strict=True))
+    assert (last["val_loss"], last["val_accuracy"]) == (0.25, 0.5)
+    assert np.isnan(last["loss"])
+
+
 def test_commands_are_applied_and_reported(daemon: DaemonProcess) -> None:
     training = Training(name="obedient")
     training.connect()
