@@ -57,7 +57,10 @@ class Table:
         """What the addresses point into: also `p.data = …` in another thread does not free it."""
 
     def takes(self, i: int, x: Piece) -> bool:
-        """Add tensor i, unless its rule, strides or dtypes are not those that the pass can read."""
+        """Add tensor i, unless its rule, strides or dtypes are not those that the pass can read, or it would
+        take memory to keep it until the measurement."""
+        if x.made:
+            return False
         self._pieces.append(x)  # `numbers` are known by their id
         known = (id(x.numbers), x.first is None, x.second is None)
         if known not in self._known:

@@ -13,7 +13,8 @@ from optwatch_agent.tensors import local, scalar
 class Piece(NamedTuple):
     """Float tensors of as many elements of one parameter, flat of a block of it, or of several joined.
 
-    `numbers` are those of the update rule, empty where there is no update to compute.
+    `numbers` are those of the update rule, empty where there is no update to compute. `made`: a moment is no
+    tensor of the state's but was made for this measurement.
     """
 
     param: Tensor
@@ -24,6 +25,7 @@ class Piece(NamedTuple):
     numbers: Mapping[str, float]
     correction: float
     epsilon: float
+    made: bool = False
 
     def cut(self, part: slice) -> "Piece":
         """A block of it, in float32 (float64 stays)."""
@@ -60,8 +62,9 @@ class Reader:
     ) -> tuple[Piece, tuple[object, ...]]:
         """A parameter's tensors, and what has to be equal for parameters to be packed together."""
         roles, numel = self._roles, param.numel()
-        first = _of_size(roles.first_moment(state), numel)
-        second = _of_size(roles.second_moment(state), numel)
+        held = roles.first_moment(state), roles.second_moment(state, self._group)
+        made = any(x is not None and all(x is not each for each in state.values()) for x in held)
+        first, second = (_of_size(x, numel) for x in held)
         extra: dict[str, Tensor] = {}
         if (rule := roles.update) is not None:
             for name in rule.extra:
@@ -74,7 +77,7 @@ class Reader:
         if key not in self._known:
             self._known[key] = (self._numbers(state, step), roles.correction(state, self._group))
         numbers, correction = self._known[key]
-        return Piece(param, grad, first, second, extra, numbers, correction, self._epsilon), key
+        return Piece(param, grad, first, second, extra, numbers, correction, self._epsilon, made), key
 
     def _numbers(self, state: Mapping[str, object], step: float | None) -> Mapping[str, float]:
         rule = self._roles.update

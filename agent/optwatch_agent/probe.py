@@ -54,8 +54,8 @@ def measure(
                 if given is None or is_partial(given):  # summands say nothing about the sum
                     blocks.add_param(sums, i, whole)
                     continue
-                grad = local(given)
-                if grad.numel() != size:  # a sparse gradient: its values alone
+                grad = local(given if given.layout is torch.strided else given.to_dense())
+                if grad.numel() != size:  # the parameter's data are others by now
                     blocks.add_param(sums, i, whole)
                     blocks.add_grad(sums, i, grad)
                     continue

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from optwatch_agent import updates
+from optwatch_agent.factored import Factors, multiplied
 from optwatch_agent.quantised import readable
 from optwatch_agent.tensors import scalar
 
@@ -41,7 +42,8 @@ class Roles:
     that a restart sets to the parameter. `drops_first`: a first moment that does not exist is taken from
     the first gradient, undamped, which one of zeros is not. `update` computes the last update from the
     state, None where it has to be seen as a difference. `keeps_grad`: after a step the gradients are
-    still those that the step was given. `refusals`: why an action cannot work, by action.
+    still those that the step was given. `refusals`: why an action cannot work, by action. `factors`: what
+    stands for the second moment of tensors that have none of their own.
     """
 
     first: str | None = None
@@ -55,12 +57,16 @@ class Roles:
     copies: tuple[str, ...] = ()
     drops_first: bool = False
     keeps_grad: bool = True
+    factors: Factors | None = None
 
     def first_moment(self, state: State) -> Tensor | None:
         return None if self.first is None else readable(state, self.first)
 
-    def second_moment(self, state: State) -> Tensor | None:
-        return None if self.second is None else readable(state, self.second)
+    def second_moment(self, state: State, group: Group) -> Tensor | None:
+        whole = None if self.second is None else readable(state, self.second)
+        if whole is None and self.factors is not None:
+            return multiplied(self.factors, state, group)
+        return whole
 
     def correction(self, state: State, group: Group) -> float:
         """What the second moment is divided by to give v̂."""
@@ -115,7 +121,12 @@ TABLE: dict[type[torch.optim.Optimizer], Roles] = {
         resets={"step": 0, "eta": "lr", "mu": 1, "ax": 0},
         refusals={"restart": "ASGD's running average of the parameters would be lost"},
     ),
-    torch.optim.Adafactor: Roles(None, "variance", resets={"step": 0, "row_var": 0, "col_var": 0}),
+    torch.optim.Adafactor: Roles(
+        None,
+        "variance",
+        resets={"step": 0, "row_var": 0, "col_var": 0},
+        factors=Factors("row_var", "col_var", kept=True, least=True),
+    ),
     torch.optim.SparseAdam: Roles("exp_avg", "exp_avg_sq", "sqrt", True, _STEP),
     torch.optim.LBFGS: Roles(resets={"n_iter": 0, "func_evals": 0}),
 }
@@ -140,6 +151,7 @@ def _schedule_free(second: str | None, counter: str, **group: Any) -> Roles:
     )
 
 
+_FACTORS = Factors("exp_avg_sq_row", "exp_avg_sq_col")
 _FACTORED: Mapping[str, Reset] = {"step": 0, "exp_avg_sq_row": 0, "exp_avg_sq_col": 0, "exp_avg_sq_hat": 0}
 _NO_BUFFER = [[None, None, None] for _ in range(10)]
 _EIGHT_BIT = Roles("state1", "state2", "sqrt", True, _STEP)
@@ -148,7 +160,7 @@ BY_NAME: dict[str, dict[str, Roles]] = {
     "torch_optimizer": {
         "AdaBelief": _adam("exp_avg_var", keeps_grad=False),
         "AdaBound": _adam(),
-        "Adafactor": Roles("exp_avg", "exp_avg_sq", resets=_FACTORED),
+        "Adafactor": Roles("exp_avg", "exp_avg_sq", resets=_FACTORED, factors=_FACTORS),
         "LARS": Roles("momentum_buffer", drops_first=True),
         "Lamb": _adam(),
         "RAdam": _adam(group_resets={"buffer": _NO_BUFFER}),
@@ -156,7 +168,14 @@ BY_NAME: dict[str, dict[str, Roles]] = {
     "pytorch_optimizer": {
         "AdaBelief": _adam("exp_avg_var", "group", keeps_grad=False),
         "AdaBound": _adam(counts="group", keeps_grad=False),
-        "AdaFactor": Roles("exp_avg", "exp_avg_sq", resets=_FACTORED, group_resets=_STEP, keeps_grad=False),
+        "AdaFactor": Roles(
+            "exp_avg",
+            "exp_avg_sq",
+            resets=_FACTORED,
+            group_resets=_STEP,
+            keeps_grad=False,
+            factors=_FACTORS,
+        ),
         "LARS": Roles("momentum_buffer", group_resets=_STEP, keeps_grad=False),
         "Lamb": _adam(counts="group", keeps_grad=False),
         "Lion": Roles("exp_avg", group_resets=_STEP, keeps_grad=False),
@@ -173,7 +192,7 @@ BY_NAME: dict[str, dict[str, Roles]] = {
     },
     "timm": {
         "AdaBelief": _adam("exp_avg_var", keeps_grad=False),
-        "Adafactor": Roles("exp_avg", "exp_avg_sq", resets=_FACTORED, keeps_grad=False),
+        "Adafactor": Roles("exp_avg", "exp_avg_sq", resets=_FACTORED, keeps_grad=False, factors=_FACTORS),
         "Lamb": _adam(counts="group", keeps_grad=False),
         "Lars": Roles("momentum_buffer", drops_first=True, keeps_grad=False),
         "Lion": Roles("exp_avg", keeps_grad=False),

@@ -35,7 +35,8 @@ class Case:
     """One optimizer. `first` and `second` follow its moments; None where it has none.
 
     `eps` stands beside sqrt(v̂), v̂ = v / (1 - beta2^t). `held` reads moments that cannot be followed from
-    its state: (optimizer, parameter) → (first, second).
+    its state: (optimizer, parameter) → (first, second). `factored`: of a matrix, the means of rows and
+    columns of the second moment are all that is kept.
     """
 
     package: str
@@ -47,6 +48,7 @@ class Case:
     held: Callable[[Any, Tensor], tuple[Tensor | None, Tensor | None]] | None = None
     dtype: torch.dtype = torch.float64
     width: int = 24
+    factored: bool = False
 
 
 def ema(beta: float) -> Follow:
@@ -61,10 +63,14 @@ def belief(beta: float, eps: float) -> Follow:
     return lambda v, g, m, t: beta * v + (1 - beta) * (g - m) ** 2 + eps
 
 
-def factored(v: Tensor, g: Tensor, m: Tensor, t: int) -> Tensor:
-    """Vectors alone have a whole second moment."""
+def adafactor(v: Tensor, g: Tensor, m: Tensor, t: int) -> Tensor:
+    """The whole second moment, of which Adafactor keeps the means."""
     beta = 1 - t**-0.8
-    return beta * v + (1 - beta) * (g * g + 1e-30) if g.ndim < 2 else torch.empty(0)
+    return beta * v + (1 - beta) * (g * g + 1e-30)
+
+
+def of_factors(rows: Tensor, columns: Tensor) -> Tensor:
+    return torch.outer(rows, columns) / rows.mean()
 
 
 def lars(m: Tensor, g: Tensor, p: Tensor, t: int) -> Tensor:
@@ -96,6 +102,12 @@ def unpacked_by_torchao(optimizer: Any, param: Tensor) -> tuple[Tensor | None, T
     return unpacked[0], unpacked[1]
 
 
+def kept_by_adafactor(state: Any) -> Tensor:
+    if "exp_avg_sq" in state:
+        return state["exp_avg_sq"]  # type: ignore[no-any-return]
+    return of_factors(state["exp_avg_sq_row"], state["exp_avg_sq_col"])
+
+
 def ready(optimizer: Any) -> Any:
     """Schedule-free optimizers want to be told."""
     optimizer.train()
@@ -113,7 +125,9 @@ CASES = {
         beta2=0.999,
     ),
     "AdaBound-to": Case("torch_optimizer", lambda m, p: m.AdaBound(p, lr=1e-3), **ADAM),
-    "Adafactor-to": Case("torch_optimizer", lambda m, p: m.Adafactor(p, lr=1e-3), None, factored, eps=0.0),
+    "Adafactor-to": Case(
+        "torch_optimizer", lambda m, p: m.Adafactor(p, lr=1e-3), None, adafactor, eps=0.0, factored=True
+    ),
     "LARS-to": Case(
         "torch_optimizer", lambda m, p: m.LARS(p, lr=1e-2, momentum=0.9), lambda m, g, p, t: 0.9 * m + g
     ),
@@ -134,9 +148,8 @@ CASES = {
     "AdaFactor-po": Case(
         "pytorch_optimizer",
         lambda m, p: m.AdaFactor(p, lr=1e-3, momentum_dtype=torch.float64),
-        second=factored,
         eps=0.0,
-        held=lambda o, p: (o.state[p]["exp_avg"], o.state[p].get("exp_avg_sq")),
+        held=lambda o, p: (o.state[p]["exp_avg"], kept_by_adafactor(o.state[p])),
     ),
     "LARS-po": Case("pytorch_optimizer", lambda m, p: m.LARS(p, lr=1e-1), lars),
     "Lamb-po": Case("pytorch_optimizer", lambda m, p: m.Lamb(p, lr=1e-3), eps=1e-6, **ADAM),
@@ -236,7 +249,7 @@ def expected(case: Case, seen: list[Step], held: list[list[Any]], t: int, i: int
             first = case.first(first, earlier.grads[i], earlier.before[i], k)
         if case.second is not None:
             second = case.second(second, earlier.grads[i], first, k)
-    has_first, has_second = case.first is not None, case.second is not None and second.numel() > 0
+    has_first, has_second = case.first is not None, case.second is not None
     if case.held is not None:
         one, two = held[t - 1][i]
         has_first, has_second = one is not None, two is not None
@@ -252,6 +265,8 @@ def expected(case: Case, seen: list[Step], held: list[list[Any]], t: int, i: int
     if has_first:
         values["exp_avg_rms"] = rms(first)
         values["cos_grad_exp_avg"] = float((grad * first).sum() / (grad.norm() * first.norm()))
+    if case.factored and second.ndim > 1:
+        second = of_factors(second.mean(dim=1), second.mean(dim=0))
     if has_second:
         root = (second / (1 - case.beta2**t if case.beta2 else 1)).sqrt()
         values |= {

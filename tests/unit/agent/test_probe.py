@@ -27,6 +27,8 @@ def found(state: Mapping[str, Any], keys: tuple[str, ...]) -> Tensor | None:
     for key in keys:
         if isinstance(state.get(key), Tensor) and state[key].numel():
             return state[key].double()
+    if keys is SECOND and isinstance(rows := state.get("row_var"), Tensor):
+        return rows.double() @ state["col_var"].double() / rows.double().mean(dim=-2, keepdim=True)
     return None
 
 
@@ -194,15 +196,76 @@ def test_frozen_and_unused_parameters() -> None:
     assert sample.update_norm == pytest.approx(0.2, rel=1e-4)
 
 
-def test_sparse_gradients() -> None:
-    table = nn.Embedding(50, 4, sparse=True)
-    optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.1)
-    table(torch.tensor([3, 3, 7])).sum().backward()
-    optimizer.step()
-    sample = measure(optimizer, [table.weight], roles_of(optimizer))
-    values = table.weight.grad.coalesce().values()
-    assert sample.stats[0, STATS.index("grad_max")] == float(values.abs().max())
-    assert sample.stats[0, STATS.index("param_rms")] == pytest.approx(rms(table.weight), rel=1e-6)
+def test_sparse_gradients_and_the_moments_of_all_rows() -> None:
+    """SparseAdam moves the moments of the rows that have a gradient alone."""
+    table = nn.Embedding(50, 4, sparse=True, dtype=torch.float64)
+    optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.1, betas=(0.8, 0.9))
+    first = second = torch.zeros(50, 4, dtype=torch.float64)
+    for t in range(1, 6):
+        rows = torch.tensor([3, 3, 7, t])
+        optimizer.zero_grad()
+        (table(rows) * torch.randn(4, 4, dtype=torch.float64)).sum().backward()
+        grad = table.weight.grad.to_dense()
+        touched = torch.zeros(50, 1, dtype=torch.float64).index_fill(0, rows, 1.0)
+        first = torch.where(touched > 0, 0.8 * first + 0.2 * grad, first)
+        second = torch.where(touched > 0, 0.9 * second + 0.1 * grad * grad, second)
+        before = table.weight.detach().clone()
+        optimizer.step()
+        update = table.weight.detach() - before
+        sample = measure(optimizer, [table.weight], roles_of(optimizer), {0: update})
+        root = (second / (1 - 0.9**t)).sqrt()
+        wanted = {
+            "grad_rms": rms(grad),
+            "grad_max": float(grad.abs().max()),
+            "exp_avg_rms": rms(first),
+            "exp_avg_sq_mean": float(second.mean()),
+            "exp_avg_sq_min": 0.0,
+            "exp_avg_sq_max": float(second.max()),
+            "param_rms": rms(table.weight),
+            "param_max": float(table.weight.detach().abs().max()),
+            "update_rms": rms(update),
+            "rms_t": rms(grad / root.clamp(min=1e-8)),
+            "cos_grad_exp_avg": float((grad * first).sum() / (grad.norm() * first.norm())),
+            "eps_share": float((root < 1e-7).double().mean()),
+        }
+        assert wanted.keys() == set(STATS)
+        check(sample, 0, wanted, 1e-6)
+        assert sample.counts[0, COUNTS.index("grad_zeros")] == int((grad == 0).sum())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+@pytest.mark.parametrize("shape", [(7, 5), (2, 3, 4), (6,)])
+def test_adafactors_second_moment_is_the_product_of_its_factors(shape: tuple[int, ...], scale: float) -> None:
+    """Followed from the gradients; of small ones, the mean over the rows is held up by eps."""
+    param = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    optimizer = torch.optim.Adafactor([param], lr=1e-2)
+    whole = rows = columns = torch.zeros((), dtype=torch.float64)
+    for t in range(1, 5):
+        grad = param.grad = scale * torch.randn(shape, dtype=torch.float64)
+        weight = t**-0.8
+        square = grad * grad
+        whole = whole + weight * (square - whole)
+        before = param.detach().clone()
+        optimizer.step()
+        second = whole
+        if param.ndim > 1:
+            rows = rows + weight * (square.mean(dim=-1) - rows)
+            columns = columns + weight * (square.mean(dim=-2) - columns)
+            mean = rows.mean(dim=-1).clamp(min=torch.finfo(torch.float64).eps)
+            second = torch.einsum("...i,...j,...->...ij", rows, columns, 1 / mean)
+        update = param.detach() - before
+        sample = measure(optimizer, [param], roles_of(optimizer), {0: update})
+        wanted = {
+            "exp_avg_rms": np.nan,
+            "exp_avg_sq_mean": float(second.mean()),
+            "exp_avg_sq_min": float(second.min()),
+            "exp_avg_sq_max": float(second.max()),
+            "rms_t": rms(grad / second.sqrt()),
+            "update_rms": rms(update),
+        }
+        got = dict(zip(STATS, sample.stats[0].tolist(), strict=True))
+        for name, value in wanted.items():
+            assert got[name] == pytest.approx(value, rel=1e-6, abs=0, nan_ok=True), name
 
 
 @pytest.mark.parametrize("size", [100, 3 * BLOCK])
