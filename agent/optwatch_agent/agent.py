@@ -125,9 +125,7 @@ class Agent:
         self.mirroring = Mirroring()
         self.glance = Glance()
         self._told_degraded: set[int] = set()
-        for i, track in enumerate(self.tracks):
-            if track.guard.refused:
-                self.event("note", f"no guard: {track.guard.refused}", optimizer=i)
+        self._told_unguarded: set[int] = set()
         first, *others = (naming.describe(track.name, track.optimizer) for track in self.tracks)
         missing = naming.missing(model, [track.optimizer for track in self.tracks])
         self._optimizers = (msgspec.structs.replace(first, missing=missing), *others)
@@ -262,6 +260,9 @@ class Agent:
             while track.guard.news:
                 step, text = track.guard.news.popleft()
                 self.event("skipped_step", text, step, i)
+            if track.guard.refused and i not in self._told_unguarded:
+                self._told_unguarded.add(i)
+                self.event("note", f"no guard: {track.guard.refused}", optimizer=i)
             if track.degraded and i not in self._told_degraded:
                 self._told_degraded.add(i)
                 self.event("degraded", f"nothing is measured any more: {track.degraded}", optimizer=i)

@@ -63,7 +63,9 @@ def attach(
         guard: reflexes within the step, without the daemon: "skip_nonfinite" does not apply a step whose
             gradients are not finite, 3 in a row or 20 of the last 1,000 at most; "clip" clips their norm to
             exp(median + 4 MAD) of the logarithms of the last 200. Each step reads all gradients once for it.
-            There is none where parameters are spread over ranks or lie on a device; a warning says so.
+            Where parameters are spread over ranks their norm is an all_reduce at every step: give the same
+            guard on every rank, and detach all of them after the same step. Then there is none under a
+            GradScaler, nor is there on a device; a warning says so.
         snapshots: bytes of the host's memory for snapshots to roll back to; 0: none. The newest eight are
             kept at most; one is taken every 128 steps or more seldom, as the budget allows, and none that is
             not finite. Buffers such as BatchNorm's running statistics are in them with `model` only.

@@ -1,8 +1,9 @@
 """The norm of all gradients of an optimizer over all ranks, known to each of them at this step.
 
-Ranks that hold parts of the gradients add up their squares over the dimensions of the device meshes that
-shard them, which is a collective: all ranks have to come here at the same step. A model may have several
-meshes (tensor parallelism leaves some layers out), so each is added up over its own groups.
+Ranks that hold parts of the gradients add up their squares, which is a collective: all ranks have to come
+here at the same step. Where every mesh spans all ranks it is one sum of one number over all of them, to
+which each of several replicas of a part gives its share. Else each mesh is added up over the groups of its
+own dimensions (a model may have several, tensor parallelism leaves some layers out).
 """
 
 import math
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from optwatch_agent.norms import squares, total_norm
-from optwatch_agent.shards import is_partial, is_sharded, sharded_dimensions
+from optwatch_agent.shards import is_partial, is_sharded, shard_sizes, sharded_dimensions
 from optwatch_agent.tensors import local
 from optwatch_agent.zero import partition_of
 
@@ -52,6 +53,9 @@ def global_norm(optimizer: torch.optim.Optimizer) -> float:
         return total_norm([local(grad) for grad in grads])
     # The parameters are asked, not the gradients: a rank without any takes part all the same.
     params = [param for group in optimizer.param_groups for param in group["params"]]
+    spanned = [param.device_mesh for param in params if is_sharded(param)]
+    if all(mesh.size() == dist.get_world_size() for mesh in spanned):
+        return math.sqrt(_of_all_ranks(params, spanned[0].device_type))
     meshes: dict[tuple[DeviceMesh, tuple[int, ...]], list[Tensor]] = {}
     whole: list[Tensor] = []
     for param in params:
@@ -64,6 +68,19 @@ def global_norm(optimizer: torch.optim.Optimizer) -> float:
     for (mesh, dimensions), parts in meshes.items():
         total += _summed(sum(squares(parts)), mesh, dimensions)
     return math.sqrt(_agreed(total, [mesh for mesh, _ in meshes]))
+
+
+def _of_all_ranks(params: Sequence[Tensor], device: str) -> float:
+    """The sum of squares of gradients whose parameters every rank holds a part of, or the whole."""
+    of_copies: dict[int, list[Tensor]] = {}
+    for param in params:
+        if param.grad is not None:
+            parts = math.prod(shard_sizes(param))
+            of_copies.setdefault(dist.get_world_size() // parts, []).append(local(param.grad))
+    mine = sum(sum(squares(grads)) / copies for copies, grads in of_copies.items())
+    number = torch.tensor([mine], dtype=torch.float64, device=device)
+    dist.all_reduce(number)
+    return number.item()
 
 
 def _summed(value: float, mesh: "DeviceMesh", dimensions: Sequence[int]) -> float:

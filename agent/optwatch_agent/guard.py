@@ -4,10 +4,11 @@
 so changes nothing; what it counts in its groups all the same is put back, and the gradients are afterwards.
 `clip`: gradients are clipped to a norm that follows what is usual.
 
-Each rank decides alone, from gradients that are the same bits on all of them: replicas have summed them up
-before the optimizer steps. Where parameters are spread over ranks that is not so, and there is no guard.
+Each rank decides alone, from a norm that is the same bits on all of them: replicas have summed the gradients
+up before the optimizer steps, and where parameters are spread over ranks their norm is a collective.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, usual_norm
 from optwatch_agent.globalnorm import is_spread
 from optwatch_agent.roles import counters_of, fresh
 from optwatch_agent.tensors import on_cpu
+
+log = logging.getLogger("optwatch")
 
 REFLEXES = ("skip_nonfinite", "clip")
 MOST_IN_A_ROW = 3
@@ -59,12 +62,16 @@ class Guard:
         """(global_step, what the guard did), for the link's thread to report."""
         self.refused = _refusal(optimizer) if reflexes else ""
         """Why there is no guard although one was asked for."""
+        self.collective = is_spread(optimizer)
+        """Whether other ranks would wait for this one at the next step if it stopped."""
         self.skips = "skip_nonfinite" in reflexes and not self.refused
         self.adaptive = AdaptiveNorm() if "clip" in reflexes and not self.refused else None
         self.skipped = 0
         """Steps that it has skipped so far."""
         self._recent: deque[int] = deque(maxlen=MOST_OF_LAST)
         self._row = 0
+        self.skipping = False
+        """Whether the step that is under way is skipped."""
         self._grads: list[tuple[Tensor, Tensor]] = []
         self._counters: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
@@ -72,19 +79,17 @@ class Guard:
     def on(self) -> bool:
         return self.skips or self.adaptive is not None
 
-    @property
-    def skipping(self) -> bool:
-        """Whether the step that is under way is skipped."""
-        return bool(self._grads)
+    def give_up(self, why: str) -> None:
+        """Do nothing any more."""
+        self.skips, self.adaptive, self.refused = False, None, why
+        log.warning("optwatch: no guard any more: %s", why)
 
     def passes(self) -> None:
         """The gradients of the step that is under way are finite."""
-        self._grads, self._counters = [], []
         self._row = 0
 
     def skip(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Let a step change nothing, unless too many were skipped."""
-        self._grads, self._counters = [], []
         of_last = sum(step - LAST < former for former in self._recent)
         if self._row >= MOST_IN_A_ROW or of_last >= MOST_OF_LAST:
             why = f"{self._row} in a row" if self._row >= MOST_IN_A_ROW else f"{of_last} of the last {LAST:,}"
@@ -92,6 +97,7 @@ class Guard:
                 (step, f"guard: gradients that are not finite were let through, {why} were skipped")
             )
             return
+        self.skipping = True
         self._row += 1
         self.skipped += 1
         self._recent.append(step)
@@ -105,8 +111,7 @@ class Guard:
 
     def end(self) -> None:
         """Put back what a step was kept from. Also before a step, since one that raised has no end."""
-        if not self._grads:
-            return
+        self.skipping = False
         for param, grad in self._grads:
             if param.grad is None:
                 param.grad = grad
@@ -118,11 +123,6 @@ class Guard:
 def _refusal(optimizer: torch.optim.Optimizer) -> str:
     if isinstance(optimizer, torch.optim.LBFGS):
         return "LBFGS evaluates the loss more than once in a step"
-    if is_spread(optimizer):
-        return (
-            "the parameters are spread over ranks, whose common norm would take a collective at every step: "
-            "it would hang where one of them has no guard"
-        )
     if not all(on_cpu(param) for group in optimizer.param_groups for param in group["params"]):
         return "on a device each step would have to wait for the verdict"
     return ""

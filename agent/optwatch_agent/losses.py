@@ -52,6 +52,11 @@ class LossTap:
         """Whether a backward pass has been seen since the last step."""
         return not self._closed
 
+    @property
+    def scales(self) -> bool:
+        """Whether a GradScaler that is on has scaled a loss."""
+        return self._scaled is not None and self._scaled[0]() is not self._scaled[1]
+
     def read(self) -> tuple[Tensor | float | None, int]:
         """The loss of the step that ends, and how many backward passes it is made of.
 

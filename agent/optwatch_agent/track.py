@@ -268,6 +268,8 @@ class Track:
         if self._keeps_grad is None:
             self._keeps_grad = roles_of(self.optimizer).keeps_grad
             self.actuators.look_at_gradients()
+            if self.guard.on and self.actuators.unsummed:
+                self.guard.give_up("the gradients are yet to be summed over ranks when the optimizer steps")
         if self.actuators.max_norm is not None or self.actuators.noise is not None or self.guard.on:
             began = time.perf_counter()
             self._intervene()
@@ -286,6 +288,10 @@ class Track:
     def _intervene(self) -> None:
         """Skip the step, clip its gradients or give them noise, where guard or command say so."""
         guard, actuators = self.guard, self.actuators
+        if guard.on and guard.collective and losses.TAP.scales:
+            guard.give_up(
+                "a GradScaler may skip the step on one rank, and the others would wait for its norm"
+            )
         decides = guard.on and not self._awaits_closure and getattr(self.optimizer, "found_inf", None) is None
         if decides or actuators.max_norm is not None:
             self._guard_and_clip(decides)
@@ -548,7 +554,7 @@ class Track:
                 "optwatch: measuring %s failed and stays off: %s", self.name, self.degraded, exc_info=error
             )
         elif self._failures >= _FAILURES:
-            self.active = False
+            self.active = self.guard.on and self.guard.collective
             if self.control is not None:
                 self.control.give_up(f"the agent's hooks failed: {self.degraded}")
             self.actuators.release()

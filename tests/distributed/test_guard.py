@@ -1,16 +1,93 @@
-"""The guard over ranks: all skip the same step, and there is none where each would decide for itself."""
+"""The guard over ranks: all skip and clip the same steps, as one process with the whole model does."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import optwatch
+from optwatch_agent.shards import is_sharded
 from tests.daemons import DaemonProcess
 from tests.distributed.jobs import Job, armed_run, until
+from tests.distributed.layouts import LAYOUTS, WIDTH, batch, optimizer, whole
+from tests.distributed.ranks import on_ranks
+
+STEPS = 40
+SPOILED, SPIKE = 30, 35
+
+
+def guarded(model: nn.Module, optimizer: Any, spoils: bool) -> list[float]:
+    """Train under the guard, with one NaN in the gradient of the holder that `spoils`, and a spike in all;
+    what the guard clips to after each step."""
+    params = [p for p in model.parameters() if p.numel()]
+    watch = optwatch.attach(optimizer, guard=("skip_nonfinite", "clip"))
+    guard = watch._agent.tracks[0].guard
+    limits = []
+    for step in range(1, STEPS + 1):
+        optimizer.zero_grad()
+        model(batch(step)).square().mean().backward()
+        for param in params:
+            grad = param.grad.to_local() if is_sharded(param.grad) else param.grad
+            if step == SPOILED and spoils and grad.numel():
+                grad.view(-1)[0] = torch.nan
+            if step == SPIKE:
+                grad.mul_(1e4)
+        optimizer.step()
+        assert guard.adaptive is not None
+        limits.append(guard.adaptive.limit or 0.0)
+    assert guard.skipped == 1
+    assert not watch._agent.tracks[0].degraded
+    watch.detach()
+    return limits
+
+
+def on_a_rank(rank: int, directory: Path, layout: str, ranks: int) -> dict[str, Any]:
+    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        os.environ[variable] = str(directory)
+    model = LAYOUTS[layout](ranks, WIDTH)
+    adam = optimizer(layout, torch.optim.Adam, model.parameters(), lr=1e-3)
+    limits = guarded(model, adam, spoils=rank == ranks - 1)
+    return {
+        "limits": limits,
+        "parameters": {
+            name.removeprefix("module."): (p.full_tensor() if is_sharded(p) else p).detach().numpy()
+            for name, p in model.named_parameters()
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("layout", "ranks"),
+    [
+        ("fsdp", 2),
+        pytest.param("tp", 2, marks=pytest.mark.slow),
+        pytest.param("fsdp", 4, marks=pytest.mark.slow),
+        pytest.param("hsdp", 4, marks=pytest.mark.slow),
+        pytest.param("fsdp_tp", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_a_guard_over_shards_is_that_of_the_whole_model(layout: str, ranks: int, tmp_path: Path) -> None:
+    results = on_ranks(ranks, on_a_rank, tmp_path, tmp_path, layout, ranks)
+    model = whole()
+    limits = guarded(model, torch.optim.Adam(model.parameters(), lr=1e-3), spoils=True)
+    for result in results:
+        assert result["limits"] == results[0]["limits"], "not the same bits on all ranks"
+        assert result["limits"] == pytest.approx(limits, rel=1e-6)
+        for name, parameter in model.named_parameters():
+            mine = result["parameters"][name]
+            np.testing.assert_array_equal(mine, results[0]["parameters"][name])
+            np.testing.assert_allclose(mine, parameter.detach().numpy(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "layout"), [(2, "ddp"), (4, "ddp"), (2, "zero")])
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(2, "ddp"), (4, "ddp"), (2, "zero"), (2, "fsdp"), (4, "hsdp"), (4, "fsdp_tp")]
+)
 def test_all_ranks_skip_the_same_step(ranks: int, layout: str, daemon: DaemonProcess, tmp_path: Path) -> None:
     options = ("--layout", layout, "--guard", "skip_nonfinite", "--guard", "clip")
     with Job(tmp_path / "job", ranks, *options) as job, daemon.client() as client:
@@ -29,12 +106,3 @@ def test_all_ranks_skip_the_same_step(ranks: int, layout: str, daemon: DaemonPro
         assert [f.kind for f in client.findings(run) if f.kind == "non_finite"] == []
     assert len({json.dumps(result["parameters"]) for result in results}) == 1
     assert "NaN" not in json.dumps(results[0]["parameters"])
-
-
-@pytest.mark.slow
-def test_there_is_none_where_parameters_are_spread(daemon: DaemonProcess, tmp_path: Path) -> None:
-    options = ("--layout", "fsdp", "--guard", "skip_nonfinite")
-    with Job(tmp_path / "job", 2, *options) as job, daemon.client() as client:
-        armed_run(client)
-        job.end()
-        assert "no guard for o0: the parameters are spread over ranks" in job.text()
