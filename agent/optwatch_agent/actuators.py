@@ -29,10 +29,10 @@ from optwatch.wire.actions import (
 )
 from optwatch_agent import shards
 from optwatch_agent.globalnorm import global_norm, gradients_of, is_spread, is_unsummed
-from optwatch_agent.guard import AdaptiveNorm
 from optwatch_agent.loose import Loose
 from optwatch_agent.noise import Noise, perturb_parameters
 from optwatch_agent.quantised import set_all
+from optwatch_agent.reflexes import AdaptiveNorm
 from optwatch_agent.roles import Roles, fresh, roles_of
 from optwatch_agent.snapshots import Snapshots
 from optwatch_agent.tensors import scalar

@@ -12,7 +12,7 @@ from optwatch.wire.messages import ConfigValue
 from optwatch.wire.places import find_daemon
 from optwatch_agent import naming, outer, zero
 from optwatch_agent.agent import Agent, make_way
-from optwatch_agent.guard import REFLEXES
+from optwatch_agent.reflexes import REFLEXES
 from optwatch_agent.unsupported import unsupported, unsupported_model
 from optwatch_agent.watch import Watch
 
@@ -65,7 +65,8 @@ def attach(
             exp(median + 4 MAD) of the logarithms of the last 200. Each step reads all gradients once for it.
             Where parameters are spread over ranks their norm is an all_reduce at every step: give the same
             guard on every rank, and detach all of them after the same step. Then there is none under a
-            GradScaler, nor is there on a device; a warning says so.
+            GradScaler; a warning says so. On a CUDA device nothing waits for the verdict: an optimizer with
+            `fused=True` leaves the step out, any other takes it with gradients of zero.
         snapshots: bytes of the host's memory for snapshots to roll back to; 0: none. The newest eight are
             kept at most; one is taken every 128 steps or more seldom, as the budget allows, and none that is
             not finite. Buffers such as BatchNorm's running statistics are in them with `model` only.

@@ -7,8 +7,8 @@ own dimensions (a model may have several, tensor parallelism leaves some layers 
 """
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from optwatch_agent.zero import partition_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+Kind = TypeVar("Kind")
 
 
 def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -48,64 +50,73 @@ def global_norm(optimizer: torch.optim.Optimizer) -> float:
 
     Where parameters are sharded this is a collective.
     """
-    grads = gradients_of(optimizer)
-    if not is_spread(optimizer):
-        return total_norm([local(grad) for grad in grads])
+    if is_spread(optimizer):
+        return math.sqrt(spread_energy(optimizer, _energy).item())
+    return total_norm([local(grad) for grad in gradients_of(optimizer)])
+
+
+def _energy(grads: Sequence[Tensor]) -> Tensor:
+    return torch.tensor(sum(squares(grads)), dtype=torch.float64)
+
+
+def spread_energy(
+    optimizer: torch.optim.Optimizer, energy_of: Callable[[Sequence[Tensor]], Tensor]
+) -> Tensor:
+    """The sum of squares, float64[], of gradients that are spread over ranks, the same bits on every rank.
+
+    `energy_of` gives that of gradients of this rank. A collective, of tensors on the mesh's device.
+    """
     # The parameters are asked, not the gradients: a rank without any takes part all the same.
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    spanned = [param.device_mesh for param in params if is_sharded(param)]
-    if all(mesh.size() == dist.get_world_size() for mesh in spanned):
-        return math.sqrt(_of_all_ranks(params, spanned[0].device_type))
-    meshes: dict[tuple[DeviceMesh, tuple[int, ...]], list[Tensor]] = {}
-    whole: list[Tensor] = []
-    for param in params:
-        found = [] if param.grad is None else [local(param.grad)]
-        if is_sharded(param):
-            meshes.setdefault((param.device_mesh, sharded_dimensions(param)), []).extend(found)
-        else:
-            whole.extend(found)
-    total = sum(squares(whole))
-    for (mesh, dimensions), parts in meshes.items():
-        total += _summed(sum(squares(parts)), mesh, dimensions)
-    return math.sqrt(_agreed(total, [mesh for mesh, _ in meshes]))
+    meshes = list(dict.fromkeys(param.device_mesh for param in params if is_sharded(param)))
+    device = meshes[0].device_type
+    if all(mesh.size() == dist.get_world_size() for mesh in meshes):
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for copies, grads in _by(params, _copies).items():
+            total += energy_of(grads).to(device) / copies
+        dist.all_reduce(total)
+        return total
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for where, grads in _by(params, _mesh_and_dimensions).items():
+        energy = energy_of(grads).to(device)
+        if where is not None:
+            mesh, dimensions = where
+            for dimension in dimensions:
+                dist.all_reduce(energy, group=mesh.get_group(dimension))
+        total += energy
+    return _agreed(total, meshes)
 
 
-def _of_all_ranks(params: Sequence[Tensor], device: str) -> float:
-    """The sum of squares of gradients whose parameters every rank holds a part of, or the whole."""
-    of_copies: dict[int, list[Tensor]] = {}
+def _by(params: Sequence[Tensor], kind_of: Callable[[Tensor], Kind]) -> dict[Kind, list[Tensor]]:
+    """This rank's gradients by a property of their parameters, in the order of the parameters."""
+    found: dict[Kind, list[Tensor]] = {}
     for param in params:
+        grads = found.setdefault(kind_of(param), [])
         if param.grad is not None:
-            parts = math.prod(shard_sizes(param))
-            of_copies.setdefault(dist.get_world_size() // parts, []).append(local(param.grad))
-    mine = sum(sum(squares(grads)) / copies for copies, grads in of_copies.items())
-    number = torch.tensor([mine], dtype=torch.float64, device=device)
-    dist.all_reduce(number)
-    return number.item()
+            grads.append(local(param.grad))
+    return found
 
 
-def _summed(value: float, mesh: "DeviceMesh", dimensions: Sequence[int]) -> float:
-    """A number of each rank, added up over some dimensions of a mesh."""
-    if not dimensions:
-        return value
-    number = torch.tensor([value], dtype=torch.float64, device=mesh.device_type)
-    for dimension in dimensions:
-        dist.all_reduce(number, group=mesh.get_group(dimension))
-    return number.item()
+def _copies(param: Tensor) -> int:
+    """How many ranks hold the same elements, where every rank holds a part or the whole."""
+    return dist.get_world_size() // math.prod(shard_sizes(param))
 
 
-def _agreed(total: float, meshes: Sequence["DeviceMesh"]) -> float:
+def _mesh_and_dimensions(param: Tensor) -> "tuple[DeviceMesh, tuple[int, ...]] | None":
+    return (param.device_mesh, sharded_dimensions(param)) if is_sharded(param) else None
+
+
+def _agreed(total: Tensor, meshes: Iterable["DeviceMesh"]) -> Tensor:
     """One number of all ranks: replicas may have come to others in the last bit.
 
     Of a non-finite one only that it is none: NaN has no place in an order.
     """
-    number = torch.tensor([total if math.isfinite(total) else math.inf], dtype=torch.float64)
+    number = torch.where(total.isfinite(), total, math.inf)
     seen: set[str] = set()
     for mesh in meshes:
-        number = number.to(mesh.device_type)
         for dimension in range(mesh.ndim):
             group = mesh.get_group(dimension)
             if group.group_name not in seen:
                 seen.add(group.group_name)
                 dist.all_reduce(number, op=dist.ReduceOp.MAX, group=group)
-    agreed = number.item()
-    return agreed if math.isfinite(agreed) or math.isfinite(total) else total
+    return torch.where(number.isfinite() | total.isfinite(), number, total)

@@ -9,49 +9,21 @@ up before the optimizer steps, and where parameters are spread over ranks their 
 """
 
 import logging
+import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER, usual_norm
+from optwatch_agent.device_guard import DeviceGuard
 from optwatch_agent.globalnorm import is_spread
+from optwatch_agent.reflexes import LAST, MOST_IN_A_ROW, MOST_OF_LAST, AdaptiveNorm
 from optwatch_agent.roles import counters_of, fresh
-from optwatch_agent.tensors import on_cpu
+from optwatch_agent.tensors import local, on_cpu
 
 log = logging.getLogger("optwatch")
-
-REFLEXES = ("skip_nonfinite", "clip")
-MOST_IN_A_ROW = 3
-MOST_OF_LAST = 20
-LAST = 1_000
-"""Steps that are skipped at most: in a row, and of the last 1,000. More than that is no accident."""
-_REFRESH = 8
-"""Steps between two looks at what is usual."""
-
-
-class AdaptiveNorm:
-    """A norm to clip to: exp(median + 4 MAD) of the logarithms of the last 200 gradient norms.
-
-    Each counts as it was after the clip, so that a spike does not raise the limit for the next one.
-    """
-
-    def __init__(self, norms: Iterable[float] = (), limit: float | None = None) -> None:
-        self.limit = limit
-        """None as long as too few norms are known."""
-        self._norms: deque[float] = deque(norms, maxlen=AUTO_OVER)
-        self._seen = 0
-
-    def see(self, norm: float) -> None:
-        """Take account of a norm, after the clip. One that is 0 or not finite does not count."""
-        if not 0 < norm < float("inf"):
-            return
-        self._norms.append(norm)
-        self._seen += 1
-        if len(self._norms) >= AUTO_LEAST and (self._seen % _REFRESH == 0 or self.limit is None):
-            self.limit = usual_norm(self._norms)
 
 
 class Guard:
@@ -66,6 +38,10 @@ class Guard:
         """Whether other ranks would wait for this one at the next step if it stopped."""
         self.skips = "skip_nonfinite" in reflexes and not self.refused
         self.adaptive = AdaptiveNorm() if "clip" in reflexes and not self.refused else None
+        self.on_device: DeviceGuard | None = None
+        """What acts in its place where the gradients are on a device."""
+        if self.on and not all(map(on_cpu, _params(optimizer))):
+            self.on_device = DeviceGuard(self.skips, self.adaptive)
         self.skipped = 0
         """Steps that it has skipped so far."""
         self._recent: deque[int] = deque(maxlen=MOST_OF_LAST)
@@ -81,7 +57,7 @@ class Guard:
 
     def give_up(self, why: str) -> None:
         """Do nothing any more."""
-        self.skips, self.adaptive, self.refused = False, None, why
+        self.skips, self.adaptive, self.on_device, self.refused = False, None, None, why
         log.warning("optwatch: no guard any more: %s", why)
 
     def passes(self) -> None:
@@ -109,9 +85,25 @@ class Guard:
                     self._grads.append((param, param.grad))
                     param.grad = None
 
+    def act_on_device(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Have the device skip or clip a step, and take account of the ones that it has done with."""
+        assert self.on_device is not None
+        self.on_device.act(optimizer, step)
+        for former, norm, skipped in self.on_device.outcomes():
+            if self.skips and skipped:
+                self.skipped += 1
+                self.news.append((former, "guard: a step was skipped, its gradients were not finite"))
+            elif self.skips and not math.isfinite(norm):
+                limits = f"{MOST_IN_A_ROW} in a row or {MOST_OF_LAST} of the last {LAST:,} were skipped"
+                self.news.append((former, f"guard: gradients that are not finite were let through, {limits}"))
+            if self.adaptive is not None:
+                self.adaptive.see(norm)
+
     def end(self) -> None:
         """Put back what a step was kept from. Also before a step, since one that raised has no end."""
         self.skipping = False
+        if self.on_device is not None:
+            self.on_device.end()
         for param, grad in self._grads:
             if param.grad is None:
                 param.grad = grad
@@ -123,6 +115,13 @@ class Guard:
 def _refusal(optimizer: torch.optim.Optimizer) -> str:
     if isinstance(optimizer, torch.optim.LBFGS):
         return "LBFGS evaluates the loss more than once in a step"
-    if not all(on_cpu(param) for group in optimizer.param_groups for param in group["params"]):
-        return "on a device each step would have to wait for the verdict"
+    params = _params(optimizer)
+    if all(map(on_cpu, params)):
+        return ""
+    if len({local(param).device for param in params}) > 1 or not local(params[0]).is_cuda:
+        return "the parameters are on several devices, or on one that is neither the CPU nor a CUDA device"
     return ""
+
+
+def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]

@@ -270,6 +270,8 @@ class Track:
             self.actuators.look_at_gradients()
             if self.guard.on and self.actuators.unsummed:
                 self.guard.give_up("the gradients are yet to be summed over ranks when the optimizer steps")
+            if self.guard.on_device is not None and self.actuators.sparse:
+                self.guard.give_up("there are sparse gradients, on a device")
         if self.actuators.max_norm is not None or self.actuators.noise is not None or self.guard.on:
             began = time.perf_counter()
             self._intervene()
@@ -293,6 +295,9 @@ class Track:
                 "a GradScaler may skip the step on one rank, and the others would wait for its norm"
             )
         decides = guard.on and not self._awaits_closure and getattr(self.optimizer, "found_inf", None) is None
+        if decides and guard.on_device is not None:
+            guard.act_on_device(self.optimizer, self.under_way)
+            decides = False
         if decides or actuators.max_norm is not None:
             self._guard_and_clip(decides)
         if actuators.noise is not None and not self._awaits_closure and not guard.skipping:

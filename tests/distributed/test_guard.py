@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import optwatch
+from optwatch_agent.device_guard import DeviceGuard
 from optwatch_agent.shards import is_sharded
 from tests.daemons import DaemonProcess
 from tests.distributed.jobs import Job, armed_run, until
@@ -21,12 +22,14 @@ STEPS = 40
 SPOILED, SPIKE = 30, 35
 
 
-def guarded(model: nn.Module, optimizer: Any, spoils: bool) -> list[float]:
+def guarded(model: nn.Module, optimizer: Any, spoils: bool, on_device: bool = False) -> list[float]:
     """Train under the guard, with one NaN in the gradient of the holder that `spoils`, and a spike in all;
-    what the guard clips to after each step."""
+    what the guard clips to after each step. `on_device`: as where the parameters are on a device."""
     params = [p for p in model.parameters() if p.numel()]
     watch = optwatch.attach(optimizer, guard=("skip_nonfinite", "clip"))
     guard = watch._agent.tracks[0].guard
+    if on_device:
+        guard.on_device = DeviceGuard(guard.skips, guard.adaptive)
     limits = []
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
@@ -46,12 +49,17 @@ def guarded(model: nn.Module, optimizer: Any, spoils: bool) -> list[float]:
     return limits
 
 
-def on_a_rank(rank: int, directory: Path, layout: str, ranks: int) -> dict[str, Any]:
+def options_of(layout: str, on_device: bool) -> dict[str, Any]:
+    """Fused where the guard takes another way then. torch's fused steps take no DTensors beside tensors."""
+    return {"lr": 1e-3, "fused": on_device and "tp" not in layout}
+
+
+def on_a_rank(rank: int, directory: Path, layout: str, ranks: int, on_device: bool) -> dict[str, Any]:
     for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         os.environ[variable] = str(directory)
     model = LAYOUTS[layout](ranks, WIDTH)
-    adam = optimizer(layout, torch.optim.Adam, model.parameters(), lr=1e-3)
-    limits = guarded(model, adam, spoils=rank == ranks - 1)
+    adam = optimizer(layout, torch.optim.Adam, model.parameters(), **options_of(layout, on_device))
+    limits = guarded(model, adam, rank == ranks - 1, on_device)
     return {
         "limits": limits,
         "parameters": {
@@ -71,10 +79,14 @@ def on_a_rank(rank: int, directory: Path, layout: str, ranks: int) -> dict[str, 
         pytest.param("fsdp_tp", 4, marks=pytest.mark.slow),
     ],
 )
-def test_a_guard_over_shards_is_that_of_the_whole_model(layout: str, ranks: int, tmp_path: Path) -> None:
-    results = on_ranks(ranks, on_a_rank, tmp_path, tmp_path, layout, ranks)
+@pytest.mark.parametrize("on_device", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_guard_over_shards_is_that_of_the_whole_model(
+    layout: str, ranks: int, on_device: bool, tmp_path: Path
+) -> None:
+    results = on_ranks(ranks, on_a_rank, tmp_path, tmp_path, layout, ranks, on_device)
     model = whole()
-    limits = guarded(model, torch.optim.Adam(model.parameters(), lr=1e-3), spoils=True)
+    adam = torch.optim.Adam(model.parameters(), **options_of(layout, on_device))
+    limits = guarded(model, adam, True, on_device)
     for result in results:
         assert result["limits"] == results[0]["limits"], "not the same bits on all ranks"
         assert result["limits"] == pytest.approx(limits, rel=1e-6)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from optwatch.wire.actions import AUTO_LEAST, usual_norm
 from optwatch_agent.attach import attach
-from optwatch_agent.guard import AdaptiveNorm
+from optwatch_agent.reflexes import AdaptiveNorm
 from tests.unit.agent.models import OPTIMIZERS, batches, classifier, fingerprint, train
 
 FEW = ("adamw", "nesterov", "adafactor")
