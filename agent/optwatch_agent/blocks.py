@@ -1,10 +1,11 @@
 """The statistics with numpy and torch alone, the base path: whatever the rule, the dtype and the strides.
 
 Small tensors of a group are packed together and large ones are cut into blocks, so that each pass works
-on about `BLOCK` elements that stay in the cache, whatever the model looks like.
+on about as many elements that stay in the cache, whatever the model looks like.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,15 +13,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from optwatch_agent.norms import Array, dot, flatten, sum_of_squares, total
+from optwatch_agent.norms import EXACT, Array, dot, energy, flatten, sum_of_squares, total
 from optwatch_agent.pieces import Piece, wide
 from optwatch_agent.quotients import Quotient, quotient
 from optwatch_agent.roles import Roles
 from optwatch_agent.sums import F8, Sums
 from optwatch_agent.updates import Slices
 
-BLOCK = 65_536
-"""Elements of one pass: a few arrays of them fit a core's cache."""
+BLOCK = 131_072
+"""Elements of one pass over a large tensor: the numbers stay in a cache, and calls are few."""
+
+_PACK = 65_536
+"""Elements of small tensors that one pass takes, in float64."""
 
 _TINY = 1e-37
 """Keeps a quotient from dividing by zero, in float32 too."""
@@ -37,18 +41,34 @@ Pack = list[tuple[int, Piece]]
 
 def is_large(numel: int) -> bool:
     """Whether a tensor is measured by itself."""
-    return numel >= BLOCK // 2
+    return numel >= _PACK // 2
 
 
 def add_large(sums: Sums, i: int, piece: Piece, roles: Roles) -> None:
     """Measure tensor i block by block."""
-    flat, scratch = piece.flat(), Scratch()
-    for part in _slices(flat.param.numel()):
-        _block(sums, i, flat.cut(part), roles, scratch)
+    x = piece.flat()
+    readers = [_reader(each) for each in (x.grad, x.param, x.first, x.second)]
+    simple = quotient(roles.update, x) if roles.root == "sqrt" else None
+    scratch = Scratch()
+    for part in _slices(x.param.numel()):
+        grad, param, first, second = (None if read is None else read(part) for read in readers)
+        assert grad is not None
+        assert param is not None
+        _block(sums, i, Block(grad, param, first, second), x, part, roles, simple, scratch)
+
+
+def _reader(flat: Tensor | None) -> Callable[[slice], Array] | None:
+    """Reads parts in float32 (float64 stays). To make an array of a tensor costs more than to cut one."""
+    if flat is None:
+        return None
+    if flat.dtype in EXACT:
+        return flat.numpy().__getitem__
+    tensor = flat
+    return lambda part: tensor[part].float().numpy()
 
 
 def add_packed(sums: Sums, pack: Pack, roles: Roles) -> None:
-    """Measure small tensors that have the same numbers, about `BLOCK` elements at once."""
+    """Measure small tensors that have the same numbers, about `_PACK` elements at once."""
     for members in _cut(pack):
         _pack(sums, members, roles)
 
@@ -57,14 +77,14 @@ def add_grad(sums: Sums, i: int, grad: Tensor) -> None:
     """The gradient alone."""
     flat = grad.reshape(-1)
     for part in _slices(flat.numel()):
-        _grad(sums, i, wide(flat[part]))
+        _grad(sums, i, wide(flat[part]).numpy())
 
 
 def add_param(sums: Sums, i: int, param: Tensor) -> None:
     """The parameter alone."""
     flat = param.reshape(-1)
     for part in _slices(flat.numel()):
-        _param(sums, i, wide(flat[part]))
+        _param(sums, i, wide(flat[part]).numpy())
 
 
 def _slices(numel: int) -> Iterator[slice]:
@@ -73,13 +93,13 @@ def _slices(numel: int) -> Iterator[slice]:
 
 
 def _cut(pack: Pack) -> Iterator[Pack]:
-    """Packs of about `BLOCK` elements."""
+    """Packs of about `_PACK` elements."""
     members: Pack = []
     size = 0
     for member in pack:
         members.append(member)
         size += member[1].param.numel()
-        if size >= BLOCK // 2:
+        if size >= _PACK // 2:
             yield members
             members, size = [], 0
     if members:
@@ -128,6 +148,15 @@ class Scratch:
         return self._room[key][: like.size]
 
 
+class Block(NamedTuple):
+    """Arrays of as many elements of one tensor."""
+
+    grad: Array
+    param: Array
+    first: Array | None
+    second: Array | None
+
+
 class Energies(NamedTuple):
     """Sums of squares of a block, and Σ grad · first."""
 
@@ -137,14 +166,22 @@ class Energies(NamedTuple):
     product: float
 
 
-def _block(sums: Sums, i: int, x: Piece, roles: Roles, scratch: Scratch) -> None:
-    """Add one block of one large tensor."""
-    grad, size = x.grad.numpy(), x.grad.numel()
-    energies = Energies(_grad(sums, i, x.grad), 0.0, _param(sums, i, x.param), 0.0)
-    if x.first is not None:
-        first = x.first.numpy()
-        firsts = sum_of_squares(x.first)
-        if min(energies.grad, firsts) < size * _LEAST:
+def _block(
+    sums: Sums,
+    i: int,
+    x: Block,
+    whole: Piece,
+    part: slice,
+    roles: Roles,
+    simple: Quotient | None,
+    scratch: Scratch,
+) -> None:
+    """Add one block `x` of one large tensor, `part` of the whole."""
+    grad, param, first, second = x
+    energies = Energies(_grad(sums, i, grad), 0.0, _param(sums, i, param), 0.0)
+    if first is not None:
+        firsts = energy(first)
+        if min(energies.grad, firsts) < grad.size * _LEAST:
             product = dot(grad.astype(np.float64), first.astype(np.float64))
         else:
             product = dot(grad, first)
@@ -153,82 +190,82 @@ def _block(sums: Sums, i: int, x: Piece, roles: Roles, scratch: Scratch) -> None
         sums.add("dot", i, product)
         _count_nonfinite(sums, "moments_nonfinite", i, first, firsts)
     root, scale = None, 1.0
-    if x.second is not None:
-        second = x.second.numpy()
-        low, high = float(second.min()), float(second.max())
+    if second is not None:
+        low, high = float(np.minimum.reduce(second)), float(np.maximum.reduce(second))
         sums.peak("second_min", i, low)
         sums.peak("second_max", i, high)
         seconds = total(second)
         sums.add("second", i, seconds)
         _count_nonfinite(sums, "moments_nonfinite", i, second, seconds)
         if roles.root == "itself":
-            root, least = x.second, low
+            root, least = second, low
         else:
-            root = torch.from_numpy(np.sqrt(second, out=scratch.one(second)))
-            least, scale = max(low, 0.0) ** 0.5, x.correction**-0.5
-        floor, few = max(x.epsilon, _TINY) / scale, 10 * x.epsilon / scale
-        sums.add("eps", i, 0 if least >= few else int(np.count_nonzero(root.numpy() < few)))
-        kept = root if least >= floor else root.clamp(min=floor)
-        ratio = np.divide(grad, kept.numpy(), out=scratch.other(grad))
-        sums.add("rms_t", i, sum_of_squares(torch.from_numpy(ratio)) / scale**2)
-    simple = quotient(roles.update, x) if roles.root == "sqrt" else None
-    energy = None if simple is None else _energy(x, simple, root, scale, energies, scratch)
-    if energy is None:
-        hat = root if root is None or scale == 1.0 else root.mul_(scale)
-        update = _update(x, roles, hat)
-        energy = None if update is None else sum_of_squares(update)
-    if energy is not None:
-        sums.add("update", i, energy)
+            root = np.sqrt(second, out=scratch.one(second))
+            least, scale = max(low, 0.0) ** 0.5, whole.correction**-0.5
+        floor, few = max(whole.epsilon, _TINY) / scale, 10 * whole.epsilon / scale
+        sums.add("eps", i, 0 if least >= few else int(np.count_nonzero(root < few)))
+        kept = root if least >= floor else np.maximum(root, floor)
+        ratio = np.divide(grad, kept, out=scratch.other(grad))
+        sums.add("rms_t", i, energy(ratio) / scale**2)
+    of_update = None if simple is None else _energy(x, simple, root, scale, energies, scratch)
+    if of_update is None:
+        if root is not None and scale != 1.0:
+            root *= scale
+        update = _update(whole.cut(part), roles, None if root is None else torch.from_numpy(root))
+        of_update = None if update is None else sum_of_squares(update)
+    if of_update is not None:
+        sums.add("update", i, of_update)
 
 
 def _energy(
-    x: Piece, update: Quotient, root: Tensor | None, scale: float, sums: Energies, scratch: Scratch
+    x: Block, update: Quotient, root: Array | None, scale: float, sums: Energies, scratch: Scratch
 ) -> float | None:
     """Σ update² from inner products, without forming the update; None where they would cancel."""
     a, k, b, epsilon = update
     if root is None:
         square = a * a * sums.grad + k * k * sums.first
         cross = 2 * a * k * sums.product
-        parts = [(factor, tensor) for factor, tensor in ((a, x.grad), (k, x.first)) if factor]
+        parts = [(factor, array) for factor, array in ((a, x.grad), (k, x.first)) if factor]
     else:
         assert x.first is not None
-        first = x.first.numpy()
-        wide = np.add(root.numpy(), epsilon / scale, out=scratch.other(first))
-        part = torch.from_numpy(np.divide(first, wide, out=wide))
-        square, cross = (k / scale) ** 2 * sum_of_squares(part), 0.0
-        parts = [(k / scale, part)]
+        wide = np.add(root, epsilon / scale, out=scratch.other(x.first))
+        quotients = np.divide(x.first, wide, out=wide)
+        square, cross = (k / scale) ** 2 * energy(quotients), 0.0
+        parts = [(k / scale, quotients)]
     whole = square + b * b * sums.param
     if b:
-        if min(square, b * b * sums.param) < x.grad.numel() * _LEAST:
+        if min(square, b * b * sums.param) < x.grad.size * _LEAST:
             return None
-        param = x.param.numpy()
-        cross += 2 * b * sum(factor * dot(t.numpy(), param) for factor, t in parts if t is not None)
+        cross += 2 * b * sum(factor * dot(array, x.param) for factor, array in parts if array is not None)
     return whole + cross if whole + cross >= _CANCELLED * whole else None
 
 
-def _grad(sums: Sums, i: int, grad: Tensor) -> float:
-    energy = sum_of_squares(grad)
-    sums.add("grad", i, energy)
-    values = grad.numpy()
-    if values.size:
-        sums.peak("grad_max", i, max(-float(values.min()), float(values.max())))
-        sums.count("grad_zeros", i, np.count_nonzero(values == 0))
-        _count_nonfinite(sums, "grad_nonfinite", i, values, energy)
-    return energy
+def _grad(sums: Sums, i: int, grad: Array) -> float:
+    found = energy(grad)
+    sums.add("grad", i, found)
+    if grad.size:
+        sums.peak("grad_max", i, _largest(grad))
+        sums.count("grad_zeros", i, np.count_nonzero(grad == 0))
+        _count_nonfinite(sums, "grad_nonfinite", i, grad, found)
+    return found
+
+
+def _param(sums: Sums, i: int, param: Array) -> float:
+    found = energy(param)
+    sums.add("param", i, found)
+    sums.peak("param_max", i, _largest(param))
+    return found
+
+
+def _largest(values: Array) -> float:
+    """The largest magnitude; NaN if an element is."""
+    return max(-float(np.minimum.reduce(values)), float(np.maximum.reduce(values)))
 
 
 def _count_nonfinite(sums: Sums, name: str, i: int, values: Array, total: float) -> None:
     """Count elements that are not finite; without one a total of theirs is finite, or out of range."""
-    if not np.isfinite(total):
+    if not math.isfinite(total):
         sums.count(name, i, np.count_nonzero(~np.isfinite(values)))
-
-
-def _param(sums: Sums, i: int, param: Tensor) -> float:
-    energy = sum_of_squares(param)
-    sums.add("param", i, energy)
-    values = param.numpy()
-    sums.peak("param_max", i, max(-float(values.min()), float(values.max())))
-    return energy
 
 
 def _pack(sums: Sums, members: Pack, roles: Roles) -> None:

@@ -62,9 +62,12 @@ class Reader:
     ) -> tuple[Piece, tuple[object, ...]]:
         """A parameter's tensors, and what has to be equal for parameters to be packed together."""
         roles, numel = self._roles, param.numel()
-        held = roles.first_moment(state), roles.second_moment(state, self._group)
-        made = any(x is not None and all(x is not each for each in state.values()) for x in held)
-        first, second = (_of_size(x, numel) for x in held)
+        first, second = roles.first_moment(state), roles.second_moment(state, self._group)
+        made = any(
+            each is not None and each is not state.get(key or "")
+            for each, key in ((first, roles.first), (second, roles.second))
+        )
+        first, second = _of_size(first, numel), _of_size(second, numel)
         extra: dict[str, Tensor] = {}
         if (rule := roles.update) is not None:
             for name in rule.extra:

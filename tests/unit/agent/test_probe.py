@@ -104,7 +104,7 @@ def test_large_float32_tensors(name: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(301, 1009), nn.Tanh(), nn.Linear(1009, 7))
     optimizer = OPTIMIZERS[name](model.parameters())
-    assert model[0].weight.numel() > 4 * BLOCK
+    assert model[0].weight.numel() > 2 * BLOCK
     params = list(model.parameters())
     generator = torch.Generator().manual_seed(2)
     for _ in range(3):
