@@ -35,7 +35,7 @@ from optwatch_agent.quantised import set_all
 from optwatch_agent.reflexes import AdaptiveNorm
 from optwatch_agent.roles import Roles, fresh, roles_of
 from optwatch_agent.snapshots import Snapshots
-from optwatch_agent.tensors import scalar
+from optwatch_agent.tensors import on_cpu, scalar
 
 
 class Actuators:
@@ -200,6 +200,8 @@ class Actuators:
         that left one out would leave the others waiting."""
         if unsummed:
             return "clip: the gradients are yet to be summed over ranks when the optimizer steps"
+        if not all(on_cpu(param) for group in self._groups for param in group["params"]):
+            return "clip: the gradients are on a device, and each step would have to wait for their norm"
         if not is_spread(self._optimizer):
             return None
         if self.scaled:

@@ -295,11 +295,16 @@ class Track:
                 "a GradScaler may skip the step on one rank, and the others would wait for its norm"
             )
         decides = guard.on and not self._awaits_closure and getattr(self.optimizer, "found_inf", None) is None
-        if decides and guard.on_device is not None:
-            guard.act_on_device(self.optimizer, self.under_way)
-            decides = False
-        if decides or actuators.max_norm is not None:
-            self._guard_and_clip(decides)
+        try:
+            if decides and guard.on_device is not None:
+                guard.act_on_device(self.optimizer, self.under_way)
+                decides = False
+            if decides or actuators.max_norm is not None:
+                self._guard_and_clip(decides)
+        except Exception as error:
+            if guard.on and guard.collective:  # the other ranks may be gone
+                guard.give_up(f"the norm of all ranks failed: {error}")
+            raise
         if actuators.noise is not None and not self._awaits_closure and not guard.skipping:
             self._noise = actuators.noise.add(self.optimizer, self.under_way)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import optwatch
@@ -49,14 +50,19 @@ def guarded(model: nn.Module, optimizer: Any, spoils: bool, on_device: bool = Fa
     return limits
 
 
+def at_home(directory: Path) -> None:
+    """A rank may be of a process that began in another test's home."""
+    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        os.environ[variable] = str(directory)
+
+
 def options_of(layout: str, on_device: bool) -> dict[str, Any]:
     """Fused where the guard takes another way then. torch's fused steps take no DTensors beside tensors."""
     return {"lr": 1e-3, "fused": on_device and "tp" not in layout}
 
 
 def on_a_rank(rank: int, directory: Path, layout: str, ranks: int, on_device: bool) -> dict[str, Any]:
-    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
-        os.environ[variable] = str(directory)
+    at_home(directory)
     model = LAYOUTS[layout](ranks, WIDTH)
     adam = optimizer(layout, torch.optim.Adam, model.parameters(), **options_of(layout, on_device))
     limits = guarded(model, adam, rank == ranks - 1, on_device)
@@ -94,6 +100,31 @@ def test_a_guard_over_shards_is_that_of_the_whole_model(
             mine = result["parameters"][name]
             np.testing.assert_array_equal(mine, results[0]["parameters"][name])
             np.testing.assert_allclose(mine, parameter.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def left_alone(rank: int, directory: Path) -> tuple[bool, str, str]:
+    """A step whose process group is gone: whether it was taken, and what became of guard and agent."""
+    at_home(directory)
+    model = LAYOUTS["fsdp"](1, WIDTH)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = optwatch.attach(sgd, guard=("skip_nonfinite",))
+    track = watch._agent.tracks[0]
+    model(batch(0)).square().mean().backward()
+    sgd.step()
+    before = model.up.weight.to_local().clone()  # type: ignore[operator, union-attr]
+    dist.destroy_process_group()
+    sgd.step()
+    moved = not torch.equal(before, model.up.weight.to_local())  # type: ignore[operator, union-attr]
+    watch.detach()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return moved, track.guard.refused, track.degraded
+
+
+def test_without_the_other_ranks_there_is_no_guard_any_more(tmp_path: Path) -> None:
+    ((moved, refused, degraded),) = on_ranks(1, left_alone, tmp_path, tmp_path)
+    assert moved
+    assert refused.startswith("the norm of all ranks failed")
+    assert degraded
 
 
 @pytest.mark.slow

@@ -184,17 +184,19 @@ def test_a_clip_that_fails_stays_out_of_the_step(with_closure: bool) -> None:
     def closure() -> None:
         param.grad, ghost.grad = torch.ones(3), torch.ones(3, device="meta")
 
-    optimizer = torch.optim.SGD([param, ghost], lr=0.1, foreach=False)
+    optimizer = torch.optim.SGD([param], lr=0.1, foreach=False)
     watch = optwatch.attach(optimizer)
     Hand(watch._agent).command("clip", max_norm=0.1)
-    for _ in range(6):
+    for step in range(6):
+        if step == 1:  # when the clip is in force: before, it would be refused
+            optimizer.add_param_group({"params": [ghost]})
         closure()
         optimizer.step(closure if with_closure else None)  # type: ignore[arg-type]
     track = watch._agent.tracks[0]
     assert track.degraded
     assert track.completed >= 3
     watch.detach()
-    torch.testing.assert_close(param.detach(), torch.full((3,), 0.4))
+    torch.testing.assert_close(param.detach(), torch.full((3,), 1.0 - 0.1 * 0.1 / 3**0.5 - 5 * 0.1))
 
 
 def test_an_exception_of_a_step_passes_through() -> None:
