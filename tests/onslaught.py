@@ -130,7 +130,7 @@ def onslaught(directory: Path, kills: int, seed: int, calm: float = 0.8) -> Outc
     outcome.steps = runs[0].step
     for rank in ranks:
         outcome.acknowledged += rank.acked
-        if rank.acked != len(rank.journal) + 1 or rank.link.dropped:  # and the bye
+        if rank.acked != len(rank.journal) + 1 or rank.link.ring.dropped:  # and the bye
             outcome.problems.append(f"rank {rank.number}: {rank.acked} of {len(rank.journal)} acknowledged")
     acked = {rank.session: rank.acked - 1 for rank in ranks}
     _compare(runs, acked, operator.taken, outcome, thorough=True)

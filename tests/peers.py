@@ -19,6 +19,7 @@ from optwatch.wire.messages import (
     Bye,
     DaemonMessage,
     Event,
+    Farewell,
     GroupInfo,
     Hello,
     OptimizerInfo,
@@ -31,7 +32,7 @@ from optwatch.wire.messages import (
 )
 from tests.daemons import GUARD
 
-Kind = TypeVar("Kind", Welcome, Ack, Prepare, Rejected)
+Kind = TypeVar("Kind", Welcome, Ack, Farewell, Prepare, Rejected)
 
 COLUMNS = ("loss", "grad_norm", "step_time", "lr")
 OPTIMIZER = OptimizerInfo(

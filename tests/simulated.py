@@ -179,10 +179,11 @@ class SimulatedRank:
             overhead=0.0,
             sample_every=SAMPLE_EVERY,
             queued=self.link.queued,
-            dropped=self.link.dropped,
+            dropped=self.link.ring.dropped,
             control="armed",
             oldest=self.link.oldest,
             reduced=self.reduced,
+            thinned=self.link.ring.thinned,
         )
 
     def follow(self) -> Follow | None:

@@ -297,11 +297,12 @@ class Agent:
             overhead=max(track.governor.overhead for track in self.tracks),
             sample_every=first.governor.sample_every,
             queued=self.link.queued,
-            dropped=self.link.dropped + sum(track.recorder.dropped for track in self.tracks),
+            dropped=self.link.ring.dropped + sum(track.recorder.dropped for track in self.tracks),
             control=self.control.state,
             oldest=self.link.oldest,
             reduced=first.reduced,
             snapshots=self.snapshots.steps,
+            thinned=self.link.ring.thinned,
         )
 
     def follow(self) -> Follow | None:

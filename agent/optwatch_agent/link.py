@@ -16,9 +16,8 @@ import os
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy.typing as npt
@@ -44,6 +43,7 @@ from optwatch.wire.messages import (
     Bye,
     Checked,
     Event,
+    Farewell,
     Follow,
     Hello,
     News,
@@ -57,6 +57,7 @@ from optwatch.wire.messages import (
 )
 from optwatch.wire.places import find_daemon
 from optwatch_agent.reach import refused
+from optwatch_agent.ring import Ring
 
 log = logging.getLogger("optwatch")
 
@@ -69,7 +70,7 @@ _HASTE = 0.25
 """Seconds that the link is quick after something unusual, once in `_CALM` at most."""
 _CALM = 1.0
 _BEAT = 1.0
-_RETRY = (0.3, 1.2)
+_RETRY = (0.2, 0.6)
 """Seconds between two attempts to connect: at first, and at most."""
 _REJECTED = 5.0
 """Seconds until a daemon that refuses this agent is asked again."""
@@ -79,7 +80,6 @@ _BLOCKED = 0.5
 """Seconds for which a socket takes nothing after which the connection is held lost."""
 _WELCOME = 10.0
 """Seconds that the daemon may take to answer a hello."""
-_RING_BYTES = 64 << 20
 _IN_FLIGHT = 64
 _LINGER_MS = 300
 _GRACE = 1.0
@@ -125,22 +125,11 @@ class Source(Protocol):
         ...
 
 
-class Held(NamedTuple):
-    """A durable message until it is acknowledged. `steps`: how many a loss of it would lose."""
-
-    seq: int
-    parts: list[Buffer]
-    size: int
-    steps: int
-    schema: str
-
-
 class Link:
     """Carries one attachment's messages. All but `start`, `stop` and the properties is the thread's."""
 
     def __init__(self, source: Source, session: str, address: str | None) -> None:
-        self.dropped = 0
-        """Steps that were lost because the ring was full."""
+        self.ring = Ring()
         self.welcomed = False
         """Whether a daemon is connected and has taken our hello."""
         self._source = source
@@ -149,8 +138,6 @@ class Link:
         self._seq = 0
         self._acked = 0
         self._sent = 0
-        self._ring: deque[Held] = deque()
-        self._ring_bytes = 0
         self._schemas: dict[str, list[Buffer]] = {}
         self._known: set[str] = set()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -173,12 +160,12 @@ class Link:
     @property
     def queued(self) -> int:
         """Durable messages that are not acknowledged."""
-        return len(self._ring)
+        return len(self.ring)
 
     @property
     def oldest(self) -> int:
         """The lowest seq that can still be sent, or that comes next."""
-        return self._ring[0].seq if self._ring else self._seq + 1
+        return self.ring.oldest or self._seq + 1
 
     def start(self) -> None:
         self._thread.start()
@@ -247,17 +234,17 @@ class Link:
         self._hold(Bye(session=self._session, seq=0, reason=self._reason), None, None)
         self._next_try = 0.0
         began = time.monotonic()
-        while self._ring and time.monotonic() < began + (_GRACE if self._connected else _LAST_CALL):
+        while self.ring and time.monotonic() < began + (_GRACE if self._connected else _LAST_CALL):
             self._turn()
             if self._socket is None:  # there is nobody to wait for
                 break
             time.sleep(0.01)
-        if self._ring:
+        if self.ring:
             self._leave_behind()
 
     def _leave_behind(self) -> None:
         """Leave what no daemon has taken for the next one."""
-        schemas = {held.schema for held in self._ring if held.schema}
+        schemas = {held.schema for held in self.ring if held.schema}
         gone = "the process has ended"
         try:
             leave(
@@ -266,7 +253,7 @@ class Link:
                     pack(msgspec.structs.replace(self._source.hello(), control=gone)),
                     pack(msgspec.structs.replace(self._source.beat(), control=gone)),
                     *(self._schemas[digest] for digest in schemas),
-                    *(held.parts for held in self._ring),
+                    *(held.parts for held in self.ring),
                 ],
             )
         except OSError as error:
@@ -278,14 +265,8 @@ class Link:
         parts = pack(message, blocks.blocks() if blocks is not None else ())
         if schema is not None and schema.digest not in self._schemas:
             self._schemas[schema.digest] = pack(schema)
-        size = sum(len(part) for part in parts)
-        steps = message.steps if isinstance(message, Batch) else 0
-        self._ring.append(Held(self._seq, parts, size, steps, schema.digest if schema else ""))
-        self._ring_bytes += size
-        while self._ring_bytes > _RING_BYTES and len(self._ring) > 1:
-            lost = self._ring.popleft()
-            self._ring_bytes -= lost.size
-            self.dropped += lost.steps
+        batch = message if isinstance(message, Batch) else None
+        self.ring.add(self._seq, parts, batch, schema.digest if schema else "")
 
     # --- the connection -------------------------------------------------------------------------------
 
@@ -380,6 +361,11 @@ class Link:
                 case Ask():
                     if (answer := self._source.answer(message)) is not None:
                         self._send(pack(*answer))
+                case Farewell(reason=reason):
+                    log.info("optwatch: the daemon has stopped (%s): what is measured waits for one", reason)
+                    self._disconnect()
+                    # Where it is started anew it is soon back: not the pace of somebody who waits for long.
+                    self._retry, self._next_try = _RETRY[0], time.monotonic() + _RETRY[0]
                 case Rejected(reason=reason):
                     self._warn(f"the daemon refuses this agent: {reason}")
                     self._disconnect()
@@ -387,11 +373,10 @@ class Link:
 
     def _forget(self, acked: int) -> None:
         self._acked = max(self._acked, min(acked, self._seq))
-        while self._ring and self._ring[0].seq <= self._acked:
-            self._ring_bytes -= self._ring.popleft().size
+        self.ring.forget(self._acked)
 
     def _send_held(self) -> None:
-        for held in tuple(self._ring):
+        for held in self.ring:
             if held.seq <= self._sent:
                 continue
             if held.seq - self._acked > _IN_FLIGHT and held.seq - self.oldest >= _IN_FLIGHT:

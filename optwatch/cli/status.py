@@ -83,7 +83,7 @@ def _print(status: RunStatus) -> None:
             _agreement(rank),
             show.share(rank.overhead),
             "by a replica" if rank.reduced else f"1 in {rank.sample_every}",
-            str(rank.dropped),
+            str(rank.dropped) + (f" + {rank.thinned:,} records" if rank.thinned else ""),
             f"{rank.host}:{rank.pid}",
         ]
         for rank in status.ranks

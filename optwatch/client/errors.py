@@ -9,6 +9,10 @@ class DaemonUnreachable(DaemonError):
     """No daemon answers there, or it does not let this client in."""
 
 
+class DaemonStopped(DaemonError):
+    """The daemon said that it ends."""
+
+
 class Refusal(DaemonError):
     """The daemon refused a request. `code`: unknown_run, bad_request, forbidden, unavailable."""
 

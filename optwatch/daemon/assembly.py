@@ -47,10 +47,13 @@ class Assembly:
         if rank not in self._schemas:
             self._put(rank, schema)
 
-    def needs(self, rank: int, schema: Schema) -> bool:
-        """Whether the records of this rank count, which has this schema now; else they are replicas."""
+    def hold(self, rank: int, schema: Schema) -> None:
+        """This is what a rank holds now."""
         if self._schemas.get(rank) is not schema:
             self._put(rank, schema)
+
+    def needs(self, rank: int) -> bool:
+        """Whether the records of this rank count; else they are replicas."""
         return rank in self._planned().ranks
 
     @property

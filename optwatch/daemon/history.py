@@ -98,6 +98,19 @@ class History:
             if (merged := merge(ready, norms)) is not None:
                 yield merged
 
+    def points_by_rank(self, run: str, optimizer: int, first: int) -> dict[int, list[Points]]:
+        """Scalars from a step on, of each rank in order of step: one reading for all the ranks of a job."""
+        out: dict[int, list[Points]] = {}
+        with self._one_state():
+            ceilings = self._ceilings(run, optimizer)
+            for chunk in self._chunks(run, optimizer, "s", None, first, None):
+                points = _between(
+                    self._read_scalars(run, optimizer, chunk), first, ceilings[chunk.incarnation]
+                )
+                if len(points):
+                    out.setdefault(chunk.rank, []).append(points)
+        return out
+
     def sampled_points(
         self, run: str, optimizer: int, first: int | None = None, last: int | None = None
     ) -> Iterator[Points]:

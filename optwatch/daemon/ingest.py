@@ -32,6 +32,7 @@ from optwatch.wire.messages import (
     Checked,
     DaemonMessage,
     Event,
+    Farewell,
     Follow,
     Hello,
     News,
@@ -143,6 +144,11 @@ class Ingest:
         latest = {session.hello.session: seq for session, seq in self._taken}
         for name, seq in latest.items():
             self._store.acknowledge(name, seq)
+
+    def part(self, reason: str) -> int:
+        """Say goodbye to the agents that are here; to how many."""
+        here = [(name, each) for name, each in self.sessions.items() if each.identity and not each.left]
+        return sum(self._send(each.identity, Farewell(session=name, reason=reason)) for name, each in here)
 
     def forget(self, now: float) -> None:
         """Let go of the sessions that are over; one that comes back all the same is read from the store."""

@@ -1,5 +1,6 @@
 """Lane: one optimizer's series in a run, from the ranks' batches to what screens and detectors take."""
 
+import time
 from collections import deque
 from collections.abc import Collection, Iterable
 
@@ -37,22 +38,24 @@ class Lane:
         """The newest incarnation that sent to it."""
         self._bytes = 0
 
-    def load(self, history: History, run: str, optimizer: int, now: float) -> None:
+    def load(self, history: History, run: str, optimizer: int, *, returning: bool) -> None:
         """Read the series from the store: merged as far as all ranks have sent, the rest as pending.
 
-        `now`: monotonic; what is pending waits from then on for the ranks to come back.
+        `returning`: whether what is pending waits for the ranks to come back, from when this is done.
         """
         self.coverage = history.coverage(run, optimizer)
         newest = max((incarnation for incarnation, _ in self.coverage), default=0)
         reached = {rank: coverage.last for (i, rank), coverage in self.coverage.items() if i == newest}
         last = max(reached.values(), default=0)
-        current = [rank for rank, step in reached.items() if step > last - NEAR]
+        current = {rank for rank, step in reached.items() if step > last - NEAR}
         complete = min((reached[rank] for rank in current), default=0)
         for points in history.points(run, optimizer, last=complete):
             self.timeline.append(points)
         self.merger.rewind(complete)
-        for rank in current:
-            for points in history.points(run, optimizer, rank, first=complete + 1):
+        waiting = history.points_by_rank(run, optimizer, complete + 1)
+        now = time.monotonic() if returning else float("-inf")
+        for rank, pending in waiting.items():
+            for points in pending if rank in current else ():
                 self.merger.add(rank, points, now)
         self.merger.expect(current, now)
         self.keep(history.records(run, optimizer, None, complete, limit=LOADED_RECORDS))

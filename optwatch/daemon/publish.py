@@ -15,7 +15,7 @@ from optwatch.series.points import Points
 from optwatch.series.reduce import reduce_rows
 from optwatch.series.timeline import rows
 from optwatch.wire.frames import RUNS_TOPIC, SeriesBlocks, pack
-from optwatch.wire.requests import Delta, RunList, Series
+from optwatch.wire.requests import Delta, Ended, RunList, Series
 
 PERIOD = 0.25
 LIST_PERIOD = 1.0
@@ -81,6 +81,12 @@ class Publisher:
             self._list_changed = True
             self._publish(run, changes, now)
         return changes.seq
+
+    def part(self, reason: str) -> int:
+        """The last word, to everybody; on how many topics."""
+        for topic in self.subscribers:
+            self._send([topic, *pack(Ended(reason))])
+        return len(self.subscribers)
 
     def _greet(self, topic: bytes, now: float) -> None:
         if topic == RUNS_TOPIC:

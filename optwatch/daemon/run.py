@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = 2.0
 """Seconds between two checkpoints while nothing is found."""
+LOOK = 0.25
+"""Seconds between two looks at how far the ranks are: there may be a thousand, and turns are short."""
 REPLAYED_RECORDS = 1_024
 MAX_MARKERS = 2_000
 RATE_POINTS = 200
@@ -73,6 +75,8 @@ class Run:
         """Why this run is no longer followed: a fault of ours that must not end the service of others."""
         self.touched = True
         """Whether anything changed that a screen would show."""
+        self._head_changed = False
+        self._look_at = 0.0
         self.new_markers: list[Marker] = []
         self.new_records: list[Record] = []
         self.diagnosis = Diagnosis(head.run, head.mode, rules)
@@ -100,8 +104,7 @@ class Run:
         self.markers = read_markers(self._store.reader, run, MAX_MARKERS)
         for (optimizer,) in read("SELECT DISTINCT optimizer FROM chunk WHERE run = ?", (run,)).fetchall():
             lane = self.lane(optimizer)
-            # Nobody comes back to a run that has ended.
-            lane.load(history, run, optimizer, float("-inf") if self.head.ended else time.monotonic())
+            lane.load(history, run, optimizer, returning=not self.head.ended)
             lane.incarnation = self.head.incarnation
         self._load_diagnosis(history)
         self.replicas.restore(self.diagnosis.opened("replicas"))
@@ -148,8 +151,7 @@ class Run:
                 self._checkpoint_at = 0.0
             for number in [r for r in self.ranks if r >= head.world_size]:
                 del self.ranks[number]
-        self.save_head()
-        self.touched = True
+        self._head_changed = self.touched = True  # a thousand may come at once: it is saved once
 
     def resend(self, session: Session, now: float, send: Send) -> None:
         """Repeat the commands that a session may have missed."""
@@ -175,7 +177,12 @@ class Run:
                     self.diagnosis.repeat(int(blocks.step[0]))
                     self._checkpoint_at = now
             lane.begin(hello.incarnation)
-        needed = hello.incarnation == lane.incarnation and lane.assembly.needs(hello.rank, schema)
+        needed = False
+        if hello.incarnation == lane.incarnation:
+            lane.assembly.hold(hello.rank, schema)
+            # Who is needed is asked for records only: it is found out anew after each rank that came.
+            records_sent = len(blocks.sample_step) or len(blocks.histogram_step)
+            needed = bool(records_sent) and lane.assembly.needs(hello.rank)
         self._store.add_batch(hello, schema, blocks, tensors=needed)
         points = scalar_points(blocks.step, blocks.wall, blocks.scalars, blocks.logged, schema)
         lane.cover(hello.incarnation, hello.rank, points)
@@ -301,6 +308,7 @@ class Run:
         return SEVERITIES[max(ranks)] if ranks else None
 
     def save_head(self) -> None:
+        self._head_changed = False
         self.head.step, self.head.worst = self.step, self.worst()
         lane = self.lanes.get(0)
         if lane is not None:
@@ -368,9 +376,11 @@ class Run:
                         self._checkpoint_at = now + CHECKPOINT
                 else:
                     changes.further.setdefault(optimizer, []).append(points)
-        if (stalled := self.hangs.look(self._standings(now), now)) is not None:
-            self._found(self.diagnosis.observe(stalled, "hangs"))
-            self._checkpoint_at = 0.0
+        if now >= self._look_at:
+            self._look_at = now + LOOK
+            if (stalled := self.hangs.look(self._standings(now), now)) is not None:
+                self._found(self.diagnosis.observe(stalled, "hangs"))
+                self._checkpoint_at = 0.0
         for number in self._asked & self.ranks.keys():
             session = self.ranks[number].session.hello.session
             send(session, Ask(session=session, what="stack"))
@@ -553,6 +563,8 @@ class Run:
                 self._store.save_command(entry.command, entry)
             self.book.changed.clear()
             self.touched = True
+        if self._head_changed:
+            self.save_head()
         changes.findings.update(self._told_findings)
         self._told_findings.clear()
         changes.markers.extend(self.new_markers)

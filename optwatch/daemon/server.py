@@ -33,6 +33,8 @@ BURST = 256
 """Messages taken from the socket before everything else gets its turn."""
 TICK = 0.05
 SLOW_TICK = 1.0
+PARTING = 0.25
+"""Seconds that the connections stay after the last word: agents look ten times a second."""
 
 
 class Server:
@@ -109,6 +111,16 @@ class Server:
         self._leftovers.close()
         self._keeper.close()
         self._publisher.tick(float("inf"))
+        self._part()
+
+    def _part(self) -> None:
+        """Tell agents and followers that this daemon goes, so that none waits for a silence to be long."""
+        for socket in (self._router, self._xpub):  # whoever is told may come back at once: not to this one
+            socket.unbind(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        reason = "it was told to end"
+        told = self._ingest.part(reason) + self._publisher.part(reason)
+        if told:  # what has come by a connection that is gone cannot be read any more
+            time.sleep(PARTING)
 
     def _turn(self, timeout: float) -> None:
         events = dict(self._poller.poll(int(timeout * 1_000)))

@@ -101,4 +101,5 @@ def _rank_info(run: Run, rank: Rank, now: float) -> RankInfo:
         lateness=run.stragglers.lateness.get(rank.rank),
         checked_step=checked_step,
         agrees=agrees,
+        thinned=beat.thinned if beat else 0,
     )

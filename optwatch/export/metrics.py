@@ -199,6 +199,13 @@ def _of_ranks(runs: Iterable[RunStatus]) -> Iterator[Family]:
         counter=True,
     )
     yield Family(
+        "optwatch.rank.thinned_records",
+        "Per-tensor records that a rank could not keep",
+        _RANK,
+        tuple((whose, rank.thinned) for whose, rank in told),
+        counter=True,
+    )
+    yield Family(
         "optwatch.ranks_left_out",
         f"Ranks without metrics of their own, beyond the first {MOST_RANKS}",
         (),

@@ -234,6 +234,9 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     """Whether no per-tensor statistics are sent: see `Assign`."""
     snapshots: Annotated[tuple[GlobalStep, ...], msgspec.Meta(max_length=MOST_SNAPSHOTS)] = ()
     """The steps after which the snapshots were taken that this rank holds."""
+    thinned: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    """Per-tensor records and histograms that were let go of so far, since too much waits to be sent: they go
+    before any scalar does."""
 
 
 class Sums(msgspec.Struct, tag="sums", frozen=True, kw_only=True):
@@ -327,6 +330,13 @@ class Assign(msgspec.Struct, tag="assign", frozen=True, kw_only=True):
     reduced: bool
 
 
+class Farewell(msgspec.Struct, tag="farewell", frozen=True, kw_only=True):
+    """The daemon is about to end in good order, and has committed what it took. Nothing more comes."""
+
+    session: str
+    reason: str
+
+
 class Rejected(msgspec.Struct, tag="rejected", frozen=True, kw_only=True):
     """The daemon will not serve this agent; `reason` is shown to the user once."""
 
@@ -366,4 +376,4 @@ class News(msgspec.Struct, tag="news", frozen=True, kw_only=True):
             raise ValueError("rows that do not fit their columns")
 
 
-DaemonMessage = News | Welcome | Ack | Prepare | Ask | Assign | Rejected
+DaemonMessage = News | Welcome | Ack | Prepare | Ask | Assign | Farewell | Rejected

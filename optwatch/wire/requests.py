@@ -60,6 +60,8 @@ class RankInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The step at which its replica was last compared with the others, None before."""
     agrees: bool | None = None
     """Whether the replica was then bit for bit that of the others; None where nothing could be compared."""
+    thinned: int = 0
+    """Per-tensor records that its queue had no room for: they go before any scalar does."""
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -399,4 +401,10 @@ class RunList(msgspec.Struct, tag="run_list", frozen=True):
     runs: tuple[RunInfo, ...]
 
 
-Publication = Delta | RunList
+class Ended(msgspec.Struct, tag="ended", frozen=True):
+    """The daemon is about to end in good order: the last word on every topic that somebody follows."""
+
+    reason: str
+
+
+Publication = Delta | RunList | Ended

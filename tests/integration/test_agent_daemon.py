@@ -13,9 +13,15 @@ import torch
 
 import optwatch
 from optwatch.client import Refusal
+from optwatch.daemon.history import History
+from optwatch.daemon.store import FILE
+from optwatch.daemon.tables import connect
+from optwatch.wire.places import state_dir
 from optwatch_agent import Watch
+from optwatch_agent.ring import Ring
 from tests.daemons import GUARD, DaemonProcess
 from tests.histograms import counted
+from tests.simulated import SimulatedRun
 from tests.unit.agent.models import batches, classifier, train
 
 SCRIPT = """
@@ -210,6 +216,53 @@ def test_a_killed_daemon_and_its_successor(daemon: DaemonProcess) -> None:
         status = client.status("survivor")
     assert status.steps_recorded == len(training.losses)
     assert status.gaps == ()
+
+
+def test_a_daemon_that_is_told_to_end_says_goodbye(
+    daemon: DaemonProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "optwatch")
+    training = Training(name="parted")
+    training.connect()
+    training.go(20)
+    assert daemon.stop() == 0
+    # Not by a silence: it needs no step, and no time to pass.
+    wait_until(lambda: "the daemon has stopped" in caplog.text, "the goodbye was not heard")
+    assert not training.watch._agent.link.welcomed
+    training.go(50)
+    daemon.start()
+    training.connect()
+    training.watch.detach()
+    with daemon.client() as client:
+        status = client.status("parted")
+    assert status.steps_recorded == len(training.losses)
+    assert status.gaps == ()
+
+
+def test_what_waits_too_long_loses_tensors_before_scalars(home: Path) -> None:
+    run = SimulatedRun("patient", "tcp://127.0.0.1:9", 0, False, numbers=(0,), world_size=1)
+    (rank,) = run.ranks
+    rank.link.ring = Ring(most=60_000)
+    rank.link.start()
+    while rank.link.ring.thinned < 5:
+        run.advance()
+        time.sleep(0.001)
+    daemon = DaemonProcess(home / "daemon").start()
+    try:
+        rank.link._address = daemon.address
+        wait_until(lambda: rank.link.welcomed and not rank.link.queued, "not all was taken")
+        with daemon.client() as client:
+            wait_until(lambda: client.status("patient").ranks[0].thinned > 0, "nothing was told")
+            status = client.status("patient")
+        rank.link.stop("done")
+    finally:
+        daemon.stop()
+    thinned = rank.link.ring.thinned
+    assert status.gaps == ()
+    assert status.ranks[0].dropped == 0
+    assert status.ranks[0].thinned == thinned
+    stored = History(connect(str(state_dir() / FILE), read_only=True)).parts(run.run, 0, 0, limit=4_096)
+    assert [there[0].step for there in stored] == list(rank.samples)[thinned:]
 
 
 def test_a_successor_at_another_port_is_found(home: Path) -> None:

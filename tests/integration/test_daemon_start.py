@@ -13,8 +13,11 @@ import pytest
 
 from optwatch.client import Client, DaemonUnreachable
 from optwatch.client.local import start_daemon
+from optwatch.wire.messages import Farewell
 from optwatch.wire.places import connection_file, find_daemon, read_connection
+from optwatch.wire.requests import Ended
 from tests.daemons import GUARD, DaemonProcess
+from tests.peers import AgentPeer, values
 
 
 def run_daemon(*options: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +82,26 @@ def test_it_ends_in_good_order(daemon: DaemonProcess, number: signal.Signals) ->
     assert daemon.process.wait(GUARD) == 0
     assert not connection_file().exists()
     assert "Traceback" not in daemon.text()
+
+
+def test_its_end_is_told_to_agents_and_followers_after_all_is_acknowledged(daemon: DaemonProcess) -> None:
+    peer = AgentPeer(daemon.address)
+    peer.greet()
+    peer.batch(values(5))
+    peer.wait_acked()
+    with daemon.client() as client, client.follow(peer.run) as run, client.follow(None) as runs:
+        peer.batch(values(5))
+        assert daemon.stop() == 0
+        farewell = peer.wait_for(Farewell)
+        assert farewell.session == peer.session
+        assert peer.acked == peer.seq
+        for follower in (run, runs):
+            last = None
+            while (news := follower.receive(1.0)) is not None:
+                last = news.message
+            assert isinstance(last, Ended)
+            assert last.reason == farewell.reason
+    peer.close()
 
 
 def test_it_leaves_another_ones_connection_file_alone(daemon: DaemonProcess, tmp_path: Path) -> None:

@@ -218,6 +218,24 @@ async def test_a_killed_daemon_is_shown_and_its_return_elsewhere_heals(
         assert len(now.columns.step) > 0
 
 
+async def test_a_daemon_that_was_stopped_is_shown_as_that_until_it_is_back(
+    training: Training, daemon: DaemonProcess
+) -> None:
+    async with live() as pilot:
+        await until(pilot, lambda: snapshot(pilot), "the view")
+        daemon.stop()
+        told: list[str] = []
+
+        def several() -> bool:
+            told.append(pilot.app.link.reason)  # type: ignore[attr-defined]
+            return len({*told}) > 1 and told.count("the daemon has stopped: it was told to end") > 60
+
+        await until(pilot, several, "the word that it was stopped")
+        assert set(told[told.index("the daemon has stopped: it was told to end") :]) == {told[-1]}
+        daemon.start()
+        await until(pilot, lambda: "lost" not in text(pilot).splitlines()[0], "the link")
+
+
 async def test_a_daemon_that_hangs_is_shown_and_heals_without_a_word(
     training: Training, daemon: DaemonProcess
 ) -> None:

@@ -11,11 +11,11 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from optwatch.client import Client, DaemonError, DaemonUnreachable, Follower, Refusal
+from optwatch.client import Client, DaemonError, DaemonStopped, DaemonUnreachable, Follower, Refusal
 from optwatch.client.local import start_daemon
 from optwatch.wire import limits
 from optwatch.wire.places import AddressError, find_daemon
-from optwatch.wire.requests import Accepted, Delta, Greet, Request, RunInfo, RunList
+from optwatch.wire.requests import Accepted, Delta, Ended, Greet, Request, RunInfo, RunList
 from optwatch_tui.feed import Answered, LinkChanged, Post, RunChanged, RunsChanged
 from optwatch_tui.gather import Gatherer
 from optwatch_tui.model import Link, LinkState, RunModel
@@ -91,10 +91,11 @@ class DaemonFeed:
     def _work(self) -> None:
         self._say("connecting")
         lost_since: float | None = None
+        stopped = ""
         while not self._stopped.is_set():
             try:
                 with Client(self._address, timeout=_PATIENCE) as client:
-                    self._may_start, self._not_started, lost_since = False, "", None
+                    self._may_start, self._not_started, lost_since, stopped = False, "", None, ""
                     self._say("live")
                     self._follow(client)
             except (DaemonError, AddressError, OSError) as error:
@@ -102,7 +103,9 @@ class DaemonFeed:
                     self._start_daemon()
                     continue
                 lost_since = time.time() if lost_since is None else lost_since
-                self._say("lost", lost_since, self._not_started or str(error))
+                # That nobody answers then is no news: why it is so is.
+                stopped = str(error) if isinstance(error, DaemonStopped) else stopped
+                self._say("lost", lost_since, self._not_started or stopped or str(error))
                 self._wait_for_orders(_RETRY, None)
 
     def _start_daemon(self) -> None:
@@ -121,7 +124,7 @@ class DaemonFeed:
         self._post(LinkChanged(Link(state, address, time.time() if since is None else since, reason)))
 
     def _follow(self, client: Client) -> None:
-        """Until the feed is closed; raises `DaemonError` once the daemon is lost."""
+        """Until the feed is closed; raises `DaemonError` once the daemon is lost or has said goodbye."""
         watched: _Watched | None = None
         with client.follow(None) as runs, ExitStack() as followed:
             self._list(client.runs())
@@ -177,6 +180,8 @@ class DaemonFeed:
         while (news := follower.receive(0)) is not None:
             if isinstance(news.message, RunList):
                 newest = news.message
+            elif isinstance(news.message, Ended):
+                raise DaemonStopped(f"the daemon has stopped: {news.message.reason}")
         if newest is not None:
             self._list(newest.runs)
         return newest is not None

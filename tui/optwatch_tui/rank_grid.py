@@ -183,6 +183,6 @@ def details(rank: RankInfo, newest: int) -> list[tuple[str, str]]:
         ("local norm", "not known" if rank.local_norm is None else formats.number(rank.local_norm)),
         ("checksum", agreement),
         ("agent", f"{rank.overhead:.1%}, samples 1 in {rank.sample_every}"),
-        ("lost batches", str(rank.dropped)),
+        ("lost", f"{formats.count(rank.dropped)} steps, {formats.count(rank.thinned)} tensor records"),
         ("control", formats.plain(rank.control)),
     ]
