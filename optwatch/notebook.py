@@ -165,9 +165,10 @@ def _told(story: Story) -> str:
 def _known(daemon: str | None, wanted: str, points: int) -> Story:
     """From the daemon, else from this user's store."""
     from optwatch.client import Client, DaemonUnreachable, Refusal
+    from optwatch.client.several import daemon_of
 
     try:
-        client = Client(daemon)
+        client = Client(daemon_of(wanted, daemon))
     except DaemonUnreachable as error:
         directory = state_dir()
         if daemon is not None or not directory.exists():

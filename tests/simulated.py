@@ -17,6 +17,7 @@ import numpy as np
 from optwatch.wire import limits
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.messages import (
+    COUNTS,
     Ask,
     Batch,
     Beat,
@@ -118,6 +119,10 @@ class SimulatedRank:
 
     def ready(self) -> bool:
         return True
+
+    @property
+    def run(self) -> str:
+        return self._run.run
 
     def hello(self) -> Hello:
         self.greeted = time.monotonic()
@@ -264,7 +269,7 @@ class SimulatedRun:
             sample_step=sample_step,
             stats=stats,
             counts=np.array([self._counts(number) for number in sample_step.tolist()], np.uint64).reshape(
-                len(samples), TENSORS, 2
+                len(samples), TENSORS, len(COUNTS)
             ),
         )
 
@@ -279,7 +284,7 @@ class SimulatedRun:
     def _counts(self, step: int) -> list[list[int]]:
         """Zeros tell the step; now and then one gradient has an element that is not finite."""
         bad = self._faults and step % FAULT_EVERY == FAULT_EVERY // 2
-        return [[step, int(bad and tensor == 1)] for tensor in range(TENSORS)]
+        return [[step, int(bad and tensor == 1), 0] for tensor in range(TENSORS)]
 
     def _sample(self, shard: int, step: int) -> np.ndarray:
         return np.random.default_rng((self._seed, shard, step)).uniform(0.5, 1.5, size=(TENSORS, 12))

@@ -219,6 +219,10 @@ class Agent:
         self.membership.look(stepped=any(track.stepped for track in self.tracks))
         return self.membership.settled
 
+    @property
+    def run(self) -> str:
+        return self.identity.run
+
     def hello(self) -> Hello:
         who = self.identity
         return Hello(

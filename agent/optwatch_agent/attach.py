@@ -9,7 +9,7 @@ import torch
 
 from optwatch.wire.actions import ACTIONS
 from optwatch.wire.messages import ConfigValue
-from optwatch.wire.places import find_daemon
+from optwatch.wire.places import find_daemons
 from optwatch_agent import naming, outer, zero
 from optwatch_agent.agent import Agent, make_way
 from optwatch_agent.reflexes import REFLEXES
@@ -52,7 +52,8 @@ def attach(
         model: names the tensors, and shows its input and activation modules; may be wrapped (DDP,
             torch.compile).
         name: the run's name, by default the script's.
-        daemon: its address, by default $OPTWATCH_DAEMON, the connection file or tcp://127.0.0.1:47017.
+        daemon: its address, by default $OPTWATCH_DAEMON, the connection file or tcp://127.0.0.1:47017. Of
+            several, with commas between them, the run's id decides for one, the same on all ranks.
         loss: "auto" sees the loss at backward(); None leaves it to `Watch.log(loss=…)`.
         scaler: needed only for a subclass of torch.amp.GradScaler whose `update` or `scale` does not call
             that of its base, such as FSDP's; others are seen by themselves.
@@ -100,7 +101,7 @@ def attach(
     if comm_hook and not naming.is_replicated(model):
         raise ValueError("comm_hook=True needs model=, wrapped in DistributedDataParallel")
     reflexes = _guard(guard)
-    find_daemon(daemon)  # raises a ValueError for an address that cannot be parsed
+    find_daemons(daemon)  # raises a ValueError for an address that cannot be parsed
     options: dict[str, Any] = {
         "scaler": _scaler(scaler),
         "config": _config(config),

@@ -98,6 +98,11 @@ class Source(Protocol):
         """Whether it is known who this is. Called ten times a second."""
         ...
 
+    @property
+    def run(self) -> str:
+        """The run's id, the same on all ranks once this is `ready`."""
+        ...
+
     def hello(self) -> Hello:
         """The first message of a connection."""
         ...
@@ -274,7 +279,7 @@ class Link:
         self._next_try = now + self._retry * _JITTER.uniform(0.8, 1.2)
         self._retry = min(self._retry * 1.5, _RETRY[1])
         try:
-            address = find_daemon(self._address)
+            address = find_daemon(self._address, self._source.run)
             key = daemon_key(address)
             if key is None:
                 if self._address or os.environ.get("OPTWATCH_DAEMON"):

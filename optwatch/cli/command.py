@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     values = _arguments(args)
-    with connected() as client:
+    with connected(args.run_) as client:
         status = client.status(args.run_)
         run_id = status.run
         if args.dry_run:

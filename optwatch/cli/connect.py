@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from optwatch.cli.errors import Wrong
 from optwatch.client import Client, DaemonError
+from optwatch.client.several import daemon_of
 from optwatch.wire.actions import OPEN_STATES, Command
 
 POLL = 0.1
@@ -14,14 +15,15 @@ POLL = 0.1
 
 
 @contextmanager
-def connected() -> Iterator[Client]:
-    """The daemon that $OPTWATCH_DAEMON, the connection file or the default address names.
+def connected(run: str | None = None) -> Iterator[Client]:
+    """The daemon that $OPTWATCH_DAEMON, the connection file or the default address names; of several the one
+    that has `run`, a name, an id or the beginning of one.
 
     Raises:
         Wrong: no daemon answers, or it refuses what it is asked in the `with` block.
     """
     try:
-        with Client() as client:
+        with Client(None if run is None else daemon_of(run)) as client:
             yield client
     except DaemonError as error:
         raise Wrong(str(error)) from None

@@ -15,7 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with connected() as client:
+    with connected(args.run_) as client:
         command = client.dismiss(args.run_, args.id, args.reason)
     print(f"{command.id} {command.action}: {command.state}")
     return 0

@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with connected() as client:
+    with connected(args.run_) as client:
         findings = client.findings(args.run_)
     if args.json:
         show.print_json(findings)

@@ -14,7 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with connected() as client:
+    with connected(args.run_) as client:
         client.mark(args.run_, args.text)
         step = client.status(args.run_).step
     print(f"marked at step {step:,}: {args.text}")

@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with connected() as client:
+    with connected(args.run_) as client:
         client.set_mode(args.run_, args.mode)
     print(f"{args.run_}: {args.mode}")
     return 0

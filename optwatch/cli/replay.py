@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             sender.close()
     except DaemonError as error:
         raise Wrong(str(error)) from None
-    with connected() as client:
+    with connected(hello.run) as client:
         if (taken := client.status(hello.run).steps_recorded) != sent:
             raise Wrong(f"the daemon has {taken:,} of the {sent:,} steps that were sent: see its log")
     print(f"{plain(hello.name)}: {sent:,} of {recording.steps:,} steps, run {hello.run}")

@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 if every rank has answered, else 1."""
     began = time.monotonic()
-    with connected() as client:
+    with connected(args.run_) as client:
         stacks = _answers(client, args.run_, args.rank, args.timeout)
     waited = time.monotonic() - began
     answered = [stack.age is not None and stack.age <= waited for stack in stacks]

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         return watch(args.run_, args.interval or INTERVAL, args.json)
     if args.interval is not None:
         raise Wrong("--interval goes with --watch")
-    with connected() as client:
+    with connected(args.run_) as client:
         status = client.status(args.run_)
     if args.json:
         show.print_json(status)

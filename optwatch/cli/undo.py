@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with connected() as client:
+    with connected(args.run_) as client:
         run_id = client.status(args.run_).run
         command = client.undo(run_id, args.id)
         command = wait(client, run_id, command.id, args.wait, args.timeout)

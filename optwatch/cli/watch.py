@@ -13,6 +13,7 @@ from optwatch.cli import show
 from optwatch.cli.commands import outcome_text
 from optwatch.cli.errors import Wrong
 from optwatch.client import Client, DaemonError, Refusal
+from optwatch.client.several import daemon_of
 from optwatch.export.text import arguments
 from optwatch.wire.actions import Command
 from optwatch.wire.findings import Finding
@@ -46,7 +47,7 @@ def watch(run: str, interval: float, as_json: bool) -> int:
     lost = False
     while True:
         try:
-            with Client(timeout=_PATIENCE) as client:
+            with Client(daemon_of(run), timeout=_PATIENCE) as client:
                 watched = watched or _Watched(client.status(run).run, interval, teller)
                 while True:
                     ended = watched.look(client)

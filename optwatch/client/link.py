@@ -10,14 +10,14 @@ from optwatch.wire.keys import KeyFileError, daemon_key, key_pair
 from optwatch.wire.places import AddressError, find_daemon
 
 
-def resolve(address: str | None) -> tuple[str, str]:
-    """The daemon's address and its public key, "" for a daemon without keys.
+def resolve(address: str | None, run: str | None = None) -> tuple[str, str]:
+    """The daemon's address and its public key, "" for a daemon without keys; of several the one of a run.
 
     Raises:
         DaemonUnreachable: the address cannot be parsed, or nothing vouches for a key of it.
     """
     try:
-        found = find_daemon(address)
+        found = find_daemon(address, run)
     except AddressError as error:
         raise DaemonUnreachable(str(error)) from None
     key = daemon_key(found)

@@ -48,7 +48,7 @@ class Sender:
 
     def __init__(self, hello: Hello, address: str | None = None) -> None:
         self.hello = hello
-        self._address, key = resolve(address)
+        self._address, key = resolve(address, hello.run)
         self._seq = 0
         self._steps = [0] * max(len(hello.optimizers), 1)
         self._held: deque[_Held] = deque()

@@ -1,5 +1,6 @@
 """Where things are: directories, the connection file, and the daemon's address."""
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -110,17 +111,32 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def find_daemon(address: str | None = None) -> str:
-    """The daemon's address: as given, else $OPTWATCH_DAEMON, else the connection file, else the default.
+def find_daemons(address: str | None = None) -> tuple[str, ...]:
+    """The daemons among which runs are divided: as given, else $OPTWATCH_DAEMON, several with commas between
+    them, else the one of the connection file, else the default.
 
     Raises:
-        AddressError: the address given, or $OPTWATCH_DAEMON, cannot be parsed.
+        AddressError: an address given, or one in $OPTWATCH_DAEMON, cannot be parsed.
     """
     if text := address or os.environ.get("OPTWATCH_DAEMON"):
-        return parse_address(text)
+        return tuple(dict.fromkeys(parse_address(part.strip()) for part in text.split(",")))
     if connection := read_connection():
-        return connection.address
-    return DEFAULT_ADDRESS
+        return (connection.address,)
+    return (DEFAULT_ADDRESS,)
+
+
+def find_daemon(address: str | None = None, run: str | None = None) -> str:
+    """The daemon's address, as `find_daemons` finds it; of several the one that has the run of this id.
+
+    Raises:
+        AddressError: an address cannot be parsed, or there are several and no run is given.
+    """
+    several = find_daemons(address)
+    if len(several) == 1:
+        return several[0]
+    if run is None:
+        raise AddressError(f"one daemon has to be named, of {', '.join(several)}")
+    return max(several, key=lambda each: hashlib.blake2b(f"{each}\0{run}".encode()).digest())
 
 
 def _xdg(variable: str, fallback: str) -> Path:
