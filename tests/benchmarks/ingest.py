@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import zmq
 
-from optwatch.wire.messages import Assign, TensorInfo
+from optwatch.wire.messages import Assign, TensorInfo, Welcome
 from tests.daemons import DaemonProcess, home_of_its_own
 from tests.peers import AgentPeer
 
@@ -39,14 +39,21 @@ class Rank:
             agent.schema = msgspec.structs.replace(agent.schema, digest=f"shard {shard}", tensors=tensors)
 
     def send(self, values: np.ndarray, sampled: bool, now: float) -> None:
-        """A batch, a beat where it is time, and what the daemon has to say."""
+        """A batch, a beat where it is time; and take what the daemon has to say."""
         self.agent.batch(values, sampled=sampled and not self.reduced)
         if now >= self._next_beat:
             self._next_beat = now + BEAT
             self.agent.beat(reduced=self.reduced)
+        self.listen()
+
+    def listen(self) -> None:
+        """Take what the daemon has to say."""
         while (message := self.agent.receive(0)) is not None:
             if isinstance(message, Assign) and self._obeys:
                 self.reduced = message.reduced
+            elif isinstance(message, Welcome):  # something was lost on the way, or left to us for a while
+                self.agent.resend()
+        self.agent.messages.clear()  # ten a second, of a thousand ranks
 
 
 def main() -> None:

@@ -12,15 +12,17 @@ per-tensor records that came and are stored, the daemon's CPU and memory over ti
 import argparse
 import multiprocessing
 import os
+import signal
 import sqlite3
 import time
 from multiprocessing.synchronize import Event
+from queue import Empty
 from typing import Any
 
 import numpy as np
 import zmq
 
-from optwatch.client import Client
+from optwatch.client import Client, DaemonError
 from optwatch.client.link import connect, resolve
 from optwatch.daemon.store import FILE
 from optwatch.wire.frames import publication_decoder, unpack
@@ -31,6 +33,8 @@ from tests.benchmarks.ingest import COLUMNS, Rank, cpu, memory
 from tests.daemons import DaemonProcess, home_of_its_own
 from tests.peers import AgentPeer
 
+SETTLING = 120.0
+"""Seconds that what was sent may take to be acknowledged, when nothing more is sent."""
 LOSS, NORM = COLUMNS.index("loss"), COLUMNS.index("grad_norm")
 
 
@@ -44,6 +48,7 @@ def send(
     told: "multiprocessing.Queue[Any]",
 ) -> None:
     """Some of the ranks, in a process of their own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; what it ends is said by `ended`
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 2 * len(numbers) + 16)
     shards = args.ranks if args.shape == "shards" else args.parts
@@ -89,15 +94,19 @@ def send(
                 del pending[name]
         behind = max(behind, time.monotonic() - began - step / args.rate)
         time.sleep(max(began + step / args.rate - time.monotonic(), 0))
-    for rank in ranks:
-        rank.agent.wait_acked()
-    told.put((step * len(ranks), sampled, late, behind))
+    end = time.monotonic() + SETTLING
+    while (waiting := sum(len(rank.agent.held) for rank in ranks)) and time.monotonic() < end:
+        for rank in ranks:
+            rank.listen()
+        time.sleep(0.01)
+    told.put((step * len(ranks), sampled, late, waiting, behind))
     for rank in ranks:
         rank.agent.close(linger=0)
 
 
 def watch(address: str, run: str, viewers: int, ended: Event, told: "multiprocessing.Queue[Any]") -> None:
     """Viewers that follow the run; told is the least and the most that one got a second."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with Client(address, timeout=120) as client:
         publish = client.greeting.publish
@@ -132,6 +141,7 @@ def main() -> None:
     parser.add_argument("--senders", type=int, default=2, help="processes that simulate the ranks")
     parser.add_argument("--viewers", type=int, default=50)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cut short, it reports all the same
     with home_of_its_own() as home:
         daemon = DaemonProcess(home, "--mode", "auto").start()
         try:
@@ -154,34 +164,48 @@ def measure(daemon: DaemonProcess, args: argparse.Namespace) -> None:
     for process in senders:
         process.start()
     for _ in senders:
-        assert told.get(timeout=120) == "greeted"
+        assert told.get(timeout=600) == "greeted"
     viewers = spawn.Process(target=watch, args=(daemon.address, run, args.viewers, ended, seen), daemon=True)
     viewers.start()
     time.sleep(args.warm_up)
     before, began, most = cpu(pid), time.monotonic(), 0.0
-    for tenth in range(10):
-        time.sleep(max(began + args.seconds * (tenth + 1) / 10 - time.monotonic(), 0))
-        most = max(most, memory(pid))
-        share_of_core = (cpu(pid) - before) / (time.monotonic() - began)
-        at = time.monotonic() - began
-        print(f"{at:6.0f} s  {memory(pid):6.0f} MiB  {100 * share_of_core:5.1f} % of a core", flush=True)
-    with daemon.client() as client:
-        wrong.set()
-        command, finding = _acted(client, run)
-        wrong.clear()
-        ended.set()
-        results = [told.get(timeout=300) for _ in senders]
-        status = client.status(run)
-    slowest, quickest = seen.get(timeout=60)
+    command = finding = None
+    try:
+        for tenth in range(10):
+            time.sleep(max(began + args.seconds * (tenth + 1) / 10 - time.monotonic(), 0))
+            most = max(most, memory(pid))
+            at = time.monotonic() - began
+            share_of_core = (cpu(pid) - before) / at
+            print(f"{at:6.0f} s  {memory(pid):6.0f} MiB  {100 * share_of_core:5.1f} % of a core", flush=True)
+        with Client(daemon.address, timeout=SETTLING) as client:
+            wrong.set()
+            command, finding = _acted(client, run)
+    except KeyboardInterrupt:
+        print("cut short: told is what there is", flush=True)
+    wrong.clear()
+    ended.set()
+    results = _told(told, len(senders))
+    watched = _told(seen, 1)
+    try:
+        with Client(daemon.address, timeout=SETTLING) as client:
+            gaps = str(client.status(run).gaps)
+    except DaemonError as error:
+        gaps = f"not known: {error}"
     for process in (*senders, viewers):
         process.join(30)
     daemon.stop()
     rows, records = _stored(run)
-    sent, sampled, late, behind = (sum(column) for column in zip(*results, strict=True))
-    print(f"scalars: {sent} sent, {rows} stored, {sent - rows} lost; gaps {status.gaps}")
+    sent, sampled, late, waiting = (sum(each[at] for each in results) for at in range(4))
+    behind = max((each[-1] for each in results), default=float("nan"))
+    if len(results) < len(senders):
+        print(f"only {len(results)} of {len(senders)} senders told what they had sent")
+    print(f"scalars: {sent} sent, {rows} stored, {sent - rows} lost; gaps {gaps}")
+    if waiting:
+        print(f"{waiting} messages were not acknowledged after {SETTLING:g} s")
     print(f"per-tensor records: {sampled} sent, {records} stored")
     print(f"memory at most {most:.0f} MiB; the senders were {behind:.1f} s behind their pace at most")
-    print(f"{args.viewers} viewers got {slowest:.2f} to {quickest:.2f} changes a second")
+    for slowest, quickest in watched:
+        print(f"{args.viewers} viewers got {slowest:.2f} to {quickest:.2f} changes a second")
     if command is None or finding is None:
         print("no command came of the finding" if finding else "nothing was found")
     else:
@@ -190,6 +214,17 @@ def measure(daemon: DaemonProcess, args: argparse.Namespace) -> None:
             f"{command.state} at step {command.step}: {(command.step or 0) - finding.step} steps, "
             f"{late} proposals came late"
         )
+
+
+def _told(queue: "multiprocessing.Queue[Any]", number: int) -> list[Any]:
+    """What processes report in the end, of those that do before it is cut short."""
+    results: list[Any] = []
+    try:
+        while len(results) < number:
+            results.append(queue.get(timeout=2 * SETTLING))
+    except (Empty, KeyboardInterrupt):
+        print("not all processes have reported", flush=True)
+    return results
 
 
 def _acted(client: Client, run: str) -> tuple[Any, Any]:

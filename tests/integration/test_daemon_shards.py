@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from optwatch.wire.frames import BatchBlocks
-from optwatch.wire.messages import STATS, Batch, TensorInfo
+from optwatch.wire.messages import COUNTS, STATS, Batch, TensorInfo
 from optwatch.wire.parts import Part
 from tests.daemons import GUARD, DaemonProcess
 from tests.peers import AgentPeer
@@ -45,7 +45,7 @@ def send(agent: AgentPeer, steps: range) -> None:
         logged=np.ones((n, 3), np.uint8),
         sample_step=np.array([steps[-1]], dtype=np.int64),
         stats=stats,
-        counts=np.full((1, 2, 2), shard + 1, np.uint64),
+        counts=np.full((1, 2, len(COUNTS)), shard + 1, np.uint64),
     )
     agent.seq += 1
     agent.step = steps[-1]
@@ -82,7 +82,7 @@ def check(daemon: DaemonProcess, run: str, steps: int, loss: float) -> None:
         rms = np.sqrt((3 * 2.0**2 + 5 * 6.0**2) / 8)
         np.testing.assert_allclose(tensors.stats[-1, :, STATS.index("grad_rms")], [rms, 1.0], rtol=1e-6)
         np.testing.assert_allclose(tensors.stats[-1, :, STATS.index("param_max")], [6.0, 1.0])
-        assert tensors.counts[-1].tolist() == [[3, 3], [1, 1]]
+        assert tensors.counts[-1].tolist() == [[3] * len(COUNTS), [1] * len(COUNTS)]
         again = client.tensors(run)[1]
         np.testing.assert_array_equal(again.stats[-1], tensors.stats[-1])
 
