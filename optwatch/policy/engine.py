@@ -293,7 +293,7 @@ class Engine:
                 or command.finding is None  # what was scheduled stays
                 or command.state not in IN_FORCE
                 or command.id in memory.undone | answered
-                or not (why := self._why_undo(command))
+                or not (why := self._why_undo(command, commands))
                 or (action := inverse(command, commands)) is None
             ):
                 continue
@@ -310,10 +310,14 @@ class Engine:
             )
         return proposals
 
-    def _why_undo(self, command: Command) -> str:
+    def _why_undo(self, command: Command, commands: Sequence[Command]) -> str:
         verdict = self._memory.verdicts.get(command.id)
         if verdict == "neutral" and command.id in self._memory.until_back:
             return self._why_spare(command)  # while the LR is up, what it was cut for is not over
+        match action_of(command):
+            case ScaleLr(factor=float(factor)) if factor < 1 and verdict == "neutral":
+                if self._is_unusual(lr_scale(commands) / factor):
+                    return ""  # back at an LR that is far too high, the run would go wrong again
         if verdict in ("neutral", "hurt"):
             return f"{command.action} at step {command.step} was judged {verdict}: take it back"
         return self._why_spare(command)

@@ -353,3 +353,12 @@ def test_a_cut_for_an_lr_that_is_still_up_is_not_taken_back_because_it_changed_n
     assert not any(command.undo_of for command in book.commands)
     book.feed(points(603, np.full(50, 4.0), 1e-3), allow=ALL)
     assert "1" in [command.undo_of for command in book.commands]
+
+
+def test_a_cut_of_an_lr_that_would_be_unusual_again_is_not_taken_back_because_it_changed_nothing() -> None:
+    book = run_to_event()
+    book.feed(points(300, [4.0, 4.2, 4.1]), hint(), finding(), allow=ALL)
+    assert [command.action for command in book.commands] == ["scale_lr", "rollback"]
+    book.feed(points(303, np.full(300, 4.0)), allow=ALL)
+    assert book.outcomes["1"].verdict == "neutral"
+    assert not any(command.undo_of for command in book.commands)
