@@ -227,6 +227,8 @@ def _stale(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief
 def _non_finite(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Belief:
     where = str(signal.evidence.get("where", "a value"))
     beliefs: Belief = {}
+    if where == "moments":  # with the loss and the gradients finite, as the parameters are
+        beliefs["stale_moments"] = 6.0, "moments stay non-finite, and what they update does not move"
     passed = evidence.steps_from_start(signal.onset_step)
     rate, rise = evidence.rate_rise(signal.onset_step, signal.step)
     if evidence.scaled(signal.step):

@@ -1,4 +1,4 @@
-"""Non-finite values: a NaN or inf in the loss, the gradient norm or a tensor's gradient."""
+"""Non-finite values: a NaN or inf in the loss, the gradient norm, or a tensor's gradient or moments."""
 
 import math
 from typing import Any, ClassVar
@@ -25,6 +25,10 @@ class Memory(msgspec.Struct):
     count: int = 0
     calm: int = 0
     tensor: str | None = None
+    where: str = ""
+    """In what it was seen when it was last told of."""
+    moments: bool = False
+    """The last sample saw non-finite moments: they stay so, whatever the points between samples are."""
     scaled: bool = False
     """A loss scale was logged: AMP."""
     seen: int = 0
@@ -46,9 +50,15 @@ class NonFinite:
         scaled = points.column("loss_scale").logged
         bad_loss = loss.logged & ~np.isfinite(loss.values)
         bad_norm = norm.logged & ~np.isfinite(norm.values)
-        tensors = self._tensors(points)
+        gradients, moments = _first(points, "grad_nonfinite"), _first(points, "moments_nonfinite")
         m = self._memory
-        if not (m.open or m.overflows or tensors or bad_loss.any() or bad_norm.any()):
+        if not (
+            m.open
+            or m.overflows
+            or bad_loss.any()
+            or bad_norm.any()
+            or any([*gradients.values(), *moments.values()])
+        ):
             m.seen += len(points)
             m.scaled = m.scaled or bool(scaled.any())
             return []
@@ -56,16 +66,21 @@ class NonFinite:
         for i, step in enumerate(points.step.tolist()):
             m.scaled = m.scaled or bool(scaled[i])
             m.seen += 1
-            tensor = tensors.get(step)
+            tensor, lasting = gradients.get(step), moments.get(step)
+            m.moments = bool(lasting) if step in moments else m.moments
             where = (
-                "loss" if bad_loss[i] else "gradient norm" if bad_norm[i] else "gradient" if tensor else ""
-            )
+                "loss" if bad_loss[i]
+                else "gradient norm" if bad_norm[i]
+                else "gradient" if tensor
+                else "moments" if lasting
+                else ""
+            )  # fmt: skip
             if where and self._is_overflow(where):
                 where = ""
             elif not where:
                 m.run = 0
             if where or loss.logged[i] or norm.logged[i]:
-                self._point(step, where, tensor, float(loss.values[i]), signals)
+                self._point(step, where, tensor or lasting, float(loss.values[i]), signals)
         return signals
 
     def mark(self, step: int) -> None:
@@ -77,19 +92,10 @@ class NonFinite:
     def restore(self, state: dict[str, Any]) -> None:
         self._memory = from_state(state, Memory)
 
-    def _tensors(self, points: Points) -> dict[int, str]:
-        """By step, the first tensor in the order of depth with a non-finite gradient."""
-        samples = points.samples
-        if samples is None or "grad_nonfinite" not in samples.counts:
-            return {}
-        bad = samples.counts["grad_nonfinite"] > 0
-        rows = np.flatnonzero(bad.any(axis=1))
-        return {int(samples.step[row]): samples.names[int(np.argmax(bad[row]))] for row in rows}
-
     def _is_overflow(self, where: str) -> bool:
         """Whether a non-finite gradient is AMP looking for its scale, which is normal."""
         m = self._memory
-        if where == "loss" or not m.scaled:
+        if where in ("loss", "moments") or not m.scaled:
             return False
         m.run += 1
         m.overflows = [number for number in m.overflows if number > m.seen - AMP_WINDOW] + [m.seen]
@@ -100,14 +106,16 @@ class NonFinite:
         if where:
             first = not m.open
             if first:
-                m.open, m.onset, m.count, m.tensor = True, step, 0, None
+                m.open, m.onset, m.count, m.tensor, m.where = True, step, 0, None, where
             m.count += 1
             m.calm = 0
             found = tensor is not None and m.tensor is None
             m.tensor = m.tensor or tensor
-            if first or found:
+            lasts = where == "moments" != m.where
+            if first or found or lasts:
+                m.where = where
                 signals.append(self._signal(step, where, loss))
-        elif m.open:
+        elif m.open and not m.moments:
             m.calm += 1
             if m.calm >= CALM:
                 m.open = False
@@ -132,3 +140,15 @@ class NonFinite:
             tensor=m.tensor,
             evidence=evidence,
         )
+
+
+def _first(points: Points, count: str) -> dict[int, str | None]:
+    """Of each sampled step, the first tensor in the order of depth with such elements, None without one."""
+    samples = points.samples
+    if samples is None or count not in samples.counts:
+        return {}
+    bad = samples.counts[count] > 0
+    return {
+        step: samples.names[int(np.argmax(bad[row]))] if bad[row].any() else None
+        for row, step in enumerate(samples.step.tolist())
+    }

@@ -72,14 +72,14 @@ class Rows(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Two transformer blocks over the eight rows of an image."""
+    """Transformer blocks over the eight rows of an image."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int = 2) -> None:
         super().__init__()
         self.rows = nn.Linear(8, 32)
         self.places = nn.Parameter(0.02 * torch.randn(8, 32))
         block = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True)
-        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.blocks = nn.TransformerEncoder(block, blocks, enable_nested_tensor=False)
         self.head = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:

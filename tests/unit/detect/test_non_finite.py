@@ -45,3 +45,37 @@ def test_an_overflow_under_amp_is_normal_unless_it_stays() -> None:
     panel = Panel("run")
     (finding,) = panel.update(points(loss=falling(100), grad_norm=norm, loss_scale=scale))
     assert (finding.kind, finding.step) == ("non_finite", 65)
+
+
+def sampled(steps: list[int], moments: list[int]) -> Samples:
+    """One tensor, looked at in some steps: how many elements of its moments were not finite."""
+    return Samples(
+        step=np.array(steps),
+        names=("a",),
+        numel=np.array([10]),
+        stats={},
+        counts={
+            "grad_nonfinite": np.zeros((len(steps), 1), np.uint64),
+            "moments_nonfinite": np.array(moments, np.uint64)[:, None],
+        },
+    )
+
+
+def test_moments_that_are_not_finite_are_found_and_stay_open_until_a_sample_sees_them_finite() -> None:
+    panel = Panel("run")
+    loss = falling(250)
+    (finding,) = panel.update(points(loss=loss[:200], samples=sampled([50, 100], [0, 3])))
+    assert (finding.kind, finding.step, finding.tensor) == ("non_finite", 100, "a")
+    assert finding.resolved_step is None
+    assert finding.causes[0].cause == "stale_moments"
+    (finding,) = panel.update(points(201, loss=loss[200:], samples=sampled([220], [0])))
+    assert finding.resolved_step == 239
+
+
+def test_moments_that_stay_non_finite_after_a_gradient_are_told_of_as_well() -> None:
+    norm = falling(60)
+    norm[20] = np.nan
+    panel = Panel("run")
+    panel.update(points(loss=falling(60), grad_norm=norm, samples=sampled([25], [3])))
+    (finding,) = panel.findings
+    assert (finding.onset_step, finding.evidence["where"]) == (21, "moments")
