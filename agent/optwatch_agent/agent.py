@@ -77,6 +77,7 @@ class Agent:
         PHASES.patch.install()
         self._pace: Pace | None = None
         self.snapshots = Snapshots(tuple(optimizers.values()), model, scaler, snapshots, budget)
+        self._told_snapshots: tuple[int, ...] = ()
         self._scaler_patches = scalers.TAP.patches_of(type(scaler)) if scaler is not None else []
         for patch in self._scaler_patches:
             patch.install()
@@ -293,6 +294,7 @@ class Agent:
     def beat(self) -> Beat:
         first = self.tracks[0]
         phase, since = PHASES.now
+        self._told_snapshots = self.snapshots.steps
         return Beat(
             session=self.identity.session,
             steps=tuple(track.under_way for track in self.tracks),
@@ -305,9 +307,13 @@ class Agent:
             control=self.control.state,
             oldest=self.link.oldest,
             reduced=first.reduced,
-            snapshots=self.snapshots.steps,
+            snapshots=self._told_snapshots,
             thinned=self.link.ring.thinned,
         )
+
+    def pressing(self) -> bool:
+        """Whether there are other snapshots than the daemon knows of: it may roll back to these only."""
+        return self.snapshots.steps != self._told_snapshots
 
     def follow(self) -> Follow | None:
         return self.mirroring.follow(self.identity.session)

@@ -69,7 +69,7 @@ def attach(
             GradScaler; a warning says so. On a CUDA device nothing waits for the verdict: an optimizer with
             `fused=True` leaves the step out, any other takes it with gradients of zero.
         snapshots: bytes of the host's memory for snapshots to roll back to; 0: none. The newest eight are
-            kept at most; one is taken every 128 steps or more seldom, as the budget allows, and none that is
+            kept at most; one is taken every 32 steps or more seldom, as the budget allows, and none that is
             not finite. Buffers such as BatchNorm's running statistics are in them with `model` only.
         budget: the most of the step time that measuring may take.
         store: the torch.distributed.Store through which the ranks agree on commands, by default the one

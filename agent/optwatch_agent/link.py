@@ -113,6 +113,10 @@ class Source(Protocol):
 
     def beat(self) -> Beat: ...
 
+    def pressing(self) -> bool:
+        """Whether the next beat has something to tell that should not wait for it."""
+        ...
+
     def follow(self) -> Follow | None:
         """What is to be told of the run, None where nobody wants to know."""
         ...
@@ -226,7 +230,7 @@ class Link:
             self._receive()
             if self.welcomed:
                 self._send_held()
-                if now >= self._next_beat:
+                if now >= self._next_beat or self._source.pressing():
                     self._next_beat = now + _BEAT * _JITTER.uniform(0.9, 1.1)
                     self._send(pack(self._source.beat()))
                     if (follow := self._source.follow()) is not None:

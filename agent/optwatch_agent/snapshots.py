@@ -33,7 +33,7 @@ SHARE = 0.1
 """Of the budget, for snapshots on the cadence."""
 MOST = 8
 """Snapshots that are kept at most, however small they are."""
-EVERY = 128
+EVERY = 32
 """Steps between two snapshots on the cadence at least."""
 _EARLY = (16, 32, 64)
 """Steps of a new run at which one is taken besides: much of what goes wrong does so at its beginning."""
@@ -239,11 +239,13 @@ class Snapshots:
         most = min(MOST, self.most_bytes // max(self.size, 1))
         room: dict[str, Any] = {}
         while len(self._ring) >= most:
-            oldest = next((each for each in self._ring if each.step not in self._wanted.values()), None)
-            if oldest is None:
+            free = [each for each in self._ring if each.step not in self._wanted.values()]
+            if not free:
                 return None
-            self._ring.remove(oldest)
-            room = oldest.kept
+            steps = [*(each.step for each in self._ring), step]
+            spare = min(free, key=lambda each: _worth(each.step, steps, self.every))
+            self._ring.remove(spare)
+            room = spare.kept
         return room
 
     def _state(self) -> dict[str, Any]:
@@ -275,6 +277,19 @@ class Snapshots:
         scaler = scaler or next(filter(None, map(scalers.TAP.scaler_of, self._optimizers)), None)
         held = {name: getattr(scaler, name, None) for name in ("_scale", "_growth_tracker")}
         return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
+
+def _worth(step: int, steps: Sequence[int], every: int) -> float:
+    """How much a snapshot is needed beside the others: the gap that it would leave, over its age.
+
+    What is kept so is close together where it is new and far apart where it is old. The oldest of n stays
+    until its age is 2^(n - 1) periods; of fewer than four it goes first.
+    """
+    at, kept = steps.index(step), len(steps) - 1
+    age = steps[-1] - step
+    if at == 0:
+        return math.inf if kept >= 4 and age < every << (kept - 1) else 0.0
+    return (steps[at + 1] - steps[at - 1]) / max(age, 1)
 
 
 def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -42,6 +42,10 @@ WORTH = frozenset({*ALARMS, "info"})
 """Severities of findings that a rule may answer; "watch" is never acted on."""
 
 
+MARGIN = 3.0
+"""A cut of an unusual LR brings it so far under the highest usual one: that is for the best of set-ups."""
+
+
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     """One command that the policy wants. `send`: at once (auto); else it waits for approval (advise)."""
 
@@ -73,6 +77,8 @@ class Memory(msgspec.Struct):
 
     open: dict[int, Finding] = {}
     """Findings that call for an answer."""
+    onsets: dict[str, list[int]] = {}
+    """Of each kind that calls for an answer, where its last findings began."""
     dealt: set[int] = set()
     """Those of them that were answered."""
     converged: set[int] = set()
@@ -200,6 +206,8 @@ class Engine:
                 memory.dealt.discard(finding.id)
                 continue
             memory.open[finding.id] = finding
+            if former is None:
+                memory.onsets[finding.kind] = [*memory.onsets.get(finding.kind, [])[-15:], finding.onset_step]
             if former is not None and former.severity != finding.severity in ALARMS:
                 worse = finding.severity == "critical" or former.severity not in ALARMS
                 memory.dealt -= {finding.id} if worse else set()
@@ -312,11 +320,13 @@ class Engine:
 
     def _why_undo(self, command: Command, commands: Sequence[Command]) -> str:
         verdict = self._memory.verdicts.get(command.id)
-        if verdict == "neutral" and command.id in self._memory.until_back:
-            return self._why_spare(command)  # while the LR is up, what it was cut for is not over
+        rolled_back = any(c.action == "rollback" and c.finding == command.finding for c in commands)
+        if command.id in self._memory.until_back and (verdict == "neutral" or rolled_back):
+            # While the LR is up, what it was cut for is not over; and what hurt may be the steps given up.
+            return self._why_spare(command)
         match action_of(command):
             case ScaleLr(factor=float(factor)) if factor < 1 and verdict == "neutral":
-                if self._is_unusual(lr_scale(commands) / factor):
+                if self._usual(lr_scale(commands) / factor) < 1:
                     return ""  # back at an LR that is far too high, the run would go wrong again
         if verdict in ("neutral", "hurt"):
             return f"{command.action} at step {command.step} was judged {verdict}: take it back"
@@ -356,34 +366,45 @@ class Engine:
             return []
         urgency = ("critical", "warning", "info")
         waiting.sort(key=lambda each: (urgency.index(each.severity), each.onset_step, each.id))
-        unusual = self._is_unusual(lr_scale(commands))
+        usual = self._usual(lr_scale(commands))
         for finding in waiting:
             if self._cooling(finding, commands) or self._near_mark(finding.onset_step):
                 continue
-            facts = gather(self._history, finding, allow, unusual)
+            facts = gather(self._history, finding, memory.onsets.get(finding.kind, ()), allow, usual)
             for rule in self.rules.rule:
                 if memory.used.get(rule.name, 0) >= rule.times or not rule.answers(facts):
                     continue
-                wanted = [self._to_former(action, rule, facts) for action in rule.do]
+                wanted = [self._to_known(action, rule, facts) for action in rule.do]
                 if actions := self._affordable(wanted, commands, allow):
                     return self._propose(facts, rule, actions)
         return []
 
-    def _is_unusual(self, scale: float) -> bool:
-        """Whether an LR that was hinted to be far too high is so still."""
-        return any(
-            isinstance(lr := finding.evidence.get("lr"), int | float)
-            and isinstance(usual := finding.evidence.get("usual"), int | float)
-            and lr * scale > usual * (1 + 1e-9)
-            for finding in self._memory.open.values()
-            if any(cause.cause == "lr_too_high" for cause in finding.causes)
+    def _usual(self, scale: float) -> float:
+        """What is left of the LR where it is brought to what the optimizer is used with, for the hint that
+        asks for the least; 1 where none is open, or the scale in force does so already."""
+        return min(
+            (
+                usual / (lr * scale)
+                for finding in self._memory.open.values()
+                if any(cause.cause == "lr_too_high" for cause in finding.causes)
+                and isinstance(lr := finding.evidence.get("lr"), int | float)
+                and isinstance(usual := finding.evidence.get("usual"), int | float)
+                and lr * scale > usual * (1 + 1e-9)
+            ),
+            default=1.0,
         )
 
-    def _to_former(self, action: Action, rule: Rule, facts: Facts) -> Action:
-        """A cut for an LR that has risen brings it back to what it was, where that is known."""
-        if rule.until is None or not isinstance(action, ScaleLr) or facts.lr != "risen":
+    def _to_known(self, action: Action, rule: Rule, facts: Facts) -> Action:
+        """A cut for an LR that has risen brings it back to what it was; one for an unusual LR, well into the
+        range in which the optimizer is used."""
+        if not isinstance(action, ScaleLr):
             return action
-        factor = facts.former_lr / self._history.last_lr
+        if rule.until is not None and facts.lr == "risen":
+            factor = facts.former_lr / self._history.last_lr
+        elif facts.lr == "unusual":
+            factor = facts.usual / MARGIN
+        else:
+            return action
         least = self.rules.limits.lr_floor
         return ScaleLr(factor=min(max(factor, least), 1.0), ramp=action.ramp) if factor < 1 else action
 

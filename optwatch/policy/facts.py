@@ -25,6 +25,8 @@ UNLEARNED = 0.9
 """A loss that is not below this share of that of the first steps has not fallen."""
 EARLY_PEAK = 2.0
 """A loss that rose to this multiple of its start in the first steps began badly, too."""
+AGAIN = 1_000
+"""Steps within which trouble of the same kind is held the same trouble."""
 OPENING = 50
 """An event in the first steps of a run has no good level before it: the set-up itself is in doubt."""
 
@@ -39,7 +41,9 @@ class Facts:
         of what began in the first 50 steps, after as many: bad_start (the loss is not below its start, or
         rose to twice its start in these).
     age: steps since the onset.
+    again: how many findings of its kind began in the last 1,000 steps before it, itself included.
     former_lr: the median LR before the rise, NaN where unknown.
+    usual: the share of an unusual LR that is usual, 1 where it is not unusual.
     can: the actions that the run's agents take, and that can be done now.
     """
 
@@ -47,24 +51,37 @@ class Facts:
     lr: LrFact
     loss: LossFact
     age: int
+    again: int
     opening: bool
     former_lr: float
+    usual: float
     can: frozenset[str]
 
 
-def gather(history: History, finding: Finding, allow: Sequence[str], unusual: bool) -> Facts:
-    """The facts about an open finding, in a run whose agents allow some actions; `unusual`: whether its LR,
-    as it is scaled, is above what the optimizer is used with."""
+def gather(
+    history: History, finding: Finding, onsets: Sequence[int], allow: Sequence[str], usual: float
+) -> Facts:
+    """The facts about an open finding.
+
+    Args:
+        history: The run's points.
+        finding: The finding.
+        onsets: The steps at which the run's findings of its kind began.
+        allow: The actions that the run's agents take.
+        usual: The share of its LR, as it is scaled, that the optimizer is used with; 1 where all of it is.
+    """
     lr, former = lr_fact(history, finding.onset_step)
-    if unusual and lr in ("steady", "unknown"):
+    if usual < 1 and lr in ("steady", "unknown"):
         lr = "unusual"
     return Facts(
         finding=finding,
         lr=lr,
         loss=_loss_fact(history, finding.onset_step),
         age=max(0, history.now - finding.onset_step),
+        again=sum(finding.onset_step - AGAIN < onset <= finding.onset_step for onset in onsets),
         opening=finding.onset_step - int(history.first or finding.onset_step) < OPENING,
         former_lr=former,
+        usual=usual,
         can=frozenset(ACTIONS if "all" in allow else allow),
     )
 

@@ -37,6 +37,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Whether the event began in the first 50 steps of the run."""
     within: Count | None = None
     """At most so many steps since the onset."""
+    again: Count | None = None
+    """It is at least the so-many-th finding of its kind that began within 1,000 steps."""
     can: tuple[ActionName, ...] = ()
     """One of these actions is allowed and possible now: a rollback needs a snapshot from before."""
     all: tuple["Condition", ...] = ()
@@ -58,6 +60,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             and (not self.loss or facts.loss in self.loss)
             and (self.opening is None or facts.opening == self.opening)
             and (self.within is None or facts.age <= self.within)
+            and (self.again is None or facts.again >= self.again)
             and (not self.can or not facts.can.isdisjoint(self.can))
             and all(condition.holds(facts) for condition in self.all)
             and (not self.any or any(condition.holds(facts) for condition in self.any))

@@ -106,7 +106,7 @@ def train(case: Case, arm: str, daemons: dict[str, tuple[str, Path]]) -> Ended:
         if held is not None:
             watch.log(val_loss=held)
         due = max(due + PACE, time.monotonic())
-        time.sleep(due - time.monotonic() if due > time.monotonic() else 0)
+        time.sleep(max(due - time.monotonic(), 0.0))
     watch.detach()
     with Client(address, timeout=30) as client:
         commands = tuple(client.commands(run))

@@ -1,6 +1,7 @@
 """Snapshots and rollbacks in one process: what is kept, what is refused, and that bits come back."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -140,6 +141,22 @@ def test_what_is_not_finite_is_never_kept(what: str) -> None:
     assert "finite" in hand.outcomes()[-1][2]
     assert watch._agent.snapshots.steps == (0,)
     watch.detach()
+
+
+def test_what_is_kept_is_close_together_where_it_is_new_and_reaches_back_to_the_start() -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    watch, hand = attached(optimizer, snapshots=1 << 20)
+    snapshots = watch._agent.snapshots
+    train(model, optimizer, batches(), 16)
+    for _ in range(24):
+        hand.command("snapshot")
+        train(model, optimizer, batches(), 8)
+    steps = snapshots.steps
+    gaps = [after - before for before, after in itertools.pairwise(steps)]
+    assert (len(steps), steps[0]) == (8, 0)
+    assert steps[-1] > 192
+    assert gaps[-1] <= 8 < max(gaps)
 
 
 def test_the_ring_keeps_to_its_bound_and_to_what_a_vote_is_about() -> None:

@@ -314,12 +314,12 @@ def test_a_run_goes_back_at_most_as_often_as_the_limits_say() -> None:
     assert asked == 2
 
 
-def test_an_unusual_lr_and_a_bad_start_begin_anew_with_a_tenth_of_it() -> None:
+def test_an_unusual_lr_and_a_bad_start_begin_anew_with_a_usual_one() -> None:
     book = Book(Engine("auto"))
     assert book.feed(points(1, [2.3, 5.0, 9.0, 3.0] + [2.4] * 30), hint(), allow=ALL) == []  # too early
     proposals = book.feed(points(35, [2.4] * 30), allow=ALL)
     assert names(proposals) == ["scale_lr", "rollback"]
-    assert proposals[0].args == {"factor": 0.1}
+    assert proposals[0].args == {"factor": pytest.approx(0.1 / 3)}
     assert proposals[1].args == {"to_step": 0}
 
 
@@ -334,6 +334,23 @@ def test_a_hint_about_the_lr_alone_is_no_reason_to_act(case: str) -> None:
         "a hint that it is too low": [hint(causes=(Cause("lr_too_low", 1.0, "far below"),))],
     }
     assert book.feed(points(1, losses), *hints[case], allow=ALL) == []  # type: ignore[arg-type]
+
+
+def test_spikes_that_come_back_are_clipped() -> None:
+    book = run_to_event()
+    spike = {"kind": "loss_spike", "severity": "info"}
+    first = finding(1, **spike)
+    assert book.feed(points(300, [1.0] * 40), first, allow=ALL) == []
+    second = finding(2, onset_step=341, step=341, **spike)
+    assert names(book.feed(points(340, [1.0] * 5), second, allow=ALL)) == ["clip"]
+
+
+def test_an_unusual_lr_of_a_run_that_is_stuck_is_brought_to_a_usual_one() -> None:
+    stuck = {"kind": "plateau", "severity": "info"}
+    book = run_to_event()
+    (cut,) = book.feed(points(300, [1.0] * 5), hint(), finding(**stuck), allow=ALL)
+    assert (cut.action, cut.args) == ("scale_lr", {"factor": pytest.approx(0.1 / 3)})
+    assert run_to_event().feed(points(300, [1.0] * 5), finding(**stuck), allow=ALL) == []
 
 
 def test_an_info_is_answered_only_where_a_rule_names_it() -> None:
@@ -358,7 +375,7 @@ def test_a_cut_for_an_lr_that_is_still_up_is_not_taken_back_because_it_changed_n
 def test_a_cut_of_an_lr_that_would_be_unusual_again_is_not_taken_back_because_it_changed_nothing() -> None:
     book = run_to_event()
     book.feed(points(300, [4.0, 4.2, 4.1]), hint(), finding(), allow=ALL)
-    assert [command.action for command in book.commands] == ["scale_lr", "rollback"]
+    assert [command.action for command in book.commands] == ["scale_lr"]
     book.feed(points(303, np.full(300, 4.0)), allow=ALL)
     assert book.outcomes["1"].verdict == "neutral"
     assert not any(command.undo_of for command in book.commands)
