@@ -229,12 +229,13 @@ class Link:
         if self._socket is not None and self._connected:
             self._receive()
             if self.welcomed:
-                self._send_held()
+                # First what can be rolled back to: what the points show may call for it.
                 if now >= self._next_beat or self._source.pressing():
                     self._next_beat = now + _BEAT * _JITTER.uniform(0.9, 1.1)
                     self._send(pack(self._source.beat()))
                     if (follow := self._source.follow()) is not None:
                         self._send(pack(follow))
+                self._send_held()
 
     def _finish(self) -> None:
         """Everything out, as far as a daemon takes it within the grace."""

@@ -29,7 +29,7 @@ from optwatch_agent.loose import Loose
 from optwatch_agent.parts import in_step
 from optwatch_agent.roles import counters_of
 
-SHARE = 0.1
+SHARE = 1 / 3
 """Of the budget, for snapshots on the cadence."""
 MOST = 8
 """Snapshots that are kept at most, however small they are."""
@@ -109,9 +109,10 @@ class Snapshots:
             return (
                 f"a snapshot takes {self.size:,} bytes, and attach(snapshots={self.most_bytes}) allows fewer"
             )
-        free = _free_bytes()
-        if not self._ring and self.size is not None and free is not None and free < self.size:
-            return f"a snapshot takes {self.size:,} bytes, and the host has {free:,} left"
+        if not self._ring and self.size is not None:
+            free = _free_bytes()
+            if free is not None and free < self.size:
+                return f"a snapshot takes {self.size:,} bytes, and the host has {free:,} left"
         return ""
 
     def missing(self, step: int) -> str:
@@ -323,17 +324,19 @@ def _sound(state: dict[str, Any]) -> Tensor | None:
 
     A sum is non-finite if a summand is.
     """
-    sums = []
+    sums: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     with torch.no_grad():
         for tensor in tensors_in([state["params"], state["states"]]):
             if tensor.numel() > 1 and (tensor.is_floating_point() or tensor.is_complex()):
                 if tensor.layout is not torch.strided:
                     continue
                 small = tensor.dtype in (torch.float16, torch.bfloat16)
-                sums.append(torch.isfinite(tensor.sum(dtype=torch.float32 if small else None)))
-    if not sums:
-        return None
-    return torch.stack([each.to(sums[0].device, non_blocking=True) for each in sums]).all()
+                total = tensor.sum(dtype=torch.float32 if small else None)
+                sums.setdefault((total.dtype, total.device), []).append(total)
+        if not sums:
+            return None
+        finite = [torch.isfinite(torch.stack(totals)).all() for totals in sums.values()]
+        return torch.stack([each.to(finite[0].device, non_blocking=True) for each in finite]).all()
 
 
 def _generators() -> dict[str, Any]:

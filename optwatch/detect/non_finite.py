@@ -86,6 +86,10 @@ class NonFinite:
     def mark(self, step: int) -> None:
         """Nothing here depends on the past."""
 
+    def acted(self, step: int) -> None:
+        """A restart or a rollback may have mended the moments: the next sample tells."""
+        self._memory.moments = False
+
     def state(self) -> dict[str, Any]:
         return to_state(self._memory)
 

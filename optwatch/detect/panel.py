@@ -13,6 +13,7 @@ from optwatch.detect.causes import causes_of
 from optwatch.detect.clip_saturated import ClipSaturated
 from optwatch.detect.divergence import Divergence
 from optwatch.detect.evidence import Evidence
+from optwatch.detect.held_gradient import HeldGradient
 from optwatch.detect.lint import lint
 from optwatch.detect.loss_scale import LossScale
 from optwatch.detect.non_finite import NonFinite
@@ -28,7 +29,7 @@ from optwatch.series.points import Column, Points, Samples
 from optwatch.wire.findings import ALARMS, SEVERITIES, Finding, Kind
 from optwatch.wire.messages import OptimizerInfo
 
-VERSION = 4
+VERSION = 5
 """Of the state: one of another version is not restored."""
 
 DETECTORS: tuple[type[Detector], ...] = (
@@ -40,6 +41,7 @@ DETECTORS: tuple[type[Detector], ...] = (
     Overfitting,
     Vanishing,
     Tensors,
+    HeldGradient,
     ClipSaturated,
     LossScale,
     Sensitivity,

@@ -28,6 +28,7 @@ from optwatch.series.points import Column, Points
 from optwatch.wire.actions import (
     OPEN_STATES,
     Action,
+    Clip,
     Command,
     Outcome,
     Rollback,
@@ -79,6 +80,8 @@ class Memory(msgspec.Struct):
     """Findings that call for an answer."""
     onsets: dict[str, list[int]] = {}
     """Of each kind that calls for an answer, where its last findings began."""
+    passed: dict[int, Finding] = {}
+    """Findings that came to light as they ended: for one cooldown they call for an answer, too."""
     dealt: set[int] = set()
     """Those of them that were answered."""
     converged: set[int] = set()
@@ -144,6 +147,11 @@ class Engine:
         for part in _parts(points, KEPT // 4):
             self._history.append(part)
             self._judge_due(commands)
+        self._memory.passed = {
+            id: finding
+            for id, finding in self._memory.passed.items()
+            if finding.step + self.rules.limits.cooldown > self._history.now
+        }
         self._close_current(commands)
         if self.mode == "observe":
             for schedule in self._memory.plans.due(self.rules.schedule, self._history.now):
@@ -202,15 +210,22 @@ class Engine:
             if finding.kind == "converged":
                 (memory.converged.discard if over else memory.converged.add)(finding.id)
             former = memory.open.pop(finding.id, None)
+            if over and former is None and finding.severity == "info":
+                memory.passed[finding.id] = finding
+                self._count(finding)
             if over or finding.severity not in WORTH:
                 memory.dealt.discard(finding.id)
                 continue
             memory.open[finding.id] = finding
             if former is None:
-                memory.onsets[finding.kind] = [*memory.onsets.get(finding.kind, [])[-15:], finding.onset_step]
+                self._count(finding)
             if former is not None and former.severity != finding.severity in ALARMS:
                 worse = finding.severity == "critical" or former.severity not in ALARMS
                 memory.dealt -= {finding.id} if worse else set()
+
+    def _count(self, finding: Finding) -> None:
+        former = self._memory.onsets.get(finding.kind, [])
+        self._memory.onsets[finding.kind] = [*former[-15:], finding.onset_step]
 
     def _follow_commands(self, commands: Sequence[Command]) -> None:
         memory, current = self._memory, self._memory.current
@@ -325,6 +340,8 @@ class Engine:
             # While the LR is up, what it was cut for is not over; and what hurt may be the steps given up.
             return self._why_spare(command)
         match action_of(command):
+            case Clip() if verdict == "neutral":
+                return ""  # it is there for the next such gradient
             case ScaleLr(factor=float(factor)) if factor < 1 and verdict == "neutral":
                 if self._usual(lr_scale(commands) / factor) < 1:
                     return ""  # back at an LR that is far too high, the run would go wrong again
@@ -342,7 +359,7 @@ class Engine:
     def _why_withdraw(self, command: Command) -> str:
         if command.finding is None:
             return ""
-        if command.undo_of is None and command.finding not in self._memory.open:
+        if command.undo_of is None and command.finding not in self._memory.open | self._memory.passed:
             return "what it was proposed for is over"
         return self._why_spare(command)
 
@@ -359,7 +376,7 @@ class Engine:
             return []
         waiting = [
             finding
-            for id, finding in memory.open.items()
+            for id, finding in (memory.open | memory.passed).items()
             if id not in memory.dealt and any(rule.concerns(finding) for rule in self.rules.rule)
         ]
         if not waiting:  # as nearly always: the facts are not gathered for nothing
@@ -412,7 +429,7 @@ class Engine:
         memory, finding = self._memory, facts.finding
         memory.used[rule.name] = memory.used.get(rule.name, 0) + 1
         memory.asked = self._history.now
-        memory.dealt |= memory.open.keys()
+        memory.dealt |= memory.open.keys() | memory.passed.keys()
         memory.current = Intervention(
             rule=rule.name,
             finding=finding.id,

@@ -41,6 +41,7 @@ class Facts:
         of what began in the first 50 steps, after as many: bad_start (the loss is not below its start, or
         rose to twice its start in these).
     age: steps since the onset.
+    from_start: steps of the run before the onset.
     again: how many findings of its kind began in the last 1,000 steps before it, itself included.
     former_lr: the median LR before the rise, NaN where unknown.
     usual: the share of an unusual LR that is usual, 1 where it is not unusual.
@@ -52,7 +53,7 @@ class Facts:
     loss: LossFact
     age: int
     again: int
-    opening: bool
+    from_start: int
     former_lr: float
     usual: float
     can: frozenset[str]
@@ -79,7 +80,7 @@ def gather(
         loss=_loss_fact(history, finding.onset_step),
         age=max(0, history.now - finding.onset_step),
         again=sum(finding.onset_step - AGAIN < onset <= finding.onset_step for onset in onsets),
-        opening=finding.onset_step - int(history.first or finding.onset_step) < OPENING,
+        from_start=finding.onset_step - int(history.first or finding.onset_step),
         former_lr=former,
         usual=usual,
         can=frozenset(ACTIONS if "all" in allow else allow),

@@ -33,8 +33,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What the learning rate did about the onset."""
     loss: tuple[LossFact, ...] = ()
     """Where the loss is now."""
-    opening: bool | None = None
-    """Whether the event began in the first 50 steps of the run."""
+    from_start: Count | None = None
+    """It began in the first so many steps of the run."""
     within: Count | None = None
     """At most so many steps since the onset."""
     again: Count | None = None
@@ -58,7 +58,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             and (not self.cause or not likely.isdisjoint(self.cause))
             and (not self.lr or facts.lr in self.lr)
             and (not self.loss or facts.loss in self.loss)
-            and (self.opening is None or facts.opening == self.opening)
+            and (self.from_start is None or facts.from_start < self.from_start)
             and (self.within is None or facts.age <= self.within)
             and (self.again is None or facts.again >= self.again)
             and (not self.can or not facts.can.isdisjoint(self.can))

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from optwatch_agent.compiled import _compile, _directory
 from tests.benchmarks.detection.trainings import MODELS
 from tests.benchmarks.rescue.arms import ALONE, ARMS, WATCHED, write_policies
 from tests.benchmarks.rescue.courses import HEALTHY, OPTIMIZERS, REPAIRABLE, STEPS, Case, Course
@@ -81,7 +82,7 @@ def read(path: Path) -> list[Ended]:
 def set_home(folder: Path) -> None:
     """Where a daemon, and those that are to find it, keep keys and connection files."""
     folder.mkdir(exist_ok=True)
-    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
         os.environ[variable] = str(folder)
 
 
@@ -150,7 +151,8 @@ def record(path: Path, split: str, seeds: int, arms: Collection[str], minutes: f
     end = time.monotonic() + 60 * minutes
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}
+        os.environ |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(Path(folder, "cache"))}
+        _compile(_directory()).wait(300)  # as on a machine that has trained before
         running: dict[str, DaemonProcess] = {}
         for name, policy in write_policies(Path(folder)).items():
             set_home(Path(folder, name))

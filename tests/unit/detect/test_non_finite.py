@@ -79,3 +79,13 @@ def test_moments_that_stay_non_finite_after_a_gradient_are_told_of_as_well() -> 
     panel.update(points(loss=falling(60), grad_norm=norm, samples=sampled([25], [3])))
     (finding,) = panel.findings
     assert (finding.onset_step, finding.evidence["where"]) == (21, "moments")
+
+
+def test_after_an_action_moments_are_held_finite_until_a_sample_says_otherwise() -> None:
+    loss = falling(200)
+    panel = Panel("run")
+    panel.update(points(loss=loss[:110], samples=sampled([50, 100], [0, 3])))
+    panel.acted(110)
+    panel.update(points(111, loss=loss[110:]))
+    (finding,) = panel.findings
+    assert finding.resolved_step is not None

@@ -339,9 +339,9 @@ def test_a_hint_about_the_lr_alone_is_no_reason_to_act(case: str) -> None:
 def test_spikes_that_come_back_are_clipped() -> None:
     book = run_to_event()
     spike = {"kind": "loss_spike", "severity": "info"}
-    first = finding(1, **spike)
+    first = finding(1, resolved_step=302, **spike)
     assert book.feed(points(300, [1.0] * 40), first, allow=ALL) == []
-    second = finding(2, onset_step=341, step=341, **spike)
+    second = finding(2, onset_step=341, step=344, resolved_step=344, **spike)  # seen as it ends
     assert names(book.feed(points(340, [1.0] * 5), second, allow=ALL)) == ["clip"]
 
 

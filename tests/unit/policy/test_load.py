@@ -22,7 +22,7 @@ do = [{ action = "clip", max_norm = "auto" }]
 
 def test_the_shipped_policy_spells_out_the_limits_that_hold_without_a_file() -> None:
     assert DEFAULT.limits == Limits()
-    assert len(DEFAULT.rule) == 15
+    assert len(DEFAULT.rule) == 16
     for field in Limits.__struct_fields__:
         assert f"\n{field} = " in default_text()
 
