@@ -84,10 +84,11 @@ class NonFinite:
         return signals
 
     def mark(self, step: int) -> None:
-        """Nothing here depends on the past."""
+        """A rollback is one: it mends the moments, unless the next sample says otherwise."""
+        self._memory.moments = False
 
     def acted(self, step: int) -> None:
-        """A restart or a rollback may have mended the moments: the next sample tells."""
+        """A restart mends them, too."""
         self._memory.moments = False
 
     def state(self) -> dict[str, Any]:

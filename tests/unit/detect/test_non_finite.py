@@ -85,7 +85,7 @@ def test_after_an_action_moments_are_held_finite_until_a_sample_says_otherwise()
     loss = falling(200)
     panel = Panel("run")
     panel.update(points(loss=loss[:110], samples=sampled([50, 100], [0, 3])))
-    panel.acted(110)
+    panel.acted(110, "restart")
     panel.update(points(111, loss=loss[110:]))
     (finding,) = panel.findings
     assert finding.resolved_step is not None
