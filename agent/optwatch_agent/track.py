@@ -29,6 +29,7 @@ from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.phases import FORWARD, PHASES, STEP
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import is_known, roles_of, steps_of
+from optwatch_agent.sentinel import Sentinel
 from optwatch_agent.snapshots import SHARE, Snapshots
 from optwatch_agent.states import state_norms
 from optwatch_agent.tensors import on_cpu
@@ -106,6 +107,7 @@ class Track:
         self._sampling = False
         self._before = Before()
         self._gradients = Gradients()
+        self._sentinel = Sentinel()
         self._keeps_grad: bool | None = None
         """Whether gradients can be read after the step, None before the first one."""
         self._early: tuple[dict[str, Value], float] | None = None
@@ -386,8 +388,10 @@ class Track:
             logged, self._logged = self._logged, {}
             values.update(logged)
         norm_cost = sample_cost = histogram_cost = None
+        wants_norm = (
+            self._sampling or self._clipped is not None or self._wants_norm() or self._must_see_norm()
+        )
         began = ended = time.perf_counter()
-        wants_norm = self._sampling or self._clipped is not None or self._wants_norm()
         if wants_norm and not self.degraded and not self.guard.skipping:
             try:
                 with torch.no_grad():
@@ -543,6 +547,15 @@ class Track:
         together = self._parts is not None or self._local is not None
         meets = not together or in_step(self.governor.norm_every, self.under_way + ahead)
         return meets and self.governor.wants_norm()
+
+    def _must_see_norm(self) -> bool:
+        """Whether the step's gradients are unusual enough to be measured out of turn. Never where ranks
+        measure together: each would call by its own part."""
+        together = self._parts is not None or self._local is not None
+        if together or self.degraded or not self._keeps_grad:
+            return False
+        with torch.no_grad():
+            return self._sentinel.calls(self.optimizer)
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -48,7 +48,8 @@ REPLAYED_RECORDS = 1_024
 MAX_MARKERS = 2_000
 RATE_POINTS = 200
 CLEAR = 50
-"""Steps before an onset by which a snapshot is held good: trouble begins before it is seen."""
+"""Steps before an onset by which a snapshot is held good: trouble begins before it is seen, but for a value
+that is not finite."""
 LAST_GOOD = "last-good"
 MIN_STEP_TIME = 1e-9
 MAX_RECORDS = 16
@@ -517,16 +518,14 @@ class Run:
             return tuple(action for action in allow if action != "rollback")
         return allow
 
+    @property
+    def _alarms(self) -> list[Finding]:
+        """The alarms that are open."""
+        return [f for f in self.findings.values() if f.resolved_step is None and f.severity in ALARMS]
+
     def _before_trouble(self) -> tuple[list[int], int | None]:
         """The steps of the snapshots from before what is found began, and where that is, None of nothing."""
-        onset = min(
-            (
-                finding.onset_step
-                for finding in self.findings.values()
-                if finding.resolved_step is None and finding.severity in ALARMS
-            ),
-            default=None,
-        )
+        onset = min((finding.onset_step for finding in self._alarms), default=None)
         return [step for step in self.snapshots if onset is None or step < onset], onset
 
     def _last_good(self) -> int:
@@ -541,7 +540,9 @@ class Run:
             held = f"those of {', '.join(map(str, steps))}" if steps else "none"
             since = "" if onset is None else f" before step {onset}, where the trouble began"
             raise CommandError("unavailable", f"no snapshot{since} is held by every rank: there are {held}")
-        clear = [step for step in before if onset is None or step <= onset - CLEAR]
+        at_once = all(finding.kind == "non_finite" for finding in self._alarms)
+        margin = 0 if at_once else CLEAR
+        clear = [step for step in before if onset is None or step <= onset - margin]
         return max(clear) if clear else min(before)
 
     def _note(self, marker: Marker) -> None:

@@ -19,6 +19,8 @@ RAISED = 1.5
 """An LR that rose by this factor has changed."""
 ONE_OFF = 10.0
 """A gradient norm this many times the usual is an event, not a drift."""
+HELD_DOWN = 3.0
+"""A second moment that holds the updates at less than one part in so many is what matters of a gradient."""
 AT_ONCE, THROWN = 3, 3.0
 """A loss this many times its level within so many steps was thrown out of its range by what came then."""
 SLOW_UPDATES = 3e-4
@@ -72,6 +74,11 @@ def _excursion(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Be
         beliefs["bad_batch"] = 3.0, f"the gradient norm was {norm:.3g} × its median at once, {unchanged}"
         if evidence.adaptive:
             beliefs["stale_moments"] = 1.5, f"a gradient {norm:.3g} × the usual stays in the moments"
+        if (held := evidence.held_down(norm)) > HELD_DOWN:
+            beliefs["stale_moments"] = (
+                8.0,
+                f"a gradient {norm:.3g} × the usual holds updates × {1 / held:.2g}",
+            )
         if not evidence.clipped(step):
             beliefs["no_clipping"] = 1.0, f"nothing clipped a gradient norm {norm:.3g} × its median"
         beliefs["lr_too_high"] = 1.0, f"{unchanged}, but it leaves no margin" + _at(rate)

@@ -1,9 +1,9 @@
 """Divergence: the loss leaves the range it has had, or the gradient leaves its own.
 
 One excursion is one finding, that grows more severe as evidence comes in: a gradient out of its range
-(`exploding_gradient`, watch; warning once the loss confirms it), a loss out of its range (`loss_spike`,
-watch; info once it came back, warning if it has not after 20 points), a loss that stays out of it
-(`divergence`, critical).
+(`exploding_gradient`, watch; warning once the loss confirms it; info in the end where it was huge), a loss
+out of its range (`loss_spike`, watch; info once it came back, warning if it has not after 20 points), a loss
+that stays out of it (`divergence`, critical).
 
 A loss that jumps from one step to the next while gradient and LR are as usual was not thrown by the weights:
 other data came. As long as it falls from there it is shown quietly.
@@ -61,6 +61,8 @@ FURTHER = 1.5
 """A loss that rises to so many times its jump goes on by itself."""
 SHIFT_PATIENCE = 100
 """Points within which a loss that jumped has to fall (Mann-Kendall at 5 %) and to recover, as above."""
+LASTING = 100.0
+"""A gradient norm over so many times its median is told of though the loss stayed: the moments hold it."""
 CONFIRM, CONFIRMED = 10, 2
 """Points within which the loss confirms a gradient out of its range, by so many hot points in a row.
 
@@ -276,7 +278,7 @@ class Divergence:
         over = back or regained or recovers
         if over:
             self._memory.excursion = None
-            if e.peak > e.short_limit and e.severity == "watch":
+            if (e.peak > e.short_limit or e.norm_ratio > LASTING) and e.severity == "watch":
                 e.severity = "info"
         if e.told and (over or (e.kind, e.severity, e.told) != before):
             signals.append(self._signal(e, step, over))

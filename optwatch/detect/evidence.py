@@ -134,6 +134,13 @@ class Evidence:
     def beta2(self) -> float:
         return self._history.beta2
 
+    def held_down(self, ratio: float) -> float:
+        """By what factor one gradient, `ratio` times the usual, shortens the updates that follow: the root of
+        what it makes of the second moment, 1 + (1 - β2) ratio². 1 without one; nothing is known of β2: 1."""
+        if not (self.adaptive and 0 < self.beta2 < 1 and math.isfinite(ratio)):
+            return 1.0
+        return math.sqrt(1 + (1 - self.beta2) * ratio**2)
+
     @property
     def epsilon(self) -> float:
         return self._history.epsilon
