@@ -510,11 +510,13 @@ class Run:
 
     def _possible(self) -> tuple[str, ...]:
         """The actions that the policy may ask for now: no rollback where there is nothing to go back to, and
-        none at all before every rank has said what it holds."""
+        none at all before every rank that would roll back has said what to."""
+        allow = tuple(ACTIONS) if "all" in self.head.allow else self.head.allow
+        if "rollback" not in allow:
+            return allow
         if any(rank.session.beat is None for rank in self.ranks.values()):
             return ()
-        allow = tuple(ACTIONS) if "all" in self.head.allow else self.head.allow
-        if "rollback" in allow and not self._before_trouble()[0]:
+        if not self._before_trouble()[0]:
             return tuple(action for action in allow if action != "rollback")
         return allow
 
