@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from optwatch.policy.load import load_rules
+from optwatch.wire.actions import Command
 from tests.daemons import GUARD, DaemonProcess
 from tests.integration.test_agent_daemon import Training, wait_until
 from tests.integration.test_mirrors import spoil
@@ -61,6 +62,38 @@ def test_the_policy_asks_a_lost_run_to_stop(careful: DaemonProcess) -> None:
     with careful.client() as client:
         (command,) = client.commands("lost")
     assert (command.action, command.state, command.asked_by) == ("stop", "applied", "policy")
+
+
+def test_scheduled_restarts_come_at_growing_periods(home: Path) -> None:
+    """The example, its periods a hundredth; and what came of each command is kept with it."""
+    text = (EXAMPLES / "schedules.toml").read_text()
+    (home / "soon.toml").write_text(
+        text.replace("every = 2000", "every = 20").replace("warmup = 100", "warmup = 5")
+    )
+    daemon = DaemonProcess(home / "daemon", "--policy", str(home / "soon.toml"), "--mode", "auto").start()
+    try:
+        training = Training(name="warm")
+        training.connect()
+
+        def restarts() -> list[Command]:
+            with daemon.client() as client:
+                return [c for c in client.commands("warm") if c.step is not None]
+
+        wait_until(lambda: len(restarts()) >= 3, "no third restart", training.go)
+        wait_until(lambda: restarts()[0].outcome is not None, "not judged", training.go)
+        training.watch.detach()
+        planned = restarts()[:3]
+        assert [c.action for c in planned] == ["restart"] * 3
+        assert all((c.step or 0) >= due for c, due in zip(planned, (20, 60, 140), strict=True))
+        first = planned[0]
+        assert first.args == {"warmup": 5}
+        assert (first.asked_by, first.state, first.undo_of) == ("policy", "judged", None)
+        assert "scheduled every 20 steps, each period 2 times as long" in first.why
+        assert first.outcome is not None
+        assert first.outcome.verdict in ("helped", "neutral", "hurt", "unclear")
+        assert not any(c.undo_of for c in restarts()), "what is planned stays"
+    finally:
+        daemon.kill()
 
 
 @pytest.mark.slow
