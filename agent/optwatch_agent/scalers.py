@@ -90,7 +90,6 @@ class ScalerTap:
                 state = scaler._per_optimizer_states.get(number)
                 if not state or not state["found_inf_per_device"]:
                     continue
-                self._followers[number] = (follower, follower.completed)
                 self._scalers[number] = weakref.ref(scaler)
                 ran = follower.completed != before
                 skipped = not ran or any(  # a fused step runs all the same, and does nothing
@@ -102,6 +101,7 @@ class ScalerTap:
                 if isinstance(scale, Tensor):
                     on_host = scale.device.type == "cpu"
                     follower.scaled(float(scale.item()) if on_host else scale.detach().clone(), ran, skipped)
+                self._followers[number] = (follower, follower.completed)
         except Exception:  # noqa: BLE001 - never in the way of a training
             self._followers.clear()
 

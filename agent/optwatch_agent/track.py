@@ -37,6 +37,8 @@ from optwatch_agent.tensors import on_cpu
 log = logging.getLogger("optwatch")
 
 _SKIPS = 1_000
+_MOST_IN_VAIN = 8
+"""Steps in a row that a GradScaler skips while it looks for its scale; with more, the run stands still."""
 
 _FAILURES = 3
 """Exceptions of ours on one optimizer after which it is left alone."""
@@ -101,6 +103,8 @@ class Track:
         self._must_check = False
         self._logged: dict[str, Value] = {}
         self._skipped = 0
+        self._in_vain = 0
+        """Steps in a row that a GradScaler skipped without a trace."""
         self._depth = 0
         self._ended: float | None = None
         self._spent = 0.0
@@ -164,11 +168,30 @@ class Track:
         if skipped:
             self.skips.append(self.completed)
             self._skipped += 1
-        values = {"loss_scale": scale, "skipped_steps": float(self._skipped)}
+        values: dict[str, Value] = {"loss_scale": scale, "skipped_steps": float(self._skipped)}
+        self._in_vain = 0 if ran else self._in_vain + 1
+        if self._in_vain > _MOST_IN_VAIN and self.active:
+            self._stand_still(values)
+        elif not ran or not self.recorder.amend(values):
+            self._logged.update(values)
         if not ran:
             losses.TAP.close()
-        if not ran or not self.recorder.amend(values):
-            self._logged.update(values)
+
+    def _stand_still(self, values: dict[str, Value]) -> None:
+        """A step that was skipped, as all are by now, counts as one: its loss shows why, and commands that
+        can end it wait for steps. Ranks skip the same steps, and count alike."""
+        self.under_way = step = self.completed + 1
+        if self.control is not None and self.control.pending:
+            self.control.apply_due(self._index, step)
+        self.completed = step
+        self._add_loss(values)
+        lrs = self.actuators.lr_scale.scheduled()
+        values["lr"] = _number(lrs[0]) if lrs else float("nan")
+        if self.control is not None and self.control.behind:
+            self.actuators.loss = values.get("loss")
+            self.control.apply_behind(self._index, step)
+        self.recorder.add(step, values | self._logged)
+        self._logged = {}
 
     def close(self) -> None:
         """Take the hooks off and undo what is in force. Inside a step the hooks stay, and do nothing."""

@@ -103,6 +103,45 @@ def test_buffers_scale_slow_weights_and_generators_come_back() -> None:
     watch.detach()
 
 
+def test_a_run_whose_scaler_skips_every_step_is_brought_back() -> None:
+    """Parameters that are not finite let a GradScaler skip for ever: no step hook runs any more."""
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    watch, hand = attached(optimizer, model=model, scaler=scaler)
+    data = batches()
+
+    def go(steps: int) -> list[float]:
+        losses = []
+        for _ in range(steps):
+            x, y = next(data)
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.item())
+        return losses
+
+    go(20)
+    for parameter in model.parameters():
+        parameter.data.fill_(torch.nan)
+    rows: dict[int, dict[str, Any]] = {}
+    watch._agent.tracks[0].recorder.add = rows.__setitem__  # type: ignore[method-assign]
+    go(8)
+    assert rows == {}, "so few in a row are a scaler that looks for its scale"
+    go(1)
+    assert list(rows) == [21]
+    assert rows[21]["loss"] != rows[21]["loss"]
+    hand.command("rollback", to_step=16)
+    go(1)
+    assert hand.outcomes()[-1] == ("rollback", "applied", "")
+    assert all(loss == loss for loss in go(5))
+    assert list(rows) == list(range(21, 28))
+    assert scaler.get_scale() == 4.0, "the snapshot's, halved by the update of the step that it skipped"
+    watch.detach()
+
+
 def test_a_start_that_went_wrong_is_made_anew() -> None:
     model = classifier()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
