@@ -12,6 +12,7 @@ from typing import Any
 import zmq
 from zmq.utils import z85
 
+from optwatch.daemon.refusals import Refusals
 from optwatch.wire.guests import Role, guests_file, read_guests
 from optwatch.wire.keys import KeyFileError, KeyPair
 
@@ -27,8 +28,7 @@ class Access:
 
     def __init__(self, context: "zmq.Context[Any]", pair: KeyPair | None, user: KeyPair | None) -> None:
         """Raises `KeyFileError` or `OSError` where the file of guests cannot be used."""
-        self.refused = 0
-        """Handshakes turned away so far."""
+        self.refusals = Refusals()
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(ENDPOINT)
@@ -64,10 +64,8 @@ class Access:
             key = z85.encode(credentials[0]).decode() if credentials and len(credentials[0]) == 32 else ""
             known = mechanism == b"CURVE" and domain == DOMAIN.encode() and key in self._peers
             if not known:
-                self.refused += 1
-                log.warning(
-                    "refused a connection from %s: its key is not known", address.decode(errors="replace")
-                )
+                who = f"a connection from {address.decode(errors='replace')}"
+                self.refusals.note(who, "its key is not known")
             status = (b"200", b"OK", key.encode()) if known else (b"400", b"unknown key", b"")
             self.socket.send_multipart([*envelope, version, number, *status, b""])
 

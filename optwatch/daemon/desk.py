@@ -15,6 +15,7 @@ from optwatch.daemon.commands import CommandError, Entry
 from optwatch.daemon.head import UnknownRun
 from optwatch.daemon.lane import histogram_reply, tensor_reply
 from optwatch.daemon.publish import Publisher
+from optwatch.daemon.refusals import Refusals
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.status import rank_stack, run_info, run_status
@@ -84,7 +85,9 @@ class Desk:
         daemon: str,
         publish: str,
         stop: Callable[[], None],
+        refusals: Refusals,
     ) -> None:
+        self._refusals = refusals
         self._store = store
         self._runs = runs
         self._publisher = publisher
@@ -132,7 +135,9 @@ class Desk:
             return self._greet(request, role)
         run, in_full = getattr(request, "run", ""), str(request)[: limits.MAX_TEXT]
         if role == "agent" or (role == "viewer" and isinstance(request, ACTING)):
-            self._store.audit(time.time(), user, run, "refused", in_full)
+            # Not each of a flood: what somebody may not do must not fill the disk either.
+            if self._refusals.note(user, f"its role {role} may not ask for {type(request).__name__}"):
+                self._store.audit(time.time(), user, run, "refused", in_full)
             return Refused("forbidden", f"the key of {user} has the role {role}: it may not do this"), ()
         if isinstance(request, ACTING):
             if self._store.trouble and not isinstance(request, StopDaemon):

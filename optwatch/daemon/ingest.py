@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optwatch.daemon.attempts import incarnation_of
+from optwatch.daemon.refusals import Refusals
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.sessions import Session
@@ -75,7 +76,9 @@ class Ingest:
         send: Send,
         prepare: Callable[[str, Prepare | Ask | News], None],
         daemon: str,
+        refusals: Refusals,
     ) -> None:
+        self._refusals = refusals
         self.counts: Counter[str] = Counter()
         """Messages that were dropped, by reason."""
         self.sessions: dict[str, Session] = {}
@@ -93,6 +96,7 @@ class Ingest:
         """Take one message of an agent."""
         if role == "viewer":
             self.counts["a viewer's key"] += 1
+            self._refusals.note(user, "a viewer's key may not send what an agent does")
             return
         try:
             message, blocks = unpack(parts, agent_decoder)
@@ -102,6 +106,8 @@ class Ingest:
             session = self.sessions.get(message.session)
             if session is None or session.user != user or not session.identity:
                 self.counts["no hello"] += 1
+                if session is not None and session.user != user:
+                    self._refusals.note(user, f"it speaks for a session of {session.user}")
                 return
             session.identity = identity
             session.heard = now
@@ -119,9 +125,8 @@ class Ingest:
             else:
                 self._durable(session, message, blocks, now)
         except WireError as error:
-            if not self.counts["malformed"]:
-                log.warning("dropped a message that is not as the protocol says: %s", error)
             self.counts["malformed"] += 1
+            self._refusals.note(f"a message of {user}", f"it is not as the protocol says: {error}")
 
     def submitted(self, ticket: int) -> None:
         """All that was taken so far goes to the store under this ticket."""
@@ -172,6 +177,7 @@ class Ingest:
         session = self.sessions.get(hello.session) or self._restore(hello, user)
         if session.user != user or session.hello.run != hello.run or session.hello.rank != hello.rank:
             self.counts["a session of somebody else"] += 1
+            self._refusals.note(user, f"it speaks for a session of {session.user}")
             return
         hello = msgspec.structs.replace(hello, incarnation=session.hello.incarnation)
         session.hello, session.identity, session.heard = hello, identity, now

@@ -18,6 +18,7 @@ from optwatch.daemon.errors import StartError
 from optwatch.daemon.herald import Herald
 from optwatch.daemon.meters import Meters
 from optwatch.daemon.readout import Readout
+from optwatch.daemon.refusals import Handshakes
 from optwatch.daemon.retention import Limits
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.server import Server
@@ -81,6 +82,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
     try:
         access = _access(context, settings)
         router, xpub = (open_socket(context, kind, access) for kind in (zmq.ROUTER, zmq.XPUB))
+        handshakes = [Handshakes(context, socket, access.refusals) for socket in (router, xpub)]
         bound = bind(router, address, any_port=settings.listen is None)
         publish = bind(xpub, publish_address(bound), any_port=True)
         if settings.tensorboard is not None:
@@ -104,6 +106,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
             store,
             runs,
             access,
+            handshakes,
             router,
             xpub,
             wake,

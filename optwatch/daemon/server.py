@@ -19,6 +19,7 @@ from optwatch.daemon.keeper import Keeper
 from optwatch.daemon.leftovers import Leftovers
 from optwatch.daemon.publish import Publisher
 from optwatch.daemon.readout import Readout
+from optwatch.daemon.refusals import Handshakes
 from optwatch.daemon.retention import Limits
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
@@ -45,6 +46,7 @@ class Server:
         store: Store,
         runs: Runs,
         access: Access,
+        handshakes: Sequence[Handshakes],
         router: "zmq.Socket[Any]",
         xpub: "zmq.Socket[Any]",
         wake: int,
@@ -61,6 +63,7 @@ class Server:
         self._store = store
         self._runs = runs
         self._access = access
+        self._handshakes = handshakes
         self._router = router
         self._xpub = xpub
         self._wake = wake
@@ -74,14 +77,14 @@ class Server:
         """What may go out once the store has what it rests on: (ticket, routing id, parts)."""
         daemon = os.urandom(8).hex()
         self._publisher = Publisher(xpub, runs, also)
-        self._ingest = Ingest(store, runs, self._send, self._prepare, daemon)
+        self._ingest = Ingest(store, runs, self._send, self._prepare, daemon, access.refusals)
         self._keeper = Keeper(store, runs, limits)
         self._leftovers = Leftovers(self._ingest, access.local_user)
         publish = xpub.getsockopt_string(zmq.LAST_ENDPOINT)
         self._inflow = Inflow(router.getsockopt_string(zmq.LAST_ENDPOINT), publish)
-        self._desk = Desk(store, runs, self._publisher, daemon, publish, self.stop)
+        self._desk = Desk(store, runs, self._publisher, daemon, publish, self.stop, access.refusals)
         self._poller = zmq.Poller()
-        for socket in (router, xpub, access.socket):
+        for socket in (router, xpub, access.socket, *(each.socket for each in handshakes)):
             self._poller.register(socket, zmq.POLLIN)
         self._poller.register(wake, zmq.POLLIN)
 
@@ -130,6 +133,9 @@ class Server:
             self._reread()
         if self._access.socket in events:
             self._access.answer()
+        for handshakes in self._handshakes:
+            if handshakes.socket in events:
+                handshakes.look()
         if self._wake in events:
             os.read(self._wake, 4_096)
         if self._xpub in events:
@@ -165,6 +171,7 @@ class Server:
         identity, kind = frames[0].bytes, frames[1].bytes
         if (who := self._access.who(frames[-1])) is None:
             self._ingest.counts["a key that is let in no more"] += 1
+            self._access.refusals.note("an open connection", "its key is let in no more")
             return
         user, role = who
         if kind == AGENT:

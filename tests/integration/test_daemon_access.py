@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 
 import msgspec
 import pytest
@@ -11,13 +12,20 @@ from optwatch.client import Client, DaemonUnreachable
 from optwatch.wire.frames import AGENT, CLIENT
 from optwatch.wire.keys import KeyPair, daemon_key
 from optwatch.wire.messages import Welcome
-from tests.daemons import DaemonProcess
+from tests.daemons import GUARD, DaemonProcess
 from tests.peers import AgentPeer, values
 
 
 def new_pair() -> KeyPair:
     public, secret = zmq.curve_keypair()
     return KeyPair(public.decode(), secret.decode())
+
+
+def logged(daemon: DaemonProcess, line: str) -> None:
+    end = time.monotonic() + GUARD
+    while line not in daemon.text():
+        assert time.monotonic() < end, f"{line!r} is not in the log:\n{daemon.text()}"
+        time.sleep(0.02)
 
 
 def test_a_key_that_is_not_known_is_turned_away(daemon: DaemonProcess) -> None:
@@ -28,7 +36,7 @@ def test_a_key_that_is_not_known_is_turned_away(daemon: DaemonProcess) -> None:
     assert stranger.receive(0.5) is None
     with daemon.client() as client:
         assert [run.run for run in client.runs()] == [friend.run]
-    assert "refused a connection" in daemon.text()
+    logged(daemon, "refused a connection from 127.0.0.1: its key is not known")
     stranger.close(linger=0)
     friend.close()
 
@@ -37,6 +45,7 @@ def test_without_a_key_nobody_is_heard(daemon: DaemonProcess) -> None:
     stranger = AgentPeer(daemon.address, server_key="")
     stranger.send(stranger.hello)
     assert stranger.receive(0.5) is None
+    logged(daemon, "refused a connection: it presents no key")
     with daemon.client() as client:
         assert client.runs() == ()
     stranger.close(linger=0)
@@ -48,6 +57,7 @@ def test_a_client_trusts_only_the_key_it_knows(
     monkeypatch.setenv("OPTWATCH_DAEMON_KEY", new_pair().public)
     with pytest.raises(DaemonUnreachable, match="no daemon answers"):
         Client(daemon.address, timeout=0.5)
+    logged(daemon, "refused a connection: it takes this daemon for one with another key")
     monkeypatch.setenv("OPTWATCH_DAEMON_KEY", "nonsense")
     with pytest.raises(DaemonUnreachable, match="not a daemon's public key"):
         Client(daemon.address, timeout=0.5)

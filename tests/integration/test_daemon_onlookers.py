@@ -11,7 +11,7 @@ from optwatch.client.link import resolve
 from optwatch.wire.frames import AGENT, pack
 from optwatch.wire.messages import Prepare, Welcome
 from tests.daemons import GUARD, DaemonProcess
-from tests.integration.test_daemon_access import new_pair
+from tests.integration.test_daemon_access import logged, new_pair
 from tests.integration.test_daemon_hardship import memory, until
 from tests.integration.test_keys import change
 from tests.peers import AgentPeer, values
@@ -67,6 +67,7 @@ def test_what_was_recorded_cannot_be_sent_again(daemon: DaemonProcess, wire: Wir
             replay.sendall(recorded)
             while replay.recv(4_096):
                 pass
+    logged(daemon, "refused a connection: its handshake is no answer to ours")
     with daemon.client() as client:
         assert client.status(agent.run).steps_recorded == 10
 
@@ -91,6 +92,8 @@ def test_a_forged_command_reaches_no_agent(daemon: DaemonProcess) -> None:
     forger.batch(values(10, start=77.0))  # as if it were the agent's next one
     assert forger.receive(0.5) is None
     assert agent.receive(0.2) is None
+    logged(daemon, "refused mallory: it speaks for a session of ")
+    logged(daemon, "refused a message of mallory: it is not as the protocol says")
     with daemon.client() as client:
         assert client.status(agent.run).steps_recorded == 10
         assert client.commands(agent.run) == ()

@@ -14,7 +14,7 @@ import pytest
 from optwatch.wire.guests import add_guest, guests_file, parse_guests
 from optwatch.wire.keys import KeyFileError, KeyPair
 from tests.daemons import GUARD, DaemonProcess
-from tests.integration.test_daemon_access import new_pair
+from tests.integration.test_daemon_access import logged, new_pair
 from tests.peers import AgentPeer, values
 
 Ended = subprocess.CompletedProcess[str]
@@ -121,6 +121,7 @@ def test_an_agents_key_sends_and_asks_nothing(daemon: DaemonProcess, agent: Agen
     refused = alice.run("runs")
     assert refused.returncode == 2
     assert "the key of node-17 has the role agent" in refused.stderr
+    logged(daemon, "refused node-17: its role agent may not ask for ListRuns")
     # It may not speak for a run's rank that somebody else's process has.
     false = AgentPeer(daemon.address, session=agent.session, run=agent.run, keys=own_pair(alice))
     false.send(false.hello)
@@ -134,6 +135,7 @@ def test_a_viewers_key_cannot_send(daemon: DaemonProcess, alice: Person) -> None
     far = AgentPeer(daemon.address, name="far", keys=own_pair(alice))
     far.send(far.hello)
     assert far.receive(0.5) is None
+    logged(daemon, "refused alice: a viewer's key may not send what an agent does")
     assert json.loads(optwatch("runs", "--json").stdout) == []
     far.close(linger=0)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.ingest import Ingest
+from optwatch.daemon.refusals import Refusals
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.status import run_info, run_status
 from optwatch.daemon.store import Store
@@ -172,7 +173,9 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.store = Store(directory)
         self.runs = Runs(self.store, "auto")
-        self.ingest = Ingest(self.store, self.runs, lambda identity, message: True, lambda s, m: None, "d")
+        self.ingest = Ingest(
+            self.store, self.runs, lambda identity, message: True, lambda s, m: None, "d", Refusals()
+        )
         self.clock = itertools.count()
 
     def take(self, message: AgentMessage, blocks: list[bytes], identity: bytes = b"i") -> None:
