@@ -170,6 +170,9 @@ class SimulatedRank:
                 self.samples[step] = len(self.journal), own.stats[at].tobytes(), own.counts[at].tobytes()
         return out
 
+    def pressing(self) -> bool:
+        return False
+
     def beat(self) -> Beat:
         before, self.served = self.served, time.monotonic()
         if before < self.greeted:

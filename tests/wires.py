@@ -6,17 +6,19 @@ import threading
 
 
 class Wire(threading.Thread):
-    """Forwards what comes to `address` to a daemon. `heard` is all that went over it, in both directions."""
+    """Forwards what comes to `address` to a daemon. `heard` is all that went over it, in both directions, and
+    `said` what went to the daemon."""
 
     def __init__(self, daemon: str) -> None:
         super().__init__(daemon=True)
-        self.heard = bytearray()
+        self.heard, self.said = bytearray(), bytearray()
         self.connections = 0
         self._daemon = _place(daemon)
         self._server = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._server.getsockname()[1]}"
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ, None)
+        self._near: set[socket.socket] = set()
         self._frozen: list[socket.socket] = []
         self._freezing = threading.Event()
         self._ended = threading.Event()
@@ -54,6 +56,7 @@ class Wire(threading.Thread):
         near, _ = self._server.accept()
         far = socket.create_connection(self._daemon)
         self.connections += 1
+        self._near.add(near)
         self._selector.register(near, selectors.EVENT_READ, far)
         self._selector.register(far, selectors.EVENT_READ, near)
 
@@ -61,6 +64,8 @@ class Wire(threading.Thread):
         try:
             if data := source.recv(1 << 16):
                 self.heard += data
+                if source in self._near:
+                    self.said += data
                 to.sendall(data)
                 return
         except OSError:

@@ -57,7 +57,7 @@ def test_what_was_recorded_cannot_be_sent_again(daemon: DaemonProcess, wire: Wir
     agent.greet()
     agent.batch(values(10))
     agent.wait_acked()
-    recorded = bytes(wire.heard)
+    recorded = bytes(wire.said)
     agent.close()
     wire.close()
     port = int(daemon.address.rpartition(":")[2])
