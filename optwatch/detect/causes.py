@@ -74,11 +74,8 @@ def _excursion(signal: Signal, evidence: Evidence, also: Collection[Kind]) -> Be
         beliefs["bad_batch"] = 3.0, f"the gradient norm was {norm:.3g} × its median at once, {unchanged}"
         if evidence.adaptive:
             beliefs["stale_moments"] = 1.5, f"a gradient {norm:.3g} × the usual stays in the moments"
-        if (held := evidence.held_down(norm)) > HELD_DOWN:
-            beliefs["stale_moments"] = (
-                8.0,
-                f"a gradient {norm:.3g} × the usual holds updates × {1 / held:.2g}",
-            )
+        if evidence.held_down(norm) > HELD_DOWN:
+            beliefs["stale_moments"] = 8.0, f"a gradient {norm:.3g} × the usual rules the moments"
         if not evidence.clipped(step):
             beliefs["no_clipping"] = 1.0, f"nothing clipped a gradient norm {norm:.3g} × its median"
         beliefs["lr_too_high"] = 1.0, f"{unchanged}, but it leaves no margin" + _at(rate)

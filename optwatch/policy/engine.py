@@ -412,13 +412,13 @@ class Engine:
         )
 
     def _to_known(self, action: Action, rule: Rule, facts: Facts) -> Action:
-        """A cut for an LR that has risen brings it back to what it was; one for an unusual LR, well into the
-        range in which the optimizer is used."""
+        """A cut for an LR that has risen brings it back to what it was; one of a rule for unusual LRs, well
+        into the range in which the optimizer is used."""
         if not isinstance(action, ScaleLr):
             return action
         if rule.until is not None and facts.lr == "risen":
             factor = facts.former_lr / self._history.last_lr
-        elif facts.lr == "unusual":
+        elif facts.lr == "unusual" and "unusual" in rule.when.lr:
             factor = facts.usual / MARGIN
         else:
             return action

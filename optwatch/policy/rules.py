@@ -30,7 +30,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cause_weight: Share = 0.3
     """The least weight of a likely cause."""
     lr: tuple[LrFact, ...] = ()
-    """What the learning rate did about the onset."""
+    """What the learning rate did about the onset. Where it names "unusual", a cut of such an LR brings it to
+    a third of the highest usual one, whatever its factor says."""
     loss: tuple[LossFact, ...] = ()
     """Where the loss is now."""
     from_start: Count | None = None

@@ -353,6 +353,15 @@ def test_an_unusual_lr_of_a_run_that_is_stuck_is_brought_to_a_usual_one() -> Non
     assert run_to_event().feed(points(300, [1.0] * 5), finding(**stuck), allow=ALL) == []
 
 
+def test_a_rule_that_does_not_ask_for_unusual_lrs_cuts_by_its_own_factor() -> None:
+    rule = '[[rule]]\nname = "r"\nwhy = "w"\nwhen = { kind = ["divergence"] }\n'
+    rule += 'do = [{ action = "scale_lr", factor = 0.5 }]\n'
+    book = Book(Engine("auto", parse_rules(rule, "p")))
+    book.feed(points(1, healthy(np.arange(1, 300))))
+    (cut,) = book.feed(points(300, [4.0, 4.2, 4.1]), hint(), finding())
+    assert cut.args == {"factor": 0.5}
+
+
 def test_an_info_is_answered_only_where_a_rule_names_it() -> None:
     stale = (Cause("stale_moments", 0.8, "they stayed"),)
     info = {"kind": "plateau", "severity": "info"}
