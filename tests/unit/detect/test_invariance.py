@@ -84,7 +84,9 @@ def test_means_of_a_healthy_loss_raise_no_alarm_and_those_of_a_divergence_show_i
 @given(seed=st.integers(0, 1_000), constant=st.floats(0, 1e6))
 def test_a_constant_never_makes_an_excursion_out_of_what_is_none(seed: int, constant: float) -> None:
     excursions = {"divergence", "loss_spike", "slow_divergence"}
-    assert not excursions & {kind for kind, *_ in seen(points(loss=falling(900, seed) + constant))}
+    loss = falling(900, seed)  # in one of hundreds noise alone makes a spike, which is information
+    without, found = ({kind for kind, *_ in seen(points(loss=each))} for each in (loss, loss + constant))
+    assert excursions & found <= excursions & without
 
 
 def test_a_constant_that_is_added_to_the_loss_makes_its_changes_less() -> None:
