@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from optwatch.detect.base import Signal
 from optwatch.detect.memory import from_state, to_state
-from optwatch.detect.vanishing import weights
-from optwatch.series.points import Points, Samples
+from optwatch.detect.vanishing import median_layer, of_layers, weights
+from optwatch.series.points import Points
 from optwatch.wire.findings import Cause
 
 GROWTH = 10.0
@@ -61,7 +61,7 @@ class HeldGradient:
             return []
         names = [name for name, keep in zip(samples.names, chosen, strict=True) if keep]
         columns = ("exp_avg_rms", "rms_t", "grad_rms", "cos_grad_exp_avg")
-        stats = [_column(samples, name, chosen) for name in columns]
+        stats = [of_layers(samples, name, chosen) for name in columns]
         return [
             signal
             for i, step in enumerate(samples.step.tolist())
@@ -84,64 +84,55 @@ class HeldGradient:
         before = m.step
         with np.errstate(divide="ignore", invalid="ignore"):
             second = np.square(grad / rms_t)  # free of the bias that the stored moment has in its first steps
-            over = _median(first / grad)
+            over = median_layer(first / grad)
         known = len(m.first) == len(first)
         grown = [
             _growth(now, np.array(then)) for now, then in ((first, m.first), (second, m.second)) if known
         ]
         m.step, m.first, m.second = step, first.tolist(), second.tolist()
-        lags = _median(rms_t) < RMS_T
-        carries = over > OVER and _median(cosine) < APART
+        lags = median_layer(rms_t) < RMS_T
+        carries = over > OVER and median_layer(cosine) < APART
         if m.since is None:
             came = known and ((lags and grown[1] >= GROWTH) or (carries and grown[0] >= GROWTH))
             if not came:
                 return None
             m.since, m.tensor = before, names[_worst(rms_t, first)]
-            largest = max(each for each in grown if not math.isnan(each))
-            return self._signal(step, before, m.tensor, largest, rms_t)
+            most = max(each for each in grown if not math.isnan(each))
+            between = f"between steps {before} and {step}"
+            text = f"the moments grew × {most:.3g} {between}, and the gradient did not"
+            return self._signal(
+                step,
+                before,
+                text,
+                evidence={"grown": most, "rms_t": median_layer(rms_t)},
+                causes=(
+                    Cause("stale_moments", 0.7, text),
+                    Cause("bad_batch", 0.3, "one gradient was far too large"),
+                ),
+            )
         if lags or carries:
             return None
         since, m.since = m.since, None
+        return self._signal(step, since, "the moments have forgotten the gradient that they held", over=True)
+
+    def _signal(self, step: int, since: int, text: str, **more: Any) -> Signal:
+        tensor = self._memory.tensor
         return Signal(
             kind="exploding_gradient",
             key="held",
             severity="info",
             step=step,
             onset_step=since + 1,
-            over=True,
-            summary=f"{m.tensor}: the moments have forgotten the gradient that they held",
-            tensor=m.tensor,
+            summary=f"{tensor}: {text}",
+            tensor=tensor,
+            **more,
         )
-
-    def _signal(self, step: int, before: int, name: str, grown: float, rms_t: Values) -> Signal:
-        text = f"the moments grew × {grown:.3g} between steps {before} and {step}, and the gradient did not"
-        return Signal(
-            kind="exploding_gradient",
-            key="held",
-            severity="info",
-            step=step,
-            onset_step=before + 1,
-            summary=f"{name}: {text}",
-            tensor=name,
-            evidence={"grown": grown, "rms_t": _median(rms_t)},
-            causes=(
-                Cause("stale_moments", 0.7, text),
-                Cause("bad_batch", 0.3, "one gradient was far too large"),
-            ),
-        )
-
-
-def _column(samples: Samples, name: str, chosen: npt.NDArray[np.bool_]) -> Values:
-    block = samples.stats.get(name)
-    if block is None:
-        return np.full((len(samples.step), int(chosen.sum())), np.nan)
-    return block[:, chosen].astype(np.float64)
 
 
 def _growth(now: Values, then: Values) -> float:
     """The median factor by which layers grew; NaN where none is known."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _median(now / then)
+        return median_layer(now / then)
 
 
 def _worst(rms_t: Values, first: Values) -> int:
@@ -149,8 +140,3 @@ def _worst(rms_t: Values, first: Values) -> int:
     if np.isfinite(rms_t).any():
         return int(np.nanargmin(rms_t))
     return int(np.nanargmax(first))
-
-
-def _median(values: Values) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else float("nan")

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from optwatch.detect.base import Signal
 from optwatch.detect.memory import from_state, to_state
 from optwatch.detect.spell import Spell
-from optwatch.detect.vanishing import weights
-from optwatch.series.points import Points, Samples
+from optwatch.detect.vanishing import median_layer, of_layers, weights
+from optwatch.series.points import Points
 from optwatch.wire.findings import Kind, Severity
 
 DEAD = 0.9
@@ -54,9 +54,9 @@ class Tensors:
         signals: list[Signal] = []
         names = [name for name, keep in zip(samples.names, chosen, strict=True) if keep]
         numel = samples.numel[chosen]
-        zeros = _counts(samples, "grad_zeros", chosen) / numel
-        epsilon = _stats(samples, "eps_share", chosen)
-        rms_t = _stats(samples, "rms_t", chosen)
+        zeros = of_layers(samples, "grad_zeros", chosen) / numel
+        epsilon = of_layers(samples, "eps_share", chosen)
+        rms_t = of_layers(samples, "rms_t", chosen)
         large = np.where(numel >= 1_000, rms_t, np.nan)
         m = self._memory
         for i, step in enumerate(samples.step.tolist()):
@@ -67,12 +67,12 @@ class Tensors:
             )  # fmt: skip
             self._take(
                 m.epsilon, step, "epsilon_dominated", names, epsilon[i], signals,
-                holds=_median(epsilon[i]) > EPSILON, worst=np.fmax,
+                holds=median_layer(epsilon[i]) > EPSILON, worst=np.fmax,
                 text="of the elements have sqrt(v̂) < 10 ε", share=True, samples=SAMPLES, steps=STEPS,
             )  # fmt: skip
             self._take(
                 m.stale, step, "stale_second_moment", names, rms_t[i], signals,
-                holds=_median(rms_t[i]) < STALE, worst=np.fmin, key="stale", severity="watch",
+                holds=median_layer(rms_t[i]) < STALE, worst=np.fmin, key="stale", severity="watch",
                 text="is RMS_t: the second moment is too large for the gradients that come",
                 samples=SAMPLES, steps=STALE_STEPS,
             )  # fmt: skip
@@ -129,25 +129,6 @@ class Tensors:
                 summary=f"{names[at]}: {size} {text}" if spell.open else "no longer so",
                 over=not spell.open,
                 tensor=names[at],
-                evidence={"value": extreme, "median": _median(values), "layers": len(known)},
+                evidence={"value": extreme, "median": median_layer(values), "layers": len(known)},
             )
         )
-
-
-def _stats(samples: Samples, name: str, chosen: npt.NDArray[np.bool_]) -> Values:
-    block = samples.stats.get(name)
-    if block is None:
-        return np.full((len(samples.step), int(chosen.sum())), np.nan)
-    return block[:, chosen].astype(np.float64)
-
-
-def _counts(samples: Samples, name: str, chosen: npt.NDArray[np.bool_]) -> Values:
-    block = samples.counts.get(name)
-    if block is None:
-        return np.full((len(samples.step), int(chosen.sum())), np.nan)
-    return block[:, chosen].astype(np.float64)
-
-
-def _median(values: Values) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else float("nan")

@@ -33,6 +33,20 @@ def weights(samples: Samples) -> npt.NDArray[np.bool_]:
     return dense & (samples.numel >= LEAST_NUMEL)
 
 
+def of_layers(samples: Samples, name: str, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """A statistic or a count of the chosen tensors at each sample, f8[k, chosen]; NaN where there is none."""
+    block = samples.stats.get(name, samples.counts.get(name))
+    if block is None:
+        return np.full((len(samples.step), int(chosen.sum())), np.nan)
+    return block[:, chosen].astype(np.float64)
+
+
+def median_layer(values: npt.NDArray[np.float64]) -> float:
+    """The median over the layers for which a number is known, NaN where there is none."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
+
+
 class Memory(msgspec.Struct):
     profile: Spell = msgspec.field(default_factory=Spell)
     layers: dict[str, Spell] = {}
