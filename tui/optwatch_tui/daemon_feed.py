@@ -125,8 +125,16 @@ class DaemonFeed:
 
     def _follow(self, client: Client) -> None:
         """Until the feed is closed; raises `DaemonError` once the daemon is lost or has said goodbye."""
+        with client.follow(None) as runs:
+            try:
+                self._follow_runs(client, runs)
+            except DaemonUnreachable:
+                self._take_runs(runs)  # its goodbye may have come while an answer was waited for
+                raise
+
+    def _follow_runs(self, client: Client, runs: Follower) -> None:
         watched: _Watched | None = None
-        with client.follow(None) as runs, ExitStack() as followed:
+        with ExitStack() as followed:
             self._list(client.runs())
             heard = time.monotonic()
             while not self._stopped.is_set():
