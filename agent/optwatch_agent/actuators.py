@@ -283,6 +283,8 @@ class LrScale:
 
     def scheduled(self) -> list[Any]:
         """The lr of each group as the schedule has it, also while the factor is in."""
+        if not self._saved:
+            return [group.get("lr") for group in self._optimizer.param_groups]
         saved = {id(group): lr for group, lr, _ in self._saved}
         return [saved.get(id(group), group.get("lr")) for group in self._optimizer.param_groups]
 

@@ -25,6 +25,9 @@ _APART = (2.0, 60.0)
 _RESOLUTION = 256
 """Of a long run, a histogram for every such part."""
 
+_REPLAN = 16
+"""Steps between two plans while nothing is measured: step times move slowly, and a plan has its price."""
+
 _WEIGHT = 0.2
 """Weight of the newest value in a moving average."""
 
@@ -118,7 +121,9 @@ class Governor:
             self._step_time = Usual(step_time)
         # An evaluation or a checkpoint between two steps is no reason to measure more.
         self._earn(self._step_time.see(step_time))
-        self._plan(self._step_time.value)
+        measured = norm is not None or sample is not None or histogram is not None
+        if measured or self._steps % _REPLAN == 1:
+            self._plan(self._step_time.value)
 
     def _earn(self, step_time: float) -> None:
         income = self._income(step_time)

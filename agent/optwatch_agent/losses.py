@@ -5,6 +5,7 @@ backward after any step opens a window; the step that follows reads it, and so d
 that steps without another backward in between. `torch.autograd.grad` is not seen.
 """
 
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,7 @@ class LossTap:
         self._closed = True
         self._parts = False
         self._scaled: tuple[weakref.ref[Tensor], Tensor] | None = None
+        self._spent = 0.0
 
     def install(self) -> None:
         for patch in self.patches:
@@ -78,6 +80,11 @@ class LossTap:
         """A step was taken: the next backward opens a new window."""
         self._closed = True
 
+    def take_spent(self) -> float:
+        """Seconds that looking at backward passes took since the last call."""
+        spent, self._spent = self._spent, 0.0
+        return spent
+
     def _saw(self, tensors: Any, grad_tensors: Any) -> None:
         if self.patches[0].users == 0:
             return
@@ -94,15 +101,16 @@ class LossTap:
                 tensors = self._scaled[1]
             if self._values:  # looking at what was divided costs more than all the rest
                 self._divisors.append(_divisors(tensors))
-            tensors = tensors.detach()
-            self._values.append(tensors.item() if tensors.is_cpu else tensors.clone())
+            self._values.append(tensors.item() if tensors.is_cpu else tensors.detach().clone())
         except Exception:  # noqa: BLE001 - never in the way of a backward pass
             self._closed = True
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
             self._saw(tensors, grad_tensors)
             PHASES.begin_backward()
+            self._spent += time.perf_counter() - began
             try:
                 return backward(tensors, grad_tensors, *args, **kwargs)
             finally:

@@ -436,7 +436,7 @@ class Track:
             ended = time.perf_counter()
         self.recorder.add(step, values)
         PHASES.enter(FORWARD)
-        fixed = self._spent + (began - now) + (time.perf_counter() - ended)
+        fixed = self._spent + losses.TAP.take_spent() + (began - now) + (time.perf_counter() - ended)
         self.governor.spent(step_time, fixed, norm_cost, sample_cost, check_cost, histogram_cost)
         if (
             self._local is not None
@@ -577,8 +577,7 @@ class Track:
         together = self._parts is not None or self._local is not None
         if together or self.degraded or not self._keeps_grad:
             return False
-        with torch.no_grad():
-            return self._sentinel.calls(self.optimizer)
+        return self._sentinel.calls(self.optimizer)
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
