@@ -25,13 +25,16 @@ class Factors(NamedTuple):
 
 
 def multiplied(factors: Factors, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
-    """The second moment that the factors stand for, None where the state has none or only a part of them."""
+    """The second moment that the factors stand for, None where the state has none or only a part of them, or
+    they are means over other dimensions than the last two (timm's of a convolution)."""
     rows, columns = state.get(factors.rows), state.get(factors.columns)
     if not isinstance(rows, Tensor) or not isinstance(columns, Tensor):
         return None
     if is_sharded(rows) or is_sharded(columns):
         return None
     if not factors.kept:
+        if rows.shape[:-1] != columns.shape[:-1]:
+            return None
         rows, columns = rows.unsqueeze(-1), columns.unsqueeze(-2)
     mean = rows.mean(dim=-2, keepdim=True)
     if factors.least:

@@ -213,11 +213,11 @@ CASES = {
         held=lambda o, p: (o.state[p]["momentum_buffer"], None),
     ),
     "Lion-timm": Case("timm.optim", lambda m, p: m.Lion(p, lr=1e-4), ema(0.99)),
-    "Adafactor-timm": Case(  # it takes small matrices whole
+    "Adafactor-timm": Case(
         "timm.optim",
         lambda m, p: m.Adafactor(p, lr=1e-3),
         eps=0.0,
-        held=lambda o, p: (None, o.state[p].get("exp_avg_sq")),
+        held=lambda o, p: (None, kept_by_adafactor(o.state[p])),
     ),
     "Lookahead-timm": Case(
         "timm.optim", lambda m, p: m.Lookahead(torch.optim.AdamW(p, lr=1e-3), k=3), **ADAM

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from optwatch.wire.messages import COUNTS, STATS
 from optwatch_agent.blocks import BLOCK
+from optwatch_agent.factored import Factors, multiplied
 from optwatch_agent.probe import Sample, measure
 from optwatch_agent.roles import roles_of
 from tests.unit.agent.models import OPTIMIZERS, WITHOUT_RULE, batches, classifier, train
@@ -293,3 +294,9 @@ def test_a_tensor_elsewhere_is_not_measured_and_makes_no_norm() -> None:
     assert sample.param_norm is None
     assert sample.update_norm is None
     assert np.isnan(sample.stats[1]).all()
+
+
+def test_factors_over_other_dimensions_are_no_second_moment() -> None:
+    """timm's Adafactor keeps the means of a convolution [out, in, …] over `in` and over `out`."""
+    state = {"exp_avg_sq_row": torch.ones(32, 3, 3), "exp_avg_sq_col": torch.ones(24, 3, 3)}
+    assert multiplied(Factors("exp_avg_sq_row", "exp_avg_sq_col"), state, {}) is None
