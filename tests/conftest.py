@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def _isolated(request: pytest.FixtureRequest) -> None:
     """No integration test ever touches the real home."""
     if "integration" in request.node.path.parts or "distributed" in request.node.path.parts:
         request.getfixturevalue("home")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_attached() -> Iterator[None]:
+    """An agent that a failed test leaves behind would have the next ones fail as well."""
+    yield
+    if (module := sys.modules.get("optwatch_agent.agent")) is not None:
+        for agent in tuple(module._agents):
+            agent.close("the test is over")
 
 
 @pytest.fixture

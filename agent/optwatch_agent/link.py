@@ -374,8 +374,8 @@ class Link:
                 case Farewell(reason=reason):
                     log.info("optwatch: the daemon has stopped (%s): what is measured waits for one", reason)
                     self._disconnect()
-                    # Where it is started anew it is soon back: not the pace of somebody who waits for long.
-                    self._retry, self._next_try = _RETRY[0], time.monotonic() + _RETRY[0]
+                    # Where it is started anew it is soon back, but first it has to be gone.
+                    self._retry, self._next_try = _RETRY[0], time.monotonic() + _RETRY[1]
                 case Rejected(reason=reason):
                     self._warn(f"the daemon refuses this agent: {reason}")
                     self._disconnect()

@@ -151,7 +151,7 @@ class Ingest:
             self._store.acknowledge(name, seq)
 
     def part(self, reason: str) -> int:
-        """Say goodbye to the agents that are here; to how many."""
+        """Say goodbye to the agents that are here; how many are still there to hear it."""
         here = [(name, each) for name, each in self.sessions.items() if each.identity and not each.left]
         return sum(self._send(each.identity, Farewell(session=name, reason=reason)) for name, each in here)
 

@@ -82,11 +82,10 @@ class Publisher:
             self._publish(run, changes, now)
         return changes.seq
 
-    def part(self, reason: str) -> int:
-        """The last word, to everybody; on how many topics."""
+    def part(self, reason: str) -> None:
+        """The last word, to everybody."""
         for topic in self.subscribers:
             self._send([topic, *pack(Ended(reason))])
-        return len(self.subscribers)
 
     def _greet(self, topic: bytes, now: float) -> None:
         if topic == RUNS_TOPIC:

@@ -34,8 +34,8 @@ BURST = 256
 """Messages taken from the socket before everything else gets its turn."""
 TICK = 0.05
 SLOW_TICK = 1.0
-PARTING = 0.25
-"""Seconds that the connections stay after the last word: agents look ten times a second."""
+PARTING = 2.0
+"""Seconds that connections stay after the last word at most, where the other side is slow to hang up."""
 
 
 class Server:
@@ -117,13 +117,17 @@ class Server:
         self._part()
 
     def _part(self) -> None:
-        """Tell agents and followers that this daemon goes, so that none waits for a silence to be long."""
-        for socket in (self._router, self._xpub):  # whoever is told may come back at once: not to this one
-            socket.unbind(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        """Tell agents and followers that this daemon goes, so that none waits for a silence to be long.
+
+        Who has heard it hangs up. The connections, and with them the bound sockets, stay until then: what
+        came by one that is gone cannot be read any more. Newcomers wait at the door meanwhile.
+        """
         reason = "it was told to end"
-        told = self._ingest.part(reason) + self._publisher.part(reason)
-        if told:  # what has come by a connection that is gone cannot be read any more
-            time.sleep(PARTING)
+        self._publisher.part(reason)
+        end = time.monotonic() + PARTING
+        while self._ingest.part(reason) + len(self._publisher.subscribers) and time.monotonic() < end:
+            time.sleep(TICK)
+            self._publisher.subscriptions(end)
 
     def _turn(self, timeout: float) -> None:
         events = dict(self._poller.poll(int(timeout * 1_000)))
