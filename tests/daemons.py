@@ -22,9 +22,15 @@ def home_of_its_own() -> Iterator[Path]:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory() as home:
-        for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
-            os.environ[variable] = home
+        set_home(Path(home))
         yield Path(home)
+
+
+def set_home(folder: Path) -> None:
+    """Where a daemon, and those that are to find it, keep keys and connection files."""
+    folder.mkdir(exist_ok=True)
+    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+        os.environ[variable] = str(folder)
 
 
 class DaemonProcess:

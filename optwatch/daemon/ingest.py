@@ -177,7 +177,8 @@ class Ingest:
         session = self.sessions.get(hello.session) or self._restore(hello, user)
         if session.user != user or session.hello.run != hello.run or session.hello.rank != hello.rank:
             self.counts["a session of somebody else"] += 1
-            self._refusals.note(user, f"it speaks for a session of {session.user}")
+            whose = session.user if session.user != user else "another run or rank"
+            self._refusals.note(user, f"it speaks for a session of {whose}")
             return
         hello = msgspec.structs.replace(hello, incarnation=session.hello.incarnation)
         session.hello, session.identity, session.heard = hello, identity, now

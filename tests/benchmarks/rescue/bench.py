@@ -26,7 +26,7 @@ from tests.benchmarks.detection.trainings import MODELS
 from tests.benchmarks.rescue.arms import ALONE, ARMS, WATCHED, write_policies
 from tests.benchmarks.rescue.courses import HEALTHY, OPTIMIZERS, REPAIRABLE, STEPS, Case, Course
 from tests.benchmarks.rescue.report import Ended, Report
-from tests.daemons import DaemonProcess
+from tests.daemons import DaemonProcess, set_home
 
 SEEDS = {"dev": 0, "test": 1_010}
 """The first of each. Those from 1,000 on were looked at before the policy was ready."""
@@ -77,13 +77,6 @@ def read(path: Path) -> list[Ended]:
         except msgspec.DecodeError:
             continue
     return found
-
-
-def set_home(folder: Path) -> None:
-    """Where a daemon, and those that are to find it, keep keys and connection files."""
-    folder.mkdir(exist_ok=True)
-    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
-        os.environ[variable] = str(folder)
 
 
 def train(case: Case, arm: str, daemons: dict[str, tuple[str, Path]]) -> Ended:
