@@ -1,6 +1,6 @@
 """Assembly: the records of ranks that hold parts of the tensors become one record a step."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,7 +178,7 @@ def add_up(plan: Plan, schema: Schema, parts: Mapping[int, Record]) -> Record:
 
 
 def assemble(
-    steps: Sequence[Mapping[int, Record]],
+    steps: Iterable[Mapping[int, Record]],
     combine: Callable[[Plan, Schema, Mapping[int, Record]], Record] = combine,
 ) -> list[Record]:
     """One record of whole tensors for each step (rank → its record) whose parts are all there."""

@@ -7,7 +7,7 @@ by zlib since few of its counts are not 0, step <i8[h], histograms <u4[h, T·WID
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,37 @@ def split(kind: ChunkKind, schema: Schema, rows: int, data: bytes) -> list[npt.N
         offset += count * np.dtype(dtype).itemsize
     if offset != len(data):
         raise ValueError(f"a chunk of {len(data)} bytes where {offset} were promised")
+    return out
+
+
+class Readable(Protocol):
+    """A blob that can be read in part, such as `sqlite3.Blob`."""
+
+    def __len__(self) -> int: ...
+
+    def seek(self, offset: int, /) -> None: ...
+
+    def read(self, length: int, /) -> bytes: ...
+
+
+def split_rows(
+    kind: Literal["s", "t"], schema: Schema, rows: int, blob: Readable, start: int, stop: int
+) -> list[npt.NDArray[Any]]:
+    """Some rows of the blocks of a chunk, from `start` to `stop`, without reading the others.
+
+    Raises:
+        ValueError: as `split`.
+    """
+    out = []
+    offset = 0
+    shape = [(np.dtype(dtype), width) for dtype, width in widths(kind, schema)]
+    if sum(rows * width * dtype.itemsize for dtype, width in shape) != len(blob):
+        raise ValueError(f"a chunk of {len(blob)} bytes where others were promised")
+    for dtype, width in shape:
+        row = width * dtype.itemsize
+        blob.seek(offset + start * row)
+        out.append(np.frombuffer(blob.read((stop - start) * row), dtype).reshape(stop - start, width))
+        offset += rows * row
     return out
 
 

@@ -1,26 +1,34 @@
 """History: series read back from the store."""
 
+import math
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
 
 import msgspec
 import numpy as np
 
 from optwatch.daemon.assembly import Record, add_up, assemble
-from optwatch.daemon.chunks import ChunkKind, split
+from optwatch.daemon.blocks import scalar_points, with_samples
+from optwatch.daemon.chunks import ChunkKind, split, split_rows
 from optwatch.daemon.writer import read_schema
 from optwatch.series.coverage import Coverage
 from optwatch.series.merge import merge, select
 from optwatch.series.norms import Norms
-from optwatch.series.points import Column, Points, Samples
+from optwatch.series.points import Points
 from optwatch.wire.histograms import WIDTH
-from optwatch.wire.messages import Schema, TensorInfo
+from optwatch.wire.messages import Schema
 
 PART = 1_024
 """Steps whose per-tensor records are in memory at once."""
-WINDOW = 16_384
-"""Rows that are merged at once."""
+WINDOW = 65_536
+"""Rows of all ranks together that are read, and then merged, at once."""
+RECORD_BYTES = 256 << 20
+"""Per-tensor records that are read at once: of a thousand parts of the tensors those of a few steps."""
+LEAST_PIECE = 64
+"""Rows of a chunk that are read at once, at least, where a window has less room for each rank."""
 
 
 class _Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -31,6 +39,19 @@ class _Chunk(msgspec.Struct, frozen=True, array_like=True):
     first: int
     last: int
     rows: int
+
+
+Place = tuple[int, Callable[[], Record]]
+"""A step, and what reads its record."""
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    """The rows of a chunk from `start` to before `stop`; `first` is the step of the first of them."""
+
+    chunk: _Chunk
+    start: int
+    stop: int
+    first: int
 
 
 class History:
@@ -56,45 +77,66 @@ class History:
         rank: int | None = None,
         first: int | None = None,
         last: int | None = None,
+        norms: Norms | None = None,
     ) -> Iterator[Points]:
         """Scalars in order of step, merged over ranks or of one rank, a window at a time.
 
         Where a later incarnation repeated steps, its numbers count. What is written after the first window
-        was asked for is not in it.
+        was asked for is not in it. `norms` knows the parts of norms that lie before `first`, and learns.
         """
         with self._one_state():
-            yield from self._points(run, optimizer, rank, first, last)
+            yield from self._points(run, optimizer, rank, first, last, norms)
 
     def _points(
-        self, run: str, optimizer: int, rank: int | None, first: int | None, last: int | None
+        self,
+        run: str,
+        optimizer: int,
+        rank: int | None,
+        first: int | None,
+        last: int | None,
+        norms: Norms | None = None,
     ) -> Iterator[Points]:
         chunks = self._chunks(run, optimizer, "s", rank, first, last)
         ceilings = self._ceilings(run, optimizer)
-        pending: dict[int, list[Points]] = {}
-        waiting = 0
-        norms = Norms() if rank is None else None
-        incarnation = -1
-        for at, chunk in enumerate(chunks):
-            if chunk.incarnation > incarnation:  # other processes, which may hold other parts
-                incarnation = chunk.incarnation
-                if (merged := merge(pending, norms)) is not None:
-                    yield merged
-                pending, waiting = {}, 0
-                if norms is not None:
-                    norms.forget()
-            points = self._read_scalars(run, optimizer, chunk)
-            points = _between(
-                points, first, min(last or ceilings[chunk.incarnation], ceilings[chunk.incarnation])
+        if rank is None and norms is None:
+            norms = Norms()
+        chunks.sort(key=lambda chunk: chunk.incarnation)  # stable: in order of step within each
+        for incarnation, own in groupby(chunks, key=lambda chunk: chunk.incarnation):
+            if norms is not None:
+                norms.begin(incarnation)
+            ceiling = ceilings[incarnation]
+            yield from self._points_of(
+                run, optimizer, list(own), first, ceiling if last is None else min(last, ceiling), norms
             )
-            pending.setdefault(chunk.rank, []).append(points)
-            waiting += len(points)
-            end = at + 1 == len(chunks)
-            if waiting < WINDOW and not end:
+
+    def _points_of(
+        self,
+        run: str,
+        optimizer: int,
+        chunks: list[_Chunk],
+        first: int | None,
+        last: int,
+        norms: Norms | None,
+    ) -> Iterator[Points]:
+        """The points of one incarnation's chunks."""
+        room = max(WINDOW // len({chunk.rank for chunk in chunks}), LEAST_PIECE)
+        pieces = sorted(
+            (piece for chunk in chunks for piece in _pieces(chunk, first, last, room)),
+            key=lambda piece: piece.first,
+        )
+        pending: dict[int, list[Points]] = {}
+        fresh = 0
+        for at, piece in enumerate(pieces):
+            points = _between(self._read_scalars(run, optimizer, piece), first, last)
+            if len(points):
+                pending.setdefault(piece.chunk.rank, []).append(points)
+                fresh += len(points)
+            end = at + 1 == len(pieces)
+            # Not whenever much is pending: what cannot be handed on yet would be gone through each time.
+            if fresh < WINDOW and not end:
                 continue
-            bound = np.iinfo(np.int64).max if end else chunks[at + 1].first
-            ready = {r: [select(p, p.step < bound) for p in parts] for r, parts in pending.items()}
-            pending = {r: [select(p, p.step >= bound) for p in parts] for r, parts in pending.items()}
-            waiting = sum(len(p) for parts in pending.values() for p in parts)
+            fresh = 0
+            ready, pending = _cut(pending, np.iinfo(np.int64).max if end else pieces[at + 1].first)
             if (merged := merge(ready, norms)) is not None:
                 yield merged
 
@@ -104,11 +146,11 @@ class History:
         with self._one_state():
             ceilings = self._ceilings(run, optimizer)
             for chunk in self._chunks(run, optimizer, "s", None, first, None):
-                points = _between(
-                    self._read_scalars(run, optimizer, chunk), first, ceilings[chunk.incarnation]
-                )
-                if len(points):
-                    out.setdefault(chunk.rank, []).append(points)
+                ceiling = ceilings[chunk.incarnation]
+                for piece in _pieces(chunk, first, ceiling, WINDOW):
+                    points = _between(self._read_scalars(run, optimizer, piece), first, ceiling)
+                    if len(points):
+                        out.setdefault(chunk.rank, []).append(points)
         return out
 
     def sampled_points(
@@ -120,7 +162,7 @@ class History:
                 for start in range(0, len(whole), PART):
                     part = select(whole, slice(start, start + PART))
                     records = self.records(
-                        run, optimizer, int(part.step[0]), int(part.step[-1]), limit=len(part)
+                        run, optimizer, int(part.step[0]), int(part.step[-1]), len(part), size=None
                     )
                     yield with_samples(part, records)
 
@@ -133,19 +175,30 @@ class History:
         return [rank for (rank,) in rows]
 
     def records(
-        self, run: str, optimizer: int, first: int | None, last: int | None, limit: int
+        self,
+        run: str,
+        optimizer: int,
+        first: int | None,
+        last: int | None,
+        limit: int,
+        size: int | None = RECORD_BYTES,
     ) -> list[Record]:
         """The last `limit` per-tensor records of a range, in order of step, one per step.
 
-        A step at which ranks hold parts of the tensors and some part is missing is left out.
+        A step at which ranks hold parts of the tensors and some part is missing is left out. Fewer come, but
+        one, where what is read for them would be over `size` bytes; None: however much it is. In memory are
+        the parts of one step at a time.
         """
         with self._one_state():
-            return assemble(self._newest("t", self._samples_of, run, optimizer, first, last, limit))
+            newest = self._newest("t", self._samples_of, run, optimizer, first, last, limit, size)
+            return assemble(newest)[::-1]
 
     def parts(self, run: str, optimizer: int, first: int, limit: int) -> list[dict[int, Record]]:
-        """Per-tensor records from a step on as the ranks have sent them, rank → record, for `limit` steps."""
+        """Per-tensor records from a step on as the ranks have sent them, rank → record, for the last `limit`
+        steps, or for fewer where they would be over `RECORD_BYTES`."""
         with self._one_state():
-            return self._newest("t", self._samples_of, run, optimizer, first, None, limit)
+            newest = self._newest("t", self._samples_of, run, optimizer, first, None, limit, RECORD_BYTES)
+            return list(newest)[::-1]
 
     def histograms(
         self,
@@ -161,11 +214,12 @@ class History:
 
         schemas: dict[str, Schema] = {}
 
-        def read(run: str, optimizer: int, chunk: _Chunk) -> Iterator[Record]:
+        def read(run: str, optimizer: int, chunk: _Chunk) -> Iterator[Place]:
             return self._histograms_of(run, optimizer, chunk, tensor, schemas)
 
         with self._one_state():
-            return assemble(self._newest("h", read, run, optimizer, first, last, limit), add_up)
+            newest = self._newest("h", read, run, optimizer, first, last, limit, None)
+            return assemble(newest, add_up)[::-1]
 
     def histograms_from(self, run: str, optimizer: int, first: int) -> Iterator[Record]:
         """All histograms from a step on, in order of step."""
@@ -181,37 +235,53 @@ class History:
     def _newest(
         self,
         kind: ChunkKind,
-        read: "Callable[[str, int, _Chunk], Iterator[Record]]",
+        places: "Callable[[str, int, _Chunk], Iterator[Place]]",
         run: str,
         optimizer: int,
         first: int | None,
         last: int | None,
         limit: int,
-    ) -> list[dict[int, Record]]:
-        """rank → its record, for each of the last `limit` steps that have any."""
+        size: int | None,
+    ) -> Iterator[dict[int, Record]]:
+        """rank → its record, for each of the last `limit` steps that have any, the newest first."""
+        if limit <= 0:
+            return
+        left = math.inf if size is None else size
         chunks = self._chunks(run, optimizer, kind, None, first, last)
+        chunks.sort(key=lambda chunk: (chunk.last, -chunk.rank), reverse=True)
         ceilings = self._ceilings(run, optimizer)
-        found: dict[int, dict[int, Record]] = {}
-        for chunk in sorted(chunks, key=lambda chunk: (chunk.last, -chunk.rank), reverse=True):
-            if len(found) >= limit and chunk.last < min(sorted(found)[-limit:], default=0):
-                break
-            ceiling = ceilings[chunk.incarnation]
-            for record in read(run, optimizer, chunk):
-                if (first is None or record.step >= first) and record.step <= min(ceiling, last or ceiling):
-                    found.setdefault(record.step, {})[chunk.rank] = record
-        return [found[step] for step in sorted(found)[-limit:]] if limit else []
+        found: dict[int, dict[int, Callable[[], Record]]] = {}
+        for at, chunk in enumerate(chunks):
+            ceiling = ceilings[chunk.incarnation] if last is None else min(ceilings[chunk.incarnation], last)
+            for step, read in places(run, optimizer, chunk):
+                if (first is None or step >= first) and step <= ceiling:
+                    found.setdefault(step, {})[chunk.rank] = read
+            rest = chunks[at + 1].last if at + 1 < len(chunks) else -1  # steps beyond it are all there
+            for step in sorted((step for step in found if step > rest), reverse=True):
+                records = {rank: read() for rank, read in found.pop(step).items()}
+                limit -= 1
+                left -= sum(record.stats.nbytes + record.counts.nbytes for record in records.values())
+                yield records
+                if limit <= 0 or left <= 0:
+                    return
 
-    def _samples_of(self, run: str, optimizer: int, chunk: _Chunk) -> Iterator[Record]:
+    def _samples_of(self, run: str, optimizer: int, chunk: _Chunk) -> Iterator[Place]:
         schema = self.schema(run, optimizer, chunk.schema)
-        step, stats, counts = split("t", schema, chunk.rows, self._blob(chunk.id))
-        shape = (chunk.rows, len(schema.tensors), -1) if schema.tensors else (chunk.rows, 0, 0)
-        stats, counts = stats.reshape(shape), counts.reshape(shape)
-        for row, number in enumerate(step[:, 0].tolist()):
-            yield Record(number, schema, stats[row], counts[row])
+
+        def read(row: int) -> Record:
+            with self._connection.blobopen("chunk", "data", chunk.id, readonly=True) as blob:
+                step, stats, counts = split_rows("t", schema, chunk.rows, blob, row, row + 1)
+            shape = (len(schema.tensors), -1) if schema.tensors else (0, 0)
+            return Record(int(step[0, 0]), schema, stats.reshape(shape), counts.reshape(shape))
+
+        with self._connection.blobopen("chunk", "data", chunk.id, readonly=True) as blob:
+            steps = np.frombuffer(blob.read(8 * chunk.rows), "<i8")
+        for row, step in enumerate(steps.tolist()):
+            yield step, partial(read, row)
 
     def _histograms_of(
         self, run: str, optimizer: int, chunk: _Chunk, tensor: str | None, schemas: dict[str, Schema]
-    ) -> Iterator[Record]:
+    ) -> Iterator[Place]:
         whole = self.schema(run, optimizer, chunk.schema)
         rows = [at for at, info in enumerate(whole.tensors) if tensor in (None, info.name)]
         if not rows:
@@ -224,7 +294,8 @@ class History:
         counts = counts.reshape(chunk.rows, len(whole.tensors), WIDTH)
         nothing = np.empty((len(rows), 0), np.float32)
         for row, number in enumerate(step[:, 0].tolist()):
-            yield Record(number, schema, nothing, counts[row] if tensor is None else counts[row, rows])
+            of = counts[row] if tensor is None else counts[row, rows]
+            yield number, partial(Record, number, schema, nothing, of)
 
     def coverage(self, run: str, optimizer: int) -> dict[tuple[int, int], Coverage]:
         """For each (incarnation, rank) the steps whose scalars are in the store."""
@@ -235,7 +306,8 @@ class History:
                 if chunk.rows == chunk.last - chunk.first + 1:
                     covered.add_range(chunk.first, chunk.last)
                 else:
-                    covered.add(self._read_scalars(run, optimizer, chunk).step)
+                    schema = self.schema(run, optimizer, chunk.schema)
+                    covered.add(split("s", schema, chunk.rows, self._blob(chunk.id))[0][:, 0])
         return out
 
     @contextmanager
@@ -275,9 +347,15 @@ class History:
             ceiling = min(ceiling, first - 1)
         return ceilings
 
-    def _read_scalars(self, run: str, optimizer: int, chunk: _Chunk) -> Points:
+    def _read_scalars(self, run: str, optimizer: int, piece: _Piece) -> Points:
+        chunk = piece.chunk
         schema = self.schema(run, optimizer, chunk.schema)
-        step, wall, values, logged = split("s", schema, chunk.rows, self._blob(chunk.id))
+        if piece.stop - piece.start == chunk.rows:
+            blocks = split("s", schema, chunk.rows, self._blob(chunk.id))
+        else:
+            with self._connection.blobopen("chunk", "data", chunk.id, readonly=True) as blob:
+                blocks = split_rows("s", schema, chunk.rows, blob, piece.start, piece.stop)
+        step, wall, values, logged = blocks
         return scalar_points(step[:, 0], wall[:, 0], values, logged, schema)
 
     def _blob(self, chunk: int) -> bytes:
@@ -285,64 +363,35 @@ class History:
         return bytes(data)
 
 
-def scalar_points(
-    step: np.ndarray,
-    wall: np.ndarray,
-    values: np.ndarray,
-    logged: np.ndarray,
-    schema: Schema,
-    samples: Samples | None = None,
-) -> Points:
-    """Blocks of a batch as points: step [n], wall [n], values [n, S], logged [n, S]."""
-    was = logged != 0
-    return Points(
-        step.copy(),  # not a view that would keep a whole message in memory
-        {
-            name: Column(np.where(was[:, at], values[:, at], np.nan), was[:, at])
-            for at, name in enumerate(schema.scalars)
-        },
-        wall.copy(),
-        samples,
-    )
+def _pieces(chunk: _Chunk, first: int | None, last: int, most: int) -> Iterator[_Piece]:
+    """A chunk in pieces of `most` rows. What lies outside of a range is left out where a row's place follows
+    from its step, which is where no step is missing; else it is one piece."""
+    if chunk.rows != chunk.last - chunk.first + 1:
+        yield _Piece(chunk, 0, chunk.rows, chunk.first)
+        return
+    begin = 0 if first is None else max(first - chunk.first, 0)
+    end = min(chunk.rows, last - chunk.first + 1)
+    for start in range(begin, end, most):
+        yield _Piece(chunk, start, min(start + most, end), chunk.first + start)
 
 
-def samples(step: np.ndarray, stats: np.ndarray, counts: np.ndarray, schema: Schema) -> Samples | None:
-    """Blocks of a batch as samples: step [k], stats [k, T, S], counts [k, T, C]; None for k = 0."""
-    if len(step) == 0:
-        return None
-    return Samples(
-        step,
-        tuple(tensor.name for tensor in schema.tensors),
-        np.array([_numel(tensor) for tensor in schema.tensors], dtype=np.int64),
-        {name: stats[:, :, at] for at, name in enumerate(schema.stats)},
-        {name: counts[:, :, at] for at, name in enumerate(schema.counts)},
-    )
-
-
-def with_samples(points: Points, records: Sequence[Record]) -> Points:
-    """Points with the records of their steps: those that have the schema of the last of them."""
-    own = [record for record in records if points.step[0] <= record.step <= points.step[-1]]
-    own = [record for record in own if record.schema == own[-1].schema]
-    return Points(points.step, points.columns, points.wall, record_samples(own)) if own else points
-
-
-def record_samples(records: Sequence[Record]) -> Samples | None:
-    """Records of one schema as samples."""
-    if not records:
-        return None
-    return samples(
-        np.array([record.step for record in records], dtype=np.int64),
-        np.stack([record.stats for record in records]),
-        np.stack([record.counts for record in records]),
-        records[0].schema,
-    )
-
-
-def _numel(tensor: TensorInfo) -> int:
-    numel = 1
-    for length in tensor.shape:
-        numel = min(numel * length, 1 << 62)
-    return numel
+def _cut(
+    pending: Mapping[int, Sequence[Points]], bound: int
+) -> tuple[dict[int, list[Points]], dict[int, list[Points]]]:
+    """What lies before a step, and what does not: rank → points."""
+    before: dict[int, list[Points]] = {}
+    behind: dict[int, list[Points]] = {}
+    for rank, parts in pending.items():
+        for points in parts:
+            early = points.step < bound
+            if early.all():
+                before.setdefault(rank, []).append(points)
+            elif not early.any():
+                behind.setdefault(rank, []).append(points)
+            else:
+                before.setdefault(rank, []).append(select(points, early))
+                behind.setdefault(rank, []).append(select(points, ~early))
+    return before, behind
 
 
 def _between(points: Points, first: int | None, last: int) -> Points:

@@ -7,9 +7,13 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from optwatch.daemon.assembly import MAX_WAITING, Assembly, Record
-from optwatch.daemon.history import History, record_samples
+from optwatch.daemon.blocks import record_samples
+from optwatch.daemon.history import History
+from optwatch.daemon.resume import Saved, write
+from optwatch.daemon.store import Store
 from optwatch.series.coverage import Coverage
 from optwatch.series.merge import Merger
+from optwatch.series.norms import Norms
 from optwatch.series.points import Points
 from optwatch.series.timeline import Timeline
 from optwatch.wire.frames import HistogramBlocks, TensorBlocks
@@ -38,19 +42,31 @@ class Lane:
         """The newest incarnation that sent to it."""
         self._bytes = 0
 
-    def load(self, history: History, run: str, optimizer: int, *, returning: bool) -> None:
-        """Read the series from the store: merged as far as all ranks have sent, the rest as pending.
+    def load(
+        self, history: History, run: str, optimizer: int, saved: Saved | None, *, returning: bool
+    ) -> None:
+        """Read from the store what lies behind `saved`, or all of the series: merged as far as all ranks have
+        sent, the rest as pending.
 
         `returning`: whether what is pending waits for the ranks to come back, from when this is done.
         """
         self.coverage = history.coverage(run, optimizer)
         newest = max((incarnation for incarnation, _ in self.coverage), default=0)
+        norms, merged = Norms(), -1
+        if saved is not None:
+            self.timeline, norms, merged = saved.timeline, saved.norms(), saved.state.merged
+            # What a newer incarnation has begun to repeat since is no longer merged.
+            newer = [c.first for (i, _), c in self.coverage.items() if i > saved.state.incarnation]
+            merged = min([merged, *(first - 1 for first in newer)])
         reached = {rank: coverage.last for (i, rank), coverage in self.coverage.items() if i == newest}
         last = max(reached.values(), default=0)
         current = {rank for rank, step in reached.items() if step > last - NEAR}
-        complete = min((reached[rank] for rank in current), default=0)
-        for points in history.points(run, optimizer, last=complete):
-            self.timeline.append(points)
+        complete = max(min((reached[rank] for rank in current), default=0), merged)
+        if complete > merged:
+            for points in history.points(run, optimizer, first=merged + 1, last=complete, norms=norms):
+                self.timeline.append(points)
+        norms.begin(newest)
+        self.incarnation, self.merger.norms = newest, norms
         self.merger.rewind(complete)
         waiting = history.points_by_rank(run, optimizer, complete + 1)
         now = time.monotonic() if returning else float("-inf")
@@ -58,10 +74,14 @@ class Lane:
             for points in pending if rank in current else ():
                 self.merger.add(rank, points, now)
         self.merger.expect(current, now)
-        self.keep(history.records(run, optimizer, None, complete, limit=LOADED_RECORDS))
+        self.keep(history.records(run, optimizer, None, complete, LOADED_RECORDS, size=RECORD_BYTES))
         self._take_whole(
             self.assembly.restore(history.parts(run, optimizer, complete + 1, limit=MAX_WAITING))
         )
+
+    def save(self, store: Store, run: str, optimizer: int) -> None:
+        """Put what `load` begins with into the unit that is about to be submitted."""
+        write(store, run, optimizer, self.timeline, self.merger.step, self.incarnation, self.merger.norms)
 
     @property
     def step(self) -> int:
@@ -119,7 +139,7 @@ class Lane:
         """Other processes go on with the run."""
         self.incarnation = incarnation
         self.assembly.clear()
-        self.merger.norms.forget()
+        self.merger.norms.begin(incarnation)
 
     def keep(self, records: Iterable[Record]) -> list[Record]:
         """Add records behind those that are there, one for each step; those that were added."""

@@ -24,7 +24,7 @@ AROUND = 200
 """Steps around a finding within which every record stays."""
 AT_ONCE = 32
 """Rows that one transaction deletes, so that nobody waits long for the store."""
-OF_A_RUN = ("chunk", "schema", "marker", "finding", "command", "checkpoint", "session", "run")
+OF_A_RUN = ("chunk", "page", "lane", "schema", "marker", "finding", "command", "checkpoint", "session", "run")
 """The tables that have rows of a run; the run's own last, so that what is begun can be ended."""
 
 

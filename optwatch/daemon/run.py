@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from optwatch.daemon import resume
 from optwatch.daemon.assembly import Record
+from optwatch.daemon.blocks import scalar_points, with_samples
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.clock import steady
 from optwatch.daemon.commands import Book, CommandError, Entry, Send
@@ -19,7 +21,7 @@ from optwatch.daemon.duties import Duties
 from optwatch.daemon.followers import Followers
 from optwatch.daemon.hangs import Hangs, Standing, standings_of
 from optwatch.daemon.head import Head
-from optwatch.daemon.history import History, scalar_points, with_samples
+from optwatch.daemon.history import History
 from optwatch.daemon.lane import Lane
 from optwatch.daemon.ledger import read_commands, read_findings, read_markers
 from optwatch.daemon.peers import Peer, obstacle, peers_of
@@ -103,15 +105,16 @@ class Run:
         self.findings = {finding.id: finding for finding in read_findings(self._store.reader, run)}
         self.book = Book(run, read_commands(self._store.reader, run))
         self.markers = read_markers(self._store.reader, run, MAX_MARKERS)
-        for (optimizer,) in read("SELECT DISTINCT optimizer FROM chunk WHERE run = ?", (run,)).fetchall():
+        saved = {}
+        for (optimizer,) in read("SELECT DISTINCT optimizer FROM schema WHERE run = ?", (run,)).fetchall():
+            saved[optimizer] = resume.read(self._store.reader, run, optimizer)
             lane = self.lane(optimizer)
-            lane.load(history, run, optimizer, returning=not self.head.ended)
-            lane.incarnation = self.head.incarnation
-        self._load_diagnosis(history)
+            lane.load(history, run, optimizer, saved[optimizer], returning=not self.head.ended)
+        self._load_diagnosis(history, saved.get(0))
         self.replicas.restore(self.diagnosis.opened("replicas"))
         self.stragglers.restore([finding.rank for finding in self.diagnosis.opened("stragglers").values()])
 
-    def _load_diagnosis(self, history: History) -> None:
+    def _load_diagnosis(self, history: History, saved: resume.Saved | None) -> None:
         run = self.head.run
         row = self._store.reader.execute("SELECT data FROM checkpoint WHERE run = ?", (run,)).fetchone()
         known = row is None or self.diagnosis.restore(row[0])
@@ -122,8 +125,12 @@ class Run:
             return
         # What an earlier version has already acted on is looked at again, but not acted on again.
         mode = self.head.mode if known else "observe"
-        records = history.records(run, 0, self.diagnosis.step + 1, None, limit=REPLAYED_RECORDS)
-        for points in history.points(run, 0, first=self.diagnosis.step + 1, last=self.lane(0).step):
+        first, last = self.diagnosis.step + 1, self.lane(0).merger.step
+        if first > last:
+            return
+        norms = saved.norms() if saved is not None and first > saved.state.merged else None
+        records = history.records(run, 0, first, None, limit=REPLAYED_RECORDS)
+        for points in history.points(run, 0, first=first, last=last, norms=norms):
             self._conclude(with_samples(points, records), mode)
 
     # --- from the agents ------------------------------------------------------------------------------
@@ -430,12 +437,14 @@ class Run:
         return standings_of(self.ranks.values(), now)
 
     def checkpoint(self) -> None:
-        """Put the diagnosis and its findings into the unit that is about to be submitted."""
+        """Put diagnosis, findings and merged series into the unit that is about to be submitted."""
         self._checkpoint_at = None
         for finding in self._new_findings.values():
             self._store.save_finding(finding)
         self._new_findings.clear()
         self._store.save_checkpoint(self.head.run, self.diagnosis.checkpoint())
+        for optimizer, lane in self.lanes.items():
+            lane.save(self._store, self.head.run, optimizer)
 
     def _conclude(self, points: Points, mode: Mode) -> None:
         """Let detectors and policy see points, and enter what they want."""

@@ -158,6 +158,16 @@ class Store:
     def save_checkpoint(self, run: str, data: bytes) -> None:
         self._write("INSERT OR REPLACE INTO checkpoint VALUES (?, ?)", run, data)
 
+    def save_lane(self, run: str, optimizer: int, data: bytes) -> None:
+        self._write("INSERT OR REPLACE INTO lane VALUES (?, ?, ?)", run, optimizer, data)
+
+    def save_page(self, run: str, optimizer: int, number: int, data: bytes) -> None:
+        self._write("INSERT OR REPLACE INTO page VALUES (?, ?, ?, ?)", run, optimizer, number, data)
+
+    def drop_pages(self, run: str, optimizer: int, first: int) -> None:
+        """Drop the pages from the number `first` on."""
+        self._write("DELETE FROM page WHERE run = ? AND optimizer = ? AND number >= ?", run, optimizer, first)
+
     def audit(self, at: float, who: str, run: str, what: str, detail: str) -> None:
         self._write(
             "INSERT INTO audit (at, who, run, what, detail) VALUES (?, ?, ?, ?, ?)",

@@ -43,6 +43,18 @@ MIGRATIONS = (
     );
     """,
     "-- The same tables, with chunks of kind h (histograms), which version 1 cannot read.\n",
+    """
+    DROP INDEX chunk_of_stream;
+    CREATE INDEX chunk_of_stream ON chunk
+        (run, optimizer, kind, rank, level, incarnation, first, last, rows);
+    CREATE TABLE lane (
+        run TEXT NOT NULL, optimizer INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (run, optimizer)
+    ) WITHOUT ROWID;
+    CREATE TABLE page (
+        run TEXT NOT NULL, optimizer INTEGER NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL,
+        PRIMARY KEY (run, optimizer, number)
+    );
+    """,
 )
 VERSION = len(MIGRATIONS)
 

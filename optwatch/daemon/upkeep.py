@@ -13,6 +13,7 @@ from optwatch.daemon.commands import Entry
 from optwatch.daemon.diagnosis import Checkpoint
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.head import Head
+from optwatch.daemon.resume import LaneState
 from optwatch.daemon.retention import Limits, delete_run, next_job, thin_run, used
 from optwatch.daemon.store import FILE, lock
 from optwatch.daemon.tables import VERSION, connect, migrate
@@ -143,6 +144,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> Report:
         ("finding", Finding),
         ("command", Entry),
         ("checkpoint", Checkpoint),
+        ("lane", LaneState),
         ("session", Hello),
     ):
         column = {"run": "head", "session": "hello"}.get(table, "data")

@@ -17,12 +17,16 @@ parse_part = lru_cache(maxsize=65_536)(Part.parse)
 class Norms:
     """Adds parts up, where they are all there. It remembers which parts a run has."""
 
-    def __init__(self) -> None:
-        self._families: dict[Family, int] = {}
+    def __init__(self, incarnation: int = 0, families: Mapping[Family, int] | None = None) -> None:
+        self.incarnation = incarnation
+        self.families: dict[Family, int] = dict(families or {})
+        """For each family of parts that this incarnation has sent, how many there are."""
 
-    def forget(self) -> None:
-        """The run goes on with other processes, which may hold other parts."""
-        self._families.clear()
+    def begin(self, incarnation: int) -> None:
+        """What follows is of these processes; others may hold other parts."""
+        if incarnation != self.incarnation:
+            self.incarnation = incarnation
+            self.families.clear()
 
     def fold(
         self, n: int, pieces: Iterable[tuple[Mapping[str, Column], npt.NDArray[np.intp]]]
@@ -37,7 +41,7 @@ class Norms:
             for name, column in columns.items():
                 if (part := parse_part(name)) is None:
                     continue
-                self._families.setdefault(part.family, part.siblings)
+                self.families.setdefault(part.family, part.siblings)
                 mine = parts.setdefault(part, Column(np.full(n, np.nan), np.zeros(n, dtype=bool)))
                 new = at[column.logged & ~mine.logged[at]]
                 mine.values[new] = column.values[column.logged & ~mine.logged[at]]
@@ -47,7 +51,7 @@ class Norms:
     def _norm(self, norm: str, n: int, parts: Mapping[Part, Column]) -> Column:
         of_norm = [(part, column) for part, column in parts.items() if part.norm == norm]
         missing = np.zeros(n, dtype=bool)
-        for family, siblings in self._families.items():
+        for family, siblings in self.families.items():
             if family[0] == norm:
                 there = [column.logged for part, column in of_norm if part.family == family]
                 missing |= np.sum(there, axis=0, dtype=np.int64) < siblings if there else True

@@ -9,6 +9,12 @@ from optwatch.series.reduce import Logged, Steps, Values, reduce_rows
 
 CAPACITY = 32_768
 """Rows kept. When they are full the older half is reduced 2:1, so what is older is coarser."""
+PAGE = 128
+"""Rows that are saved at once."""
+
+Page = tuple[int, Steps, Values, Logged]
+"""Its number, and the rows from `number · PAGE` on: step [n], values [n, C], logged [n, C]. C: the columns
+that there were when it was saved; they may have become more since."""
 
 
 class Timeline:
@@ -18,6 +24,8 @@ class Timeline:
         self.columns: tuple[str, ...] = ()
         self._capacity = capacity
         self._rows = 0
+        self._saved = 0
+        """Rows from the first on that are as `changed` last gave them."""
         self._step = np.empty(0, dtype=np.int64)
         self._values = np.empty((0, 0))
         self._logged = np.empty((0, 0), dtype=bool)
@@ -36,11 +44,41 @@ class Timeline:
             return
         if points.step[0] <= self.last_step:
             self._rows = int(np.searchsorted(self._step[: self._rows], points.step[0], side="left"))
+            self._saved = min(self._saved, self._rows)
         self._widen(points)
         step, values, logged = rows(points, self.columns)
         for start in range(0, len(step), self._capacity // 4):
             part = slice(start, start + self._capacity // 4)
             self._append(step[part], values[part], logged[part])
+
+    def changed(self) -> list[Page]:
+        """The pages that are others than when this was last asked. There are `ceil(len(self) / PAGE)`."""
+        if self._saved == self._rows:
+            return []
+        pages = []
+        for start in range(self._saved // PAGE * PAGE, self._rows, PAGE):
+            part = slice(start, min(start + PAGE, self._rows))
+            pages.append((start // PAGE, self._step[part], self._values[part], self._logged[part]))
+        self._saved = self._rows
+        return pages
+
+    @classmethod
+    def restored(
+        cls, columns: tuple[str, ...], pages: Sequence[Page], capacity: int = CAPACITY
+    ) -> "Timeline":
+        """A timeline as it was when these, in order, were all its pages."""
+        timeline = cls(capacity)
+        timeline.columns = columns
+        timeline._rows = timeline._saved = sum(len(step) for _, step, _, _ in pages)
+        timeline._step = np.concatenate([np.empty(0, np.int64), *(step for _, step, _, _ in pages)])
+        timeline._values = np.full((timeline._rows, len(columns)), np.nan)
+        timeline._logged = np.zeros((timeline._rows, len(columns)), dtype=bool)
+        at = 0
+        for _, step, values, logged in pages:
+            there = slice(at, at + len(step)), slice(values.shape[1])
+            timeline._values[there], timeline._logged[there] = values, logged
+            at += len(step)
+        return timeline
 
     def window(
         self, first: int | None, last: int | None, columns: tuple[str, ...], points: int | None
@@ -104,6 +142,7 @@ class Timeline:
         self._logged[len(step) : kept] = self._logged[half : self._rows].copy()
         self._step[: len(step)], self._values[: len(step)], self._logged[: len(step)] = step, values, logged
         self._rows = kept
+        self._saved = 0
 
     def _widen(self, points: Points) -> None:
         new = tuple(name for name in points.columns if name not in self.columns)

@@ -155,7 +155,7 @@ def test_a_norm_with_a_part_missing_is_not_given() -> None:
     stage = "grad_norm@#22222222"
     norms.fold(2, [({"grad_norm@#33333333": column([1.0, 1.0]), stage: column([1.0, 1.0])}, rows)])
     assert not norms.fold(2, [({stage: column([1.0, 1.0])}, rows)])["grad_norm"].logged.any()
-    norms.forget()
+    norms.begin(1)
     assert norms.fold(2, [({stage: column([1.0, 1.0])}, rows)])["grad_norm"].logged.all()
 
 

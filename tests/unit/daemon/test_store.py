@@ -1,6 +1,9 @@
 """The store: whole units, bit by bit, few chunks, and a disk that fills up."""
 
+import dataclasses
 import sqlite3
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 
 from optwatch.daemon import writer
+from optwatch.daemon.assembly import Record
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.history import History
 from optwatch.daemon.store import FILE, Store
@@ -85,6 +89,97 @@ def test_many_small_batches_become_few_chunks_of_the_same_bits(tmp_path: Path) -
     assert np.stack([record.counts for record in last]).tobytes() == whole[7:10, 1:].tobytes()
     assert history.histograms("r", 0, None, None, limit=3, tensor="none of them") == []
     again.close()
+
+
+def test_ranks_whose_chunks_are_of_different_sizes_are_merged_step_by_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optwatch.daemon.history.WINDOW", 512)
+    store = Store(tmp_path)
+    store.save_schema("r", SCHEMA)
+    loss: dict[int, list[float]] = {}
+    for rank, size in enumerate((3_000, 700, 1)):  # one chunk, a few, and one for each step
+        hello = msgspec.structs.replace(GOOD, rank=rank)
+        for first in range(1, 3_001, size):
+            n = min(size, 3_001 - first)
+            batch = blocks(first, n)
+            batch.scalars[:] = np.arange(first, first + n)[:, None] * 10.0**rank
+            batch.logged[:] = 1
+            if rank == 1 and first > 1:  # a hole: the place of a row no longer follows from its step
+                batch = _without(batch, 5)
+            for step, value in zip(batch.step.tolist(), batch.scalars[:, 0].tolist(), strict=True):
+                loss.setdefault(step, []).append(value)
+            store.add_batch(hello, SCHEMA, batch, tensors=False)
+    store.submit()
+    assert store.settle()
+    history = History(store.reader)
+    for first, last in ((None, None), (1_234, 2_345), (2_999, None)):
+        parts = list(history.points("r", 0, first=first, last=last))
+        step = np.concatenate([part.step for part in parts])
+        assert step.tolist() == list(range(first or 1, (last or 3_000) + 1))
+        values = np.concatenate([part.column("loss").values for part in parts])
+        assert values.tolist() == [sum(loss[at]) / len(loss[at]) for at in step.tolist()]
+        assert max(map(len, parts)) < 1_500
+    by_rank = history.points_by_rank("r", 0, 2_900)
+    assert {rank: sum(map(len, parts)) for rank, parts in by_rank.items()} == {0: 101, 1: 101, 2: 101}
+    store.close()
+
+
+def _without(batch: BatchBlocks, row: int) -> BatchBlocks:
+    kept = np.arange(len(batch.step)) != row
+    names = ("step", "wall", "scalars", "logged")
+    return dataclasses.replace(batch, **{name: getattr(batch, name)[kept] for name in names})
+
+
+def test_records_of_many_parts_are_read_within_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 records of 8 parts of 32 kB each, each rank's in one chunk: 26 MB in all."""
+    ranks, steps, tensors = 8, 100, 2_000
+    store = Store(tmp_path)
+    for rank in range(ranks):
+        parts = tuple(TensorInfo(f"{n}", (8,), "float32", 0, (("dp", rank),), 1) for n in range(tensors))
+        schema = msgspec.structs.replace(
+            SCHEMA,
+            digest=f"part {rank}",
+            tensors=parts,
+            stats=("grad_rms", "param_rms"),
+            counts=("grad_zeros",),
+        )
+        store.save_schema("r", schema)
+        sent = dataclasses.replace(
+            blocks(1, steps),
+            sample_step=np.arange(1, steps + 1),
+            stats=np.full((steps, tensors, 2), float(rank), np.float32),
+            counts=np.full((steps, tensors, 1), rank, np.uint64),
+            histogram_step=np.empty(0, np.int64),
+        )
+        store.add_batch(msgspec.structs.replace(GOOD, rank=rank), schema, sent, tensors=True)
+    store.submit()
+    assert store.settle()
+    history = History(store.reader)
+    of_a_step = ranks * tensors * 16
+
+    def peak(read: Callable[[], object]) -> int:
+        tracemalloc.start()
+        read()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    def few() -> list[Record]:
+        return history.records("r", 0, None, None, 100, size=3 * of_a_step)
+
+    few()  # schemas are kept
+    assert [record.step for record in few()] == [98, 99, 100]
+    assert peak(few) < 16 * of_a_step
+    every = history.records("r", 0, None, None, 1_000, size=None)
+    assert [record.step for record in every] == list(range(1, 101))
+    assert all((record.counts == sum(range(ranks))).all() for record in every)
+    assert [record.step for record in history.records("r", 0, None, None, 100, size=1)] == [100]
+    monkeypatch.setattr("optwatch.daemon.history.RECORD_BYTES", 2 * of_a_step)
+    assert [sorted(parts) for parts in history.parts("r", 0, 50, limit=64)] == [list(range(ranks))] * 2
+    store.close()
 
 
 def test_a_read_under_way_sees_no_chunk_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
