@@ -1,4 +1,5 @@
-"""The link to the daemon: a thread that wakes ten times a second, sends what is ready, takes what came.
+"""The link to the daemon: a thread that wakes ten times a second, sends what is ready, takes what came; in a
+job of many ranks less often (`wire.pace`).
 For a quarter of a second after something unusual it wakes more often, so that a command can come in time.
 
 Training never waits for it. Durable messages are numbered and kept in a ring until the daemon has
@@ -55,6 +56,7 @@ from optwatch.wire.messages import (
     Sums,
     Welcome,
 )
+from optwatch.wire.pace import TURN, turn_time
 from optwatch.wire.places import find_daemon
 from optwatch_agent.reach import refused
 from optwatch_agent.ring import Ring
@@ -64,7 +66,6 @@ log = logging.getLogger("optwatch")
 _JITTER = random.Random()  # noqa: S311
 """Not the generator that the training draws from."""
 
-_TURN = 0.1
 _QUICK_TURN = 0.005
 _HASTE = 0.25
 """Seconds that the link is quick after something unusual, once in `_CALM` at most."""
@@ -162,6 +163,7 @@ class Link:
         self._warned = ""
         self._reason = ""
         self._hasty_until = self._next_haste = 0.0
+        self._turn_time = TURN
         self._stopping = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="optwatch-link", daemon=True)
@@ -215,7 +217,7 @@ class Link:
         """Seconds to the next turn. No two ranks of a job keep the same beat for long."""
         if time.monotonic() < self._hasty_until:
             return _QUICK_TURN
-        return _TURN * _JITTER.uniform(0.9, 1.1)
+        return self._turn_time * _JITTER.uniform(0.9, 1.1)
 
     def _turn(self, everything: bool = False) -> None:
         for message, blocks, schema in self._source.collect(everything):
@@ -325,7 +327,9 @@ class Link:
         if self._socket.poll(0, zmq.POLLOUT):
             self._writable = now
             if not self._connected:
-                self._connected = self._send(pack(self._source.hello()))
+                hello = self._source.hello()
+                self._turn_time = turn_time(hello.world_size)
+                self._connected = self._send(pack(hello))
                 self._greeted = now
                 self._known.clear()
         limit = _BLOCKED if self._connected else _HANDSHAKE

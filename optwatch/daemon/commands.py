@@ -33,6 +33,7 @@ from optwatch.wire.actions import (
     parse_action,
 )
 from optwatch.wire.messages import Ask, News, Prepare, Report
+from optwatch.wire.pace import TURN, turn_time
 
 ATTEMPTS = 4
 """A first vote and three more."""
@@ -321,7 +322,8 @@ class Book:
         entry.sessions = {peer.rank: peer.session for peer in peers}
         entry.steps = ()
         if world_size > 1:
-            margin = self.margin * 2 ** (entry.attempt - 1)
+            # In a large job agents look for it less often than the first margin reckons with.
+            margin = (self.margin + (turn_time(world_size) - TURN)) * 2 ** (entry.attempt - 1)
             entry.steps = tuple(
                 max(step + math.ceil(peer.age / step_time) for step, peer in zip(steps, peers, strict=True))
                 + max(2, math.ceil(margin / step_time))
