@@ -5,131 +5,83 @@ shards     1,024 parts: every rank sends everything (500 tensors each, at the ca
 
 Real sockets and a real daemon process; the ranks are simulated by some processes that send at the pace of
 real ones, 10 steps a second each, while 50 viewers follow. Then the gradients grow, as before a divergence,
-and the policy acts: told is after how many steps all ranks have applied it. Told besides: scalars lost,
-per-tensor records that came and are stored, the daemon's CPU and memory over time, what viewers got.
+and the policy acts: told is after how many steps all ranks have applied it. Told besides: whether the pace
+was held, scalars lost, per-tensor records that came and are stored, CPU and memory of the daemon and of the
+simulation, what viewers got. How it goes is told every ten seconds, on stderr; the report comes in any case,
+and says what fell short of what is asked.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import signal
 import sqlite3
+import sys
 import time
 from multiprocessing.synchronize import Event
-from queue import Empty
 from typing import Any
 
+import msgspec
 import numpy as np
 import zmq
 
 from optwatch.client import Client, DaemonError
 from optwatch.client.link import connect, resolve
 from optwatch.daemon.store import FILE
-from optwatch.wire.frames import publication_decoder, unpack
-from optwatch.wire.messages import Prepare
 from optwatch.wire.places import state_dir
-from optwatch.wire.requests import Delta
-from tests.benchmarks.ingest import COLUMNS, Rank, cpu, memory
+from tests.benchmarks.crowd import TOLD, Ballot, Crowd, start
+from tests.benchmarks.ingest import cpu, memory
 from tests.daemons import DaemonProcess, home_of_its_own
-from tests.peers import AgentPeer
 
-SETTLING = 120.0
-"""Seconds that what was sent may take to be acknowledged, when nothing more is sent."""
-LOSS, NORM = COLUMNS.index("loss"), COLUMNS.index("grad_norm")
-
-
-def send(
-    address: str,
-    run: str,
-    numbers: range,
-    args: argparse.Namespace,
-    wrong: Event,
-    ended: Event,
-    told: "multiprocessing.Queue[Any]",
-) -> None:
-    """Some of the ranks, in a process of their own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; what it ends is said by `ended`
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, 2 * len(numbers) + 16)
-    shards = args.ranks if args.shape == "shards" else args.parts
-    ranks: list[Rank] = []
-    for number in numbers:
-        agent = AgentPeer(
-            address,
-            run=run,
-            rank=number,
-            world_size=args.ranks,
-            columns=COLUMNS,
-            tensors=args.tensors,
-            context=context,
-        )
-        ranks.append(Rank(agent, number % shards, shards, obeys=True))
-        agent.greet()
-    told.put("greeted")
-    pending: dict[str, tuple[Rank, Prepare]] = {}
-    noise = np.random.default_rng(numbers.start)
-    sampled = late = step = 0
-    behind = 0.0
-    grown = 1.0
-    began = time.monotonic()
-    while not ended.is_set():
-        step += 1
-        grown = min(grown * 3, 1e6) if wrong.is_set() else 1.0
-        values = noise.normal(1.0, 0.01, size=(1, len(COLUMNS)))
-        values[:, LOSS] += np.exp(-step / 200) + (grown - 1) * 0.1
-        values[:, NORM] *= grown
-        full = step % args.sample_every == 0
-        for rank in ranks:
-            sampled += full and not rank.reduced
-            rank.send(values, full, time.monotonic())
-            for prepare in rank.agent.prepares:
-                pending[rank.agent.session + prepare.vote] = rank, prepare
-                in_time = step < prepare.steps[0]
-                late += not in_time
-                rank.agent.report(prepare, "pending" if in_time else "aborted")
-            rank.agent.prepares.clear()
-        for name, (rank, prepare) in list(pending.items()):
-            if step >= prepare.steps[0]:
-                rank.agent.report(prepare, "applied", step=prepare.steps[0])
-                del pending[name]
-        behind = max(behind, time.monotonic() - began - step / args.rate)
-        time.sleep(max(began + step / args.rate - time.monotonic(), 0))
-    end = time.monotonic() + SETTLING
-    while (waiting := sum(len(rank.agent.held) for rank in ranks)) and time.monotonic() < end:
-        for rank in ranks:
-            rank.listen()
-        time.sleep(0.01)
-    told.put((step * len(ranks), sampled, late, waiting, behind))
-    for rank in ranks:
-        rank.agent.close(linger=0)
+TELL_EVERY = 10.0
+JOINING = 120.0
+SETTLING = 60.0
+ACTING = 60.0
+"""Seconds that all ranks may take to join, what was sent to be acknowledged, the policy to act."""
+MOST_MEMORY = 1024.0
+MOST_CORE = 1.0
+LEAST_CHANGES = 3.5
+"""Of the four a second that are published, what every viewer gets at least."""
+PACE = 0.99
+"""Of the steps that were asked for, the least that the simulation must have made for the figures to count."""
 
 
-def watch(address: str, run: str, viewers: int, ended: Event, told: "multiprocessing.Queue[Any]") -> None:
-    """Viewers that follow the run; told is the least and the most that one got a second."""
+class _Delta(msgspec.Struct, tag="delta"):
+    """A `Delta`, as far as a viewer that only counts them needs it."""
+
+    seq: int
+
+
+def watch(address: str, run: str, viewers: int, ended: Event, told: Any) -> None:
+    """Viewers that follow the run. `told`: for each of them, the changes that it got and those it missed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with Client(address, timeout=120) as client:
+    with Client(address, timeout=JOINING) as client:
         publish = client.greeting.publish
     key = resolve(address)[1]
+    decoder = msgspec.msgpack.Decoder(_Delta)
     poller = zmq.Poller()
-    got: dict[Any, int] = {}
-    for _ in range(viewers):
+    numbers, last = {}, [0] * viewers
+    for number in range(viewers):
         socket = connect(context, zmq.SUB, publish, key)
         socket.setsockopt(zmq.SUBSCRIBE, run.encode())
         poller.register(socket, zmq.POLLIN)
-        got[socket] = 0
-    began = time.monotonic()
+        numbers[socket] = number
     while not ended.is_set():
         for socket, _ in poller.poll(200):
-            message, _ = unpack(socket.recv_multipart()[1:], publication_decoder)
-            got[socket] += isinstance(message, Delta)
-    took = time.monotonic() - began
-    told.put((min(got.values()) / took, max(got.values()) / took))
+            number = numbers[socket]
+            seq = decoder.decode(socket.recv_multipart()[1]).seq
+            told[2 * number] += 1
+            told[2 * number + 1] += max(seq - last[number] - 1, 0) if last[number] else 0
+            last[number] = seq
     context.destroy(linger=0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=("replicas", "shards"), default="replicas")
     parser.add_argument("--ranks", type=int, default=1_024)
     parser.add_argument("--parts", type=int, default=16, help="of the tensors, in the shape replicas")
@@ -140,115 +92,255 @@ def main() -> None:
     parser.add_argument("--sample-every", type=int, default=100, help="steps between per-tensor records")
     parser.add_argument("--senders", type=int, default=2, help="processes that simulate the ranks")
     parser.add_argument("--viewers", type=int, default=50)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cut short, it reports all the same
     with home_of_its_own() as home:
         daemon = DaemonProcess(home, "--mode", "auto").start()
         try:
-            measure(daemon, args)
+            report = Load(daemon, args).report()
         finally:
             daemon.kill()
-
-
-def measure(daemon: DaemonProcess, args: argparse.Namespace) -> None:
-    assert daemon.process is not None
-    pid, run = daemon.process.pid, os.urandom(16).hex()
-    spawn = multiprocessing.get_context("spawn")
-    wrong, ended, told, seen = spawn.Event(), spawn.Event(), spawn.Queue(), spawn.Queue()
-    share = -(-args.ranks // args.senders)
-    parts = [range(first, min(first + share, args.ranks)) for first in range(0, args.ranks, share)]
-    senders = [
-        spawn.Process(target=send, args=(daemon.address, run, part, args, wrong, ended, told), daemon=True)
-        for part in parts
-    ]
-    for process in senders:
-        process.start()
-    for _ in senders:
-        assert told.get(timeout=600) == "greeted"
-    viewers = spawn.Process(target=watch, args=(daemon.address, run, args.viewers, ended, seen), daemon=True)
-    viewers.start()
-    time.sleep(args.warm_up)
-    before, began, most = cpu(pid), time.monotonic(), 0.0
-    command = finding = None
-    try:
-        for tenth in range(10):
-            time.sleep(max(began + args.seconds * (tenth + 1) / 10 - time.monotonic(), 0))
-            most = max(most, memory(pid))
-            at = time.monotonic() - began
-            share_of_core = (cpu(pid) - before) / at
-            print(f"{at:6.0f} s  {memory(pid):6.0f} MiB  {100 * share_of_core:5.1f} % of a core", flush=True)
-        with Client(daemon.address, timeout=SETTLING) as client:
-            wrong.set()
-            command, finding = _acted(client, run)
-    except KeyboardInterrupt:
-        print("cut short: told is what there is", flush=True)
-    wrong.clear()
-    ended.set()
-    results = _told(told, len(senders))
-    watched = _told(seen, 1)
-    try:
-        with Client(daemon.address, timeout=SETTLING) as client:
-            gaps = str(client.status(run).gaps)
-    except DaemonError as error:
-        gaps = f"not known: {error}"
-    for process in (*senders, viewers):
-        process.join(30)
-    daemon.stop()
-    rows, records = _stored(run)
-    sent, sampled, late, waiting = (sum(each[at] for each in results) for at in range(4))
-    behind = max((each[-1] for each in results), default=float("nan"))
-    if len(results) < len(senders):
-        print(f"only {len(results)} of {len(senders)} senders told what they had sent")
-    print(f"scalars: {sent} sent, {rows} stored, {sent - rows} lost; gaps {gaps}")
-    if waiting:
-        print(f"{waiting} messages were not acknowledged after {SETTLING:g} s")
-    print(f"per-tensor records: {sampled} sent, {records} stored")
-    print(f"memory at most {most:.0f} MiB; the senders were {behind:.1f} s behind their pace at most")
-    for slowest, quickest in watched:
-        print(f"{args.viewers} viewers got {slowest:.2f} to {quickest:.2f} changes a second")
-    if command is None or finding is None:
-        print("no command came of the finding" if finding else "nothing was found")
+    if args.json:
+        print(json.dumps(report, indent=1))
     else:
+        for name, value in report.items():
+            print(f"{name:24} {value}")
+    return 1 if report["short"] else 0
+
+
+class Ended(Exception):
+    """Nothing more can be measured."""
+
+
+class Load:
+    """One measurement. What is told in the end is what there is, however far it came."""
+
+    def __init__(self, daemon: DaemonProcess, args: argparse.Namespace) -> None:
+        assert daemon.process is not None
+        self._daemon = daemon
+        self._args = args
+        self._pid = daemon.process.pid
+        self._crowd = Crowd(
+            address=daemon.address,
+            run=os.urandom(16).hex(),
+            ranks=args.ranks,
+            parts=args.ranks if args.shape == "shards" else args.parts,
+            tensors=args.tensors,
+            rate=args.rate,
+            sample_every=args.sample_every,
+            settling=SETTLING,
+        )
+        spawn = multiprocessing.get_context("spawn")
+        self._begin, self._wrong, self._ended = spawn.Event(), spawn.Event(), spawn.Event()
+        self._changes = spawn.Array("q", 2 * max(args.viewers, 1))
+        self._ballot = Ballot(spawn)  # as long as the processes use it
+        self._senders, self._told = start(
+            self._crowd, args.senders, self._ballot, self._begin, self._wrong, self._ended
+        )
+        given = daemon.address, self._crowd.run, args.viewers, self._ended, self._changes
+        self._viewers = spawn.Process(target=watch, args=given, daemon=True)
+        self._out: dict[str, Any] = {}
+        self._short: list[str] = []
+        self._most = 0.0
+        self._rows: list[tuple[float, float, float]] = []
+        """At each look: seconds, the daemon's memory, its CPU seconds."""
+
+    def report(self) -> dict[str, Any]:
+        """Measure, as far as nothing ends it before."""
+        try:
+            self._join()
+            self._measure()
+            self._act()
+        except KeyboardInterrupt:
+            self._short.append("it was cut short")
+        except DaemonError as error:
+            self._short.append(f"the daemon did not answer: {error}")
+        except Ended as error:
+            self._short.append(str(error))
+        self._wrong.clear()
+        self._ended.set()
+        self._settle()
+        self._sum_up()
+        for process in (*self._senders, self._viewers):
+            if process.ident is not None:
+                process.join(5)
+                process.kill()
+        return {"short": self._short, **self._out}
+
+    def _join(self) -> None:
+        began = time.monotonic()
+        self._wait("joining", JOINING, lambda: self._total("joined") >= self._crowd.ranks)
+        if (joined := int(self._total("joined"))) < self._crowd.ranks:
+            raise Ended(f"{joined} of {self._crowd.ranks} ranks had joined after {JOINING:g} s")
+        self._out["joined in (s)"] = round(time.monotonic() - began, 1)
+        self._begin.set()
+        if self._args.viewers:
+            self._viewers.start()
+            self._wait("looking", JOINING, lambda: min(self._changes[::2]) > 0)
+
+    def _measure(self) -> None:
+        self._wait("warming up", self._args.warm_up, lambda: False)
+        began, used, simulated = time.monotonic(), cpu(self._pid), self._total("cpu")
+        steps, changes = self._slowest(), list(self._changes)
+        try:
+            self._wait("measuring", self._args.seconds, lambda: False)
+        finally:
+            took = time.monotonic() - began
+            core, pace = (cpu(self._pid) - used) / took, (self._slowest() - steps) / took
+            got = np.array(self._changes)[::2] - np.array(changes)[::2]
+            missed = np.array(self._changes)[1::2] - np.array(changes)[1::2]
+            self._out |= {
+                "measured for (s)": round(took, 1),
+                "daemon, cores": round(core, 3),
+                "daemon, most MiB": round(self._most),
+                "daemon, MiB over time": [
+                    round(m) for _, m, _ in self._rows[:: max(len(self._rows) // 12, 1)]
+                ],
+                "simulation, cores": round((self._total("cpu") - simulated) / took, 3),
+                "steps a second": round(pace, 3),
+                "behind at most (s)": round(max(self._each("behind")), 2),
+                "load of the host": round(os.getloadavg()[0], 1),
+            }
+            if core > MOST_CORE:
+                self._short.append(f"the daemon took {core:.2f} cores of {MOST_CORE:g}")
+            if pace < PACE * self._crowd.rate:
+                self._short.append(f"the simulation made {pace:.2f} of {self._crowd.rate:g} steps a second")
+            if self._args.viewers:
+                self._out["viewers, changes a second"] = [
+                    round(float(n) / took, 2) for n in (got.min(), got.max())
+                ]
+                self._out["viewers, changes missed"] = int(missed.sum())
+                if got.min() / took < LEAST_CHANGES or missed.any():
+                    self._short.append(f"a viewer got {got.min() / took:.2f} changes a second of 4")
+
+    def _act(self) -> None:
+        """The policy's first command after the gradients began to grow, and the finding it came of."""
+        with Client(self._daemon.address, timeout=SETTLING) as client:
+            before = {command.id for command in client.commands(self._crowd.run)}
+            began = self._slowest()
+            self._wrong.set()
+            command = None
+
+            def applied() -> bool:
+                nonlocal command
+                new = [c for c in client.commands(self._crowd.run) if c.id not in before]
+                command = new[0] if new else None
+                return command is not None and command.state not in ("proposed", "sent", "scheduled")
+
+            self._wait("acting", ACTING, applied, every=0.5)
+            findings = {found.id: found for found in client.findings(self._crowd.run)}
+        finding = findings.get(command.finding or 0) if command is not None else None
+        limit = 5 if self._crowd.ranks <= 4 else 15
+        if command is None or finding is None or command.step is None:
+            state = "none" if command is None else f"{command.action} {command.state}: {command.reason}"
+            self._short.append(
+                f"no command was applied {ACTING:g} s after the gradients began to grow: {state}"
+            )
+            return
+        took = command.step - finding.step
+        self._out["finding to command (steps)"] = took
+        self._out["the command"] = (
+            f"{finding.kind} found at step {finding.step}, onset {finding.onset_step}, grown from about "
+            f"{began:.0f}; {command.action} {command.state} at {command.step} "
+            f"on {len(command.ranks_applied)} ranks"
+        )
+        if command.state not in ("applied", "judged") or len(command.ranks_applied) < self._crowd.ranks:
+            self._short.append(f"the command is {command.state}: {command.reason}")
+        if took > limit:
+            self._short.append(f"{took} steps from finding to command, {limit} at most are asked for")
+
+    def _settle(self) -> None:
+        """Until all that was sent is acknowledged."""
+        began = time.monotonic()
+        try:
+            self._wait("settling", SETTLING + 10, lambda: not any(each.is_alive() for each in self._senders))
+        except KeyboardInterrupt:
+            self._short.append("it was cut short while messages were not acknowledged")
+        self._out["acknowledged after (s)"] = round(time.monotonic() - began, 1)
+        if waiting := int(self._total("waiting")):
+            self._short.append(f"{waiting} messages were not acknowledged after {SETTLING:g} s")
+
+    def _sum_up(self) -> None:
+        try:
+            with Client(self._daemon.address, timeout=SETTLING) as client:
+                gaps = client.status(self._crowd.run).gaps
+        except (DaemonError, KeyboardInterrupt) as error:
+            self._short.append(f"gaps are not known: {error!r}")
+            gaps = ()
+        self._daemon.stop()
+        sent, late = int(self._total("rows")), int(self._total("late"))
+        rows, records, short = stored(self._crowd.run, self._each("step"), self._crowd.ranks)
+        wanted = self._crowd.parts * int(min(self._each("step")) // self._crowd.sample_every)
+        self._out |= {
+            "scalars sent, stored": [sent, rows],
+            "steps": [int(step) for step in self._each("step")],
+            "records sent, stored": [int(self._total("samples")), records],
+            "records thinned": int(self._total("thinned")),
+            "proposals too late": late,
+        }
+        if gaps or short or sent != rows:
+            self._short.append(f"{sent - rows} scalars lost, of {short} ranks; gaps {gaps[:3]}")
+        if records < wanted:
+            thinned = int(self._total("thinned"))
+            self._short.append(
+                f"{wanted - records} of {wanted} records are not stored, {thinned} were thinned"
+            )
+        if self._most > MOST_MEMORY:
+            self._short.append(f"the daemon had {self._most:.0f} MiB, {MOST_MEMORY:g} at most are asked for")
+
+    # --- while it runs --------------------------------------------------------------------------------
+
+    def _wait(self, what: str, seconds: float, enough: Any, every: float = 1.0) -> None:
+        """Wait for so long at most, and tell how it goes."""
+        began = told = time.monotonic()
+        used = cpu(self._pid)
+        while (now := time.monotonic()) < began + seconds and not enough():
+            if not self._ended.is_set() and not all(each.is_alive() for each in self._senders):
+                raise Ended("a process of ranks ended by itself")
+            self._most = max(self._most, memory(self._pid))
+            if now - told >= TELL_EVERY:
+                self._rows.append((now, memory(self._pid), cpu(self._pid)))
+                self._tell(what, now - began, (cpu(self._pid) - used) / (now - told))
+                told, used = now, cpu(self._pid)
+            time.sleep(min(every, max(began + seconds - now, 0)))
+
+    def _tell(self, what: str, at: float, core: float) -> None:
         print(
-            f"{finding.kind} at step {finding.step} (onset {finding.onset_step}) → {command.action} "
-            f"{command.state} at step {command.step}: {(command.step or 0) - finding.step} steps, "
-            f"{late} proposals came late"
+            f"{what} {at:4.0f} s: {self._total('joined'):.0f} ranks at step {self._slowest():.0f}, "
+            f"{max(self._each('behind')):.1f} s behind at most, {self._total('waiting'):.0f} messages wait; "
+            f"daemon {memory(self._pid):.0f} MiB, {core:.2f} cores; "
+            f"{np.array(self._changes)[::2].sum()} changes seen",
+            file=sys.stderr,
+            flush=True,
         )
 
+    def _each(self, name: str) -> list[float]:
+        return [told[TOLD.index(name)] for told in self._told]
 
-def _told(queue: "multiprocessing.Queue[Any]", number: int) -> list[Any]:
-    """What processes report in the end, of those that do before it is cut short."""
-    results: list[Any] = []
-    try:
-        while len(results) < number:
-            results.append(queue.get(timeout=2 * SETTLING))
-    except (Empty, KeyboardInterrupt):
-        print("not all processes have reported", flush=True)
-    return results
+    def _total(self, name: str) -> float:
+        return sum(self._each(name))
+
+    def _slowest(self) -> float:
+        return min(self._each("step"))
 
 
-def _acted(client: Client, run: str) -> tuple[Any, Any]:
-    """The policy's first command and the finding it came of, as far as they come within half a minute."""
-    end = time.monotonic() + 30
-    command = finding = None
-    while time.monotonic() < end and (command is None or command.state != "applied"):
-        commands = client.commands(run)
-        findings = {found.id: found for found in client.findings(run)}
-        command = commands[0] if commands else None
-        finding = findings.get(command.finding or 0) if command else next(iter(findings.values()), None)
-        time.sleep(0.1)
-    return command, finding
-
-
-def _stored(run: str) -> tuple[int, int]:
-    """Rows of scalars and of per-tensor records in the store."""
+def stored(run: str, steps: list[float], ranks: int) -> tuple[int, int, int]:
+    """Rows of scalars and of per-tensor records in the store, and the ranks that lack some of their steps."""
+    share = -(-ranks // len(steps))
     connection = sqlite3.connect(state_dir() / FILE)
-    (rows,), (records,) = (
-        connection.execute("SELECT SUM(rows) FROM chunk WHERE run = ? AND kind = ?", (run, kind)).fetchone()
-        for kind in ("s", "t")
+    query = (
+        "SELECT rank, SUM(rows), MIN(first), MAX(last) FROM chunk WHERE run = ? AND kind = 's' GROUP BY rank"
     )
-    return rows or 0, records or 0
+    found = {rank: (rows, first, last) for rank, rows, first, last in connection.execute(query, (run,))}
+    wanted = {rank: (steps[rank // share], 1, steps[rank // share]) for rank in range(ranks)}
+    (records,) = connection.execute(
+        "SELECT SUM(rows) FROM chunk WHERE run = ? AND kind = 't'", (run,)
+    ).fetchone()
+    connection.close()
+    short = sum(found.get(rank) != wanted[rank] for rank in range(ranks))
+    return sum(rows for rows, _, _ in found.values()), records or 0, short
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
