@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from optwatch.daemon.assembly import Record
-from optwatch.series.points import Column, Points, Samples
+from optwatch.series.points import Points, Samples, Table
 from optwatch.wire.messages import Schema, TensorInfo
 
 
@@ -19,15 +19,8 @@ def scalar_points(
 ) -> Points:
     """Blocks of a batch as points: step [n], wall [n], values [n, S], logged [n, S]."""
     was = logged != 0
-    return Points(
-        step.copy(),  # not a view that would keep a whole message in memory
-        {
-            name: Column(np.where(was[:, at], values[:, at], np.nan), was[:, at])
-            for at, name in enumerate(schema.scalars)
-        },
-        wall.copy(),
-        samples,
-    )
+    table = Table(schema.scalars, np.where(was, values, np.nan), was)
+    return Points(step.copy(), table, wall.copy(), samples)  # no views that would keep a whole message
 
 
 def samples(step: np.ndarray, stats: np.ndarray, counts: np.ndarray, schema: Schema) -> Samples | None:

@@ -6,7 +6,8 @@ lower step, or in an earlier phase of the same one.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from optwatch.daemon.sessions import Rank
 from optwatch.detect.base import Signal
@@ -19,8 +20,7 @@ BEHIND = 30.0
 """Seconds without progress after which a rank that is behind all others is named; it may be busy."""
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """Where a rank is. `silence`: seconds since it was heard of."""
 
     rank: int

@@ -33,8 +33,11 @@ class Inflow:
         """Connections cut off so far."""
         self._ports = {int(a.rpartition(":")[2]) for a in addresses if a.startswith("tcp://")}
         self._taken: set[int] = set()
+        """Descriptors by which a message was taken since the last look."""
+        self._spoke: set[int] = set()
+        """Those by which one was taken before it, since the last but one."""
         self._base: dict[tuple[int, int], int] = {}
-        """By descriptor and inode: what a connection had received when its last message was taken."""
+        """By descriptor and inode: what a connection had received after its last message was taken."""
 
     def took(self, frame: zmq.Frame) -> None:
         """A whole message was taken from a connection."""
@@ -49,15 +52,16 @@ class Inflow:
             return
         base: dict[tuple[int, int], int] = {}
         for name in _descriptors():
-            if (found := self._received(int(name))) is None:
+            # Most have sent whole messages since: there may be a thousand, and to ask the kernel takes time.
+            if int(name) in self._taken or (found := self._received(int(name))) is None:
                 continue
             inode, received, peer = found
             key = int(name), inode
-            base[key] = received if key[0] in self._taken else self._base.get(key, 0)
+            base[key] = self._base.get(key, received if key[0] in self._spoke else 0)
             if received - base[key] > CAP:
                 self._cut(key[0], peer, received - base[key])
         self._base = base
-        self._taken.clear()
+        self._spoke, self._taken = self._taken, set()
 
     def _received(self, descriptor: int) -> tuple[int, int, str] | None:
         """Inode, bytes received and peer of a connection to the port; None for any other file."""

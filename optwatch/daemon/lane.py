@@ -89,7 +89,13 @@ class Lane:
         return self.timeline.last_step
 
     def cover(self, incarnation: int, rank: int, points: Points) -> None:
-        self.coverage.setdefault((incarnation, rank), Coverage()).add(points.step)
+        """Note that a rank's points were taken, which are in order of step."""
+        coverage = self.coverage.setdefault((incarnation, rank), Coverage())
+        first, last = int(points.step[0]), int(points.step[-1])
+        if last - first + 1 == len(points):  # as nearly always
+            coverage.add_range(first, last)
+        else:
+            coverage.add(points.step)
 
     def recorded(self) -> int:
         """Steps that at least one rank's scalars are recorded for."""
@@ -105,9 +111,10 @@ class Lane:
         return tuple(missing.ranges())
 
     def _counted(self) -> list[Coverage]:
-        """What is covered, less what a later incarnation repeated or has yet to come to again."""
-        if len(self.coverage) == 1:
-            return list(self.coverage.values())
+        """What is covered, less what a later incarnation repeated or has yet to come to again; each set of
+        steps once, for the ranks of a job have mostly the same."""
+        if len({incarnation for incarnation, _ in self.coverage}) <= 1:
+            return _different(self.coverage.values())
         counted: list[Coverage] = []
         ceiling: int | None = None
         for incarnation in sorted({incarnation for incarnation, _ in self.coverage}, reverse=True):
@@ -115,7 +122,7 @@ class Lane:
             counted += own if ceiling is None else [coverage.upto(ceiling) for coverage in own]
             firsts = [coverage.first - 1 for coverage in own]
             ceiling = min(firsts if ceiling is None else [*firsts, ceiling], default=None)
-        return counted
+        return _different(counted)
 
     def take(self, live: Collection[int], now: float) -> list[Points]:
         """The points that are complete now, already in the timeline."""
@@ -162,6 +169,10 @@ class Lane:
 
     def _drop(self, record: Record) -> None:
         self._bytes -= record.stats.nbytes + record.counts.nbytes
+
+
+def _different(coverages: Iterable[Coverage]) -> list[Coverage]:
+    return list({tuple(coverage.ranges()): coverage for coverage in coverages}.values())
 
 
 def _union(parts: Iterable[Coverage]) -> Coverage:

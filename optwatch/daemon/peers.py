@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from optwatch.daemon.sessions import Rank
 
@@ -12,8 +13,7 @@ _LEAST = 1e-6
 """Seconds that a step takes at least."""
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True):
     """What the book needs to know of a rank at the time it sends."""
 
     rank: int
@@ -36,7 +36,7 @@ def peers_of(ranks: Iterable[Rank], now: float) -> list[Peer]:
             fresh=rank.session.link(now) == "up",
             steps=rank.session.steps,
             age=max(now - rank.session.stepped, 0.0),
-            digests=tuple(optimizer.digest for optimizer in rank.session.hello.optimizers),
+            digests=tuple([optimizer.digest for optimizer in rank.session.hello.optimizers]),
             control=rank.session.control,
             incarnation=rank.session.hello.incarnation,
         )

@@ -193,7 +193,8 @@ class Run:
             needed = bool(records_sent) and lane.assembly.needs(hello.rank)
         self._store.add_batch(hello, schema, blocks, tensors=needed)
         points = scalar_points(blocks.step, blocks.wall, blocks.scalars, blocks.logged, schema)
-        lane.cover(hello.incarnation, hello.rank, points)
+        if len(points):
+            lane.cover(hello.incarnation, hello.rank, points)
         if needed:
             records = lane.sample(
                 hello.rank,
@@ -207,9 +208,12 @@ class Run:
         lane.merger.add(hello.rank, points, now)
         if schema.optimizer == 0 and hello.world_size > 1:
             self.stragglers.take(hello.rank, points)
-            local, rank = points.column("local_norm"), self.ranks.get(hello.rank)
-            if rank is not None and local.logged.any():
-                rank.local_norm = float(local.values[local.logged][-1])
+            rank = self.ranks.get(hello.rank)
+            if rank is not None and "local_norm" in points.columns:
+                local = points.column("local_norm")
+                rank.local_norm = (
+                    float(local.values[local.logged][-1]) if local.logged.any() else rank.local_norm
+                )
 
     def take_event(self, event: Event) -> None:
         """Take a mark of the user's, or something the agent noticed."""
@@ -357,9 +361,10 @@ class Run:
     def assign(self, now: float, tell: Callable[[str, Assign], None]) -> None:
         """Tell each rank whether it is to send everything: one replica of each part of the tensors is."""
         senders, spare = self.duties.look([lane.assembly for lane in self.lanes.values()])
+        known = senders | spare
         for number, rank in self.ranks.items():
             session, reduced = rank.session, number in spare
-            if session.beat is None or session.link(now) != "up" or number not in senders | spare:
+            if session.beat is None or session.link(now) != "up" or number not in known:
                 continue
             if session.beat.reduced != reduced:
                 tell(session.hello.session, Assign(session=session.hello.session, reduced=reduced))

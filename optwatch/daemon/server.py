@@ -30,8 +30,9 @@ from optwatch.wire.requests import Accepted
 
 log = logging.getLogger(__name__)
 
-BURST = 256
-"""Messages taken from the socket before everything else gets its turn."""
+BURST = 0.05
+"""Seconds for which messages are taken from the socket before everything else gets its turn."""
+NOBLOCK = int(zmq.NOBLOCK)
 TICK = 0.05
 SLOW_TICK = 1.0
 PARTING = 2.0
@@ -154,18 +155,29 @@ class Server:
             self._readout.take(self._runs, self._store, self._ingest, now)
 
     def _drain(self, now: float) -> int:
-        for taken in range(BURST):
+        """Take the messages that are there, for a while; how many there were."""
+        taken = 0
+        end = time.monotonic() + BURST
+        while time.monotonic() < end:
             try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+                frames = self._receive()
             except zmq.Again:
-                return taken
+                break
+            taken += 1
             try:
                 self._take(frames, now)
             except Exception:
                 # A fault of ours that one message brings out must not end the service of all the others.
                 log.exception("a message could not be taken")
                 self._ingest.counts["internal error"] += 1
-        return BURST
+        return taken
+
+    def _receive(self) -> list[zmq.Frame]:
+        """A whole message: as `recv_multipart`, which asks the socket after each part what the part knows."""
+        frames = [self._router.recv(NOBLOCK, False)]
+        while frames[-1].more:
+            frames.append(self._router.recv(NOBLOCK, False))
+        return frames
 
     def _take(self, frames: list[zmq.Frame], now: float) -> None:
         self._inflow.took(frames[-1])

@@ -17,6 +17,7 @@ import msgspec
 
 from optwatch.daemon.chunks import ChunkKind, histogram_chunk, scalar_chunk, tensor_chunk
 from optwatch.daemon.errors import StartError
+from optwatch.daemon.statements import ACKNOWLEDGE
 from optwatch.daemon.tables import connect, migrate
 from optwatch.daemon.writer import Statement, Stream, Writer
 from optwatch.wire.actions import Command
@@ -111,7 +112,7 @@ class Store:
 
     def acknowledge(self, session: str, acked: int) -> None:
         """Remember, with the data itself, up to where a session's messages are taken."""
-        self._write("UPDATE session SET acked = ? WHERE session = ?", acked, session)
+        self._write(ACKNOWLEDGE, acked, session)
 
     def save_schema(self, run: str, schema: Schema) -> None:
         self._write(

@@ -7,11 +7,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 
 from optwatch.daemon.chunks import join, kind_of
+from optwatch.daemon.statements import execute
 from optwatch.wire.messages import Schema
 
 log = logging.getLogger(__name__)
@@ -107,9 +109,9 @@ class Writer:
     def _commit(self, units: list[tuple[int, list[Statement], set[Stream], int]]) -> bool:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            for _, unit, _, _ in units:
-                for sql, values in unit:
-                    self._execute(sql, values)
+            statements = (statement for _, unit, _, _ in units for statement in unit)
+            for sql, alike in groupby(statements, key=itemgetter(0)):
+                self._execute(sql, [values for _, values in alike])
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             if not self.trouble:
@@ -122,11 +124,19 @@ class Writer:
         self.trouble = ""
         return True
 
-    def _execute(self, sql: str, values: tuple[Any, ...]) -> None:
+    def _execute(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
         try:
-            self._connection.execute(sql, values)
-        except NEVER as error:
-            log.error("left out what the store can never take: %r in %s", error, sql)
+            self._connection.execute("SAVEPOINT alike")
+            execute(self._connection, sql, rows)
+            self._connection.execute("RELEASE alike")
+        except NEVER:
+            self._connection.execute("ROLLBACK TO alike")
+            for values in rows:
+                try:
+                    self._connection.execute(sql, values)
+                except NEVER as error:
+                    log.error("left out what the store can never take: %r in %s", error, sql)
+            self._connection.execute("RELEASE alike")
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
@@ -197,7 +207,10 @@ def merge_level(connection: sqlite3.Connection, stream: Stream, level: int) -> i
                     join(kind_of(kind), schema, [(row[5], row[6]) for row in batch]),
                 ),
             )
-    connection.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in rows])
+    connection.execute(
+        "DELETE FROM chunk WHERE run = ? AND optimizer = ? AND kind = ? AND rank = ? AND level = ?",
+        (*stream, level),
+    )
     return len(rows)
 
 

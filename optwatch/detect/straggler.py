@@ -70,14 +70,18 @@ class Stragglers:
 
     def take(self, rank: int, points: Points) -> None:
         """Take a rank's own points: its columns `arrival` and `step_time`."""
+        if "arrival" not in points.columns:
+            return
         arrival, time = points.column("arrival"), points.column("step_time")
-        told = arrival.logged & (arrival.values >= 0) & (arrival.values < MAX_SECONDS)
-        timed = time.logged & (time.values >= 0) & (time.values < MAX_SECONDS)
-        for at in np.flatnonzero(told).tolist():
-            whole = float(time.values[at]) if timed[at] else np.nan
-            self._waiting.setdefault(int(points.step[at]), {})[rank] = float(arrival.values[at]), whole
-        for step in sorted(self._waiting)[:-MAX_WAITING]:
-            del self._waiting[step]
+        lists = points.step, arrival.values, arrival.logged, time.values, time.logged
+        # Not by arrays: a batch has mostly one step, and there are ten thousand a second.
+        for step, own, told, whole, timed in zip(*(each.tolist() for each in lists), strict=True):
+            if told and 0 <= own < MAX_SECONDS:
+                known = timed and 0 <= whole < MAX_SECONDS
+                self._waiting.setdefault(step, {})[rank] = own, whole if known else np.nan
+        if len(self._waiting) > MAX_WAITING:
+            for step in sorted(self._waiting)[:-MAX_WAITING]:
+                del self._waiting[step]
 
     def look(self, ranks: Collection[int]) -> list[Signal]:
         """Look at the steps of which all ranks have told; what began or is over.
@@ -92,7 +96,13 @@ class Stragglers:
             self._ranks = order
             self._window.clear()
             self._suspects.clear()
-        for step in sorted(step for step, told in self._waiting.items() if told.keys() >= set(order)):
+        everybody = set(order)
+        complete = [
+            step
+            for step, told in self._waiting.items()
+            if len(told) >= len(order) and told.keys() >= everybody
+        ]
+        for step in sorted(complete):
             told = self._waiting.pop(step)
             for gone in [other for other in self._waiting if other < step]:
                 del self._waiting[gone]

@@ -29,6 +29,9 @@ class Coverage:
 
     def add_range(self, first: int, last: int) -> None:
         """Add all steps from `first` to `last`, both included."""
+        if self._ends and first == self._ends[-1] + 1:  # as nearly always
+            self._ends[-1] = last
+            return
         low = bisect_left(self._ends, first - 1)
         high = low
         while high < len(self._starts) and self._starts[high] <= last + 1:

@@ -6,14 +6,14 @@ it is the root of the mean square (see `noise`); everything else (losses, what t
 over the ranks that logged it. Per-tensor records come merged already (`shards`).
 """
 
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from optwatch.series import noise
 from optwatch.series.norms import Norms, parse_part
-from optwatch.series.points import Column, Points, Samples
+from optwatch.series.points import Column, Points, Samples, Table
 
 WAIT = 2.0
 """Seconds that a step waits for the ranks that are alive but have not sent it."""
@@ -24,10 +24,11 @@ SHARED = ("lr", "grad_norm", "grad_norm_raw", "update_norm", "param_norm", "clip
 SLOWEST = ("step_time", "arrival")
 
 
-@dataclass(frozen=True)
 class _Arrival:
-    at: float
-    points: Points
+    def __init__(self, at: float, points: Points) -> None:
+        self.at = at
+        self.points = points
+        self.first, self.last = int(points.step[0]), int(points.step[-1])
 
 
 class Merger:
@@ -40,7 +41,8 @@ class Merger:
         """Points that came after their step was handed on: in the store, but in no merged series."""
         self.norms = Norms()
         self._samples: list[Samples] = []
-        self._pending: dict[int, list[_Arrival]] = {}
+        self._pending: dict[int, deque[_Arrival]] = {}
+        """By rank, what has come and is not handed on yet, in the order in which it came."""
         self._reached: dict[int, int] = {}
         self._expected: Collection[int] = ()
         self._expected_until = float("-inf")
@@ -63,7 +65,7 @@ class Merger:
             self.late += len(points) - int(fresh.sum())
             points = select(points, fresh)
         if len(points):
-            self._pending.setdefault(rank, []).append(_Arrival(now, points))
+            self._pending.setdefault(rank, deque()).append(_Arrival(now, points))
 
     def add_samples(self, samples: Samples) -> None:
         """Take per-tensor statistics of whole tensors, in order of step, before their steps are taken."""
@@ -78,8 +80,8 @@ class Merger:
         """Begin again behind `step`: a new incarnation repeats what follows. What is pending of that goes."""
         self.step = min(step, self.step) if self._pending else step
         for rank, arrivals in list(self._pending.items()):
-            kept = [_Arrival(a.at, select(a.points, a.points.step <= step)) for a in arrivals]
-            self._pending[rank] = [arrival for arrival in kept if len(arrival.points)]
+            kept = [(a.at, select(a.points, a.points.step <= step)) for a in arrivals]
+            self._pending[rank] = deque(_Arrival(at, points) for at, points in kept if len(points))
         self._pending = {rank: arrivals for rank, arrivals in self._pending.items() if arrivals}
         self._samples.clear()
         self._reached.clear()
@@ -94,23 +96,20 @@ class Merger:
         upto = min((self._reached.get(rank, -1) for rank in live), default=-1)
         for arrivals in self._pending.values():
             for arrival in arrivals:
-                if not live or (now - arrival.at >= WAIT and not waiting):
-                    upto = max(upto, int(arrival.points.step[-1]))
+                if live and (waiting or now - arrival.at < WAIT):  # and those behind it came later
+                    break
+                upto = max(upto, arrival.last)
         parts: dict[int, list[Points]] = {}
         for rank, arrivals in list(self._pending.items()):
-            keep: list[_Arrival] = []
-            for arrival in arrivals:
-                ready = arrival.points.step <= upto
-                if ready.all():
-                    parts.setdefault(rank, []).append(arrival.points)
-                elif ready.any():
-                    parts.setdefault(rank, []).append(select(arrival.points, ready))
-                    keep.append(_Arrival(arrival.at, select(arrival.points, ~ready)))
-                else:
-                    keep.append(arrival)
-            if keep:
-                self._pending[rank] = keep
-            else:
+            while arrivals and arrivals[0].first <= upto:
+                arrival = arrivals.popleft()
+                points = arrival.points
+                if arrival.last > upto:
+                    cut = int(np.searchsorted(points.step, upto, side="right"))
+                    arrivals.appendleft(_Arrival(arrival.at, select(points, slice(cut, None))))
+                    points = select(points, slice(cut))
+                parts.setdefault(rank, []).append(points)
+            if not arrivals:
                 del self._pending[rank]
         merged = merge(parts, self.norms)
         if merged is None:
@@ -129,16 +128,22 @@ def merge(parts: Mapping[int, Sequence[Points]], norms: Norms | None) -> Points 
     pieces = [(rank, points) for rank in sorted(parts) for points in parts[rank] if len(points)]
     if not pieces:
         return None
-    split = norms is not None and any(parse_part(name) for _, points in pieces for name in points.columns)
+    table = _stacked([points for _, points in pieces])
+    named = pieces[:1] if table is not None else pieces
+    split = norms is not None and any(parse_part(name) for _, points in named for name in points.columns)
     if len(pieces) == 1 and not split:
         return pieces[0][1]
     all_steps = np.concatenate([points.step for _, points in pieces])
     step, row = np.unique(all_steps, return_inverse=True)
-    rows = np.split(row, np.cumsum([len(points) for _, points in pieces])[:-1])
+    ends = np.cumsum([len(points) for _, points in pieces]).tolist()
+    rows = [row[end - len(points) : end] for end, (_, points) in zip(ends, pieces, strict=True)]
     names = dict.fromkeys(
-        name for _, points in pieces for name in points.columns if not (split and parse_part(name))
+        name for _, points in named for name in points.columns if not (split and parse_part(name))
     )
-    columns = {name: _merge_column(name, pieces, rows, len(step)) for name in names}
+    columns = {}
+    for name in names:
+        column, at = (table[name], row) if table is not None else _joined(name, pieces, rows)
+        columns[name] = _merge_column(name, column, at, len(step))
     if noise.LOCAL in columns:
         told = [at[points.column(noise.LOCAL).logged] for (_, points), at in zip(pieces, rows, strict=True)]
         columns |= noise.fold(columns, np.bincount(np.concatenate(told), minlength=len(step)), len(parts))
@@ -149,24 +154,44 @@ def merge(parts: Mapping[int, Sequence[Points]], norms: Norms | None) -> Points 
         for name, column in folded.items():
             columns[name] = _either(columns[name], column) if name in columns else column
     wall = np.full(len(step), np.inf)
-    for (_, points), at in zip(pieces, rows, strict=True):
-        if points.wall is not None:
-            with np.errstate(invalid="ignore"):
-                np.minimum.at(wall, at, points.wall)
+    clocks = [
+        points.wall if points.wall is not None else np.full(len(points), np.inf) for _, points in pieces
+    ]
+    with np.errstate(invalid="ignore"):
+        np.minimum.at(wall, row, np.concatenate(clocks))
     return Points(step, columns, np.where(np.isfinite(wall), wall, np.nan))
 
 
-def _merge_column(
-    name: str, pieces: Sequence[tuple[int, Points]], rows: Sequence[np.ndarray], n: int
-) -> Column:
+def _stacked(pieces: Sequence[Points]) -> Table | None:
+    """The columns of all pieces one below the other, as they are where all have the same: else None."""
+    tables = [points.columns for points in pieces if isinstance(points.columns, Table)]
+    if len(tables) < len(pieces) or any(table.names != tables[0].names for table in tables):
+        return None
+    return Table(
+        tables[0].names,
+        np.concatenate([table.matrix for table in tables]),
+        np.concatenate([table.mask for table in tables]),
+    )
+
+
+def _joined(
+    name: str, pieces: Sequence[tuple[int, Points]], rows: Sequence[np.ndarray]
+) -> tuple[Column, np.ndarray]:
+    """A column of the pieces that have it, one below the other, and the rows that these belong to."""
     having = [
         (points.columns[name], at)
         for (_, points), at in zip(pieces, rows, strict=True)
         if name in points.columns
     ]
-    logged = np.concatenate([column.logged for column, _ in having])
-    values = np.concatenate([column.values for column, _ in having])[logged]
-    at = np.concatenate([at for _, at in having])[logged]
+    values, logged = (
+        np.concatenate(each) for each in zip(*((c.values, c.logged) for c, _ in having), strict=True)
+    )
+    return Column(values, logged), np.concatenate([at for _, at in having])
+
+
+def _merge_column(name: str, column: Column, at: np.ndarray, n: int) -> Column:
+    """Merge a column over ranks; `at`: for each of its numbers the row of n that it belongs to."""
+    values, at = column.values[column.logged], at[column.logged]
     count = np.bincount(at, minlength=n)
     merged = np.full(n, np.nan)
     # inf - inf of two ranks is NaN, and the sum of two huge losses inf: both are meant to be.
@@ -181,9 +206,7 @@ def _merge_column(
             np.add.at(total, at, np.square(values))
             merged = np.sqrt(total / np.maximum(count, 1))
         else:
-            total = np.zeros(n)
-            np.add.at(total, at, values)
-            merged = total / np.maximum(count, 1)
+            merged = np.bincount(at, values, minlength=n) / np.maximum(count, 1)
     return Column(np.where(count > 0, merged, np.nan), count > 0)
 
 
@@ -270,7 +293,9 @@ def select(points: Points, where: np.ndarray | slice) -> Points:
     samples = points.samples
     return Points(
         step,
-        {name: Column(c.values[where], c.logged[where]) for name, c in points.columns.items()},
+        points.columns.rows(where)
+        if isinstance(points.columns, Table)
+        else {name: Column(c.values[where], c.logged[where]) for name, c in points.columns.items()},
         None if points.wall is None else points.wall[where],
         None if samples is None else _pick(samples, np.isin(samples.step, step)),
     )

@@ -1,8 +1,9 @@
 """Points: consecutive steps of one series, as detectors and exporters see them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,46 @@ class Column:
 
     values: npt.NDArray[np.float64]
     logged: npt.NDArray[np.bool_]
+
+
+class Table(Mapping[str, Column]):
+    """Columns side by side in two matrices: what a batch brings, without an array for each of them.
+
+    `matrix` f8[n, C], NaN where nothing was logged; `mask` bool[n, C], where something was; C in the order
+    of `names`.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        matrix: npt.NDArray[np.float64],
+        mask: npt.NDArray[np.bool_],
+    ) -> None:
+        self.names = names
+        self.matrix = matrix
+        self.mask = mask
+
+    def __getitem__(self, name: str) -> Column:
+        at = _places(self.names)[name]
+        return Column(self.matrix[:, at], self.mask[:, at])
+
+    def __contains__(self, name: object) -> bool:
+        return name in _places(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self, where: npt.NDArray[Any] | slice) -> "Table":
+        """The rows where a bool[n] is true, or of a slice."""
+        return Table(self.names, self.matrix[where], self.mask[where])
+
+
+@lru_cache(maxsize=256)
+def _places(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: at for at, name in enumerate(names)}
 
 
 @dataclass(frozen=True)
@@ -51,9 +92,7 @@ class Points:
 
     def column(self, name: str) -> Column:
         """A column, all of it not logged where the series has none of that name."""
-        if (column := self.columns.get(name)) is not None:
-            return column
-        return _absent(len(self.step))
+        return self.columns[name] if name in self.columns else _absent(len(self.step))
 
 
 @lru_cache(maxsize=16)

@@ -14,6 +14,7 @@ One ROUTER serves both kinds of peers; the first frame says which one speaks:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -45,6 +46,8 @@ class WireError(ValueError):
     """What came over the wire is not what the protocol says."""
 
 
+_KINDS = {name: np.dtype(name) for name in ("<i8", "<u8", "<f8", "<f4", "<u4", "|u1")}
+
 _encoder = msgspec.msgpack.Encoder()
 agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)
 daemon_decoder: msgspec.msgpack.Decoder[DaemonMessage] = msgspec.msgpack.Decoder(DaemonMessage)
@@ -67,11 +70,12 @@ def unpack(parts: Parts, decoder: "msgspec.msgpack.Decoder[Message]") -> tuple[M
     if not 1 <= len(parts) <= limits.MAX_PARTS:
         raise WireError(f"a message of {len(parts)} parts")
     header, *blocks = parts
-    if _size(header) > limits.MAX_HEADER_BYTES:
-        raise WireError(f"a header of {_size(header)} bytes")
-    if any(_size(block) > limits.MAX_BLOCK_BYTES for block in blocks):
+    sizes = [_size(part) for part in parts]
+    if sizes[0] > limits.MAX_HEADER_BYTES:
+        raise WireError(f"a header of {sizes[0]} bytes")
+    if max(sizes) > limits.MAX_BLOCK_BYTES:
         raise WireError("a block over the size limit")
-    if sum(map(_size, parts)) > limits.MAX_MESSAGE_BYTES:
+    if sum(sizes) > limits.MAX_MESSAGE_BYTES:
         raise WireError("a message over the size limit")
     try:
         return decoder.decode(header), blocks
@@ -125,20 +129,40 @@ class BatchBlocks:
             raise WireError(f"a batch of {n} steps, {k} samples and {h} histograms")
         if len(blocks) != (9 if h else 7):
             raise WireError(f"a batch of {len(blocks)} blocks")
-        histograms = {}
+        shapes = (k,), (k, t, len(schema.stats)), (k, t, len(schema.counts))
+        if k:
+            records = {
+                "sample_step": block(blocks[4], "<i8", shapes[0]),
+                "stats": block(blocks[5], "<f4", shapes[1]),
+                "counts": block(blocks[6], "<u8", shapes[2]),
+            }
+        else:
+            if any(map(_size, blocks[4:7])):
+                raise WireError("a record of tensors that was not promised")
+            records = _no_records(*shapes)
         if h:
-            histograms["histogram_step"] = block(blocks[7], "<i8", (h,))
-            histograms["histograms"] = block(blocks[8], "<u4", (h, t, WIDTH))
+            records = {
+                **records,
+                "histogram_step": block(blocks[7], "<i8", (h,)),
+                "histograms": block(blocks[8], "<u4", (h, t, WIDTH)),
+            }
         return cls(
             step=block(blocks[0], "<i8", (n,)),
             wall=block(blocks[1], "<f8", (n,)),
             scalars=block(blocks[2], "<f8", (n, s)),
             logged=block(blocks[3], "|u1", (n, s)),
-            sample_step=block(blocks[4], "<i8", (k,)),
-            stats=block(blocks[5], "<f4", (k, t, len(schema.stats))),
-            counts=block(blocks[6], "<u8", (k, t, len(schema.counts))),
-            **histograms,
+            **records,
         )
+
+
+@lru_cache(maxsize=64)
+def _no_records(*shapes: tuple[int, ...]) -> dict[str, npt.NDArray[Any]]:
+    """What most batches have of single tensors: arrays without a row, everybody's."""
+    names = (("sample_step", "<i8"), ("stats", "<f4"), ("counts", "<u8"))
+    arrays = {name: np.empty(shape, _KINDS[kind]) for (name, kind), shape in zip(names, shapes, strict=True)}
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
 
 
 def check_schema(schema: Schema) -> None:
@@ -237,16 +261,16 @@ def block(data: Buffer, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     Raises:
         WireError: the bytes are not exactly those of that shape.
     """
-    kind = np.dtype(dtype)
+    kind = _KINDS[dtype]
     wanted = kind.itemsize
     for length in shape:
         wanted *= length
     if _size(data) != wanted:
         raise WireError(f"a block of {_size(data)} bytes where {wanted} were promised")
-    array = np.frombuffer(data, dtype=kind).reshape(shape)
+    array: npt.NDArray[Any] = np.frombuffer(data, dtype=kind)
     array.flags.writeable = False
-    return array
+    return array.reshape(shape) if len(shape) > 1 else array
 
 
 def _size(part: Buffer) -> int:
-    return len(part) if isinstance(part, bytes) else memoryview(part).nbytes
+    return len(part) if isinstance(part, bytes) else part.nbytes

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optwatch.series.merge import WAIT, Merger
-from optwatch.series.points import Column, Points
+from optwatch.series.merge import WAIT, Merger, merge
+from optwatch.series.points import Column, Points, Table
 
 
 def points(first: int, loss: list[float], rank: int) -> Points:
@@ -82,3 +82,27 @@ def test_a_mean_over_a_non_finite_rank_is_non_finite() -> None:
     (part,) = merger.take({0, 1}, now=0.0)
     assert np.isnan(part.column("loss").values[0])
     assert part.column("loss").logged[0]
+
+
+def test_ranks_that_send_tables_are_merged_as_those_that_send_columns() -> None:
+    random = np.random.default_rng(0)
+    names = ("loss", "lr", "step_time", "local_norm", "grad_norm")
+    tables: dict[int, list[Points]] = {}
+    columns: dict[int, list[Points]] = {}
+    for rank in range(5):
+        steps = np.arange(1, 40)[random.random(39) < 0.8]
+        mask = random.random((len(steps), len(names))) < 0.9
+        matrix = np.where(mask, random.choice([1.5, np.inf, -np.inf, np.nan, 3.0], mask.shape), np.nan)
+        wall = 1e9 + steps + rank
+        table = Table(names, matrix, mask)
+        tables[rank] = [Points(steps, table, wall)]
+        columns[rank] = [Points(steps, {name: table[name] for name in names}, wall)]
+    one, other = merge(tables, None), merge(columns, None)
+    assert one is not None
+    assert other is not None
+    assert one.columns.keys() == other.columns.keys() > set(names)
+    for name in one.columns:
+        np.testing.assert_array_equal(one.columns[name].values, other.columns[name].values)
+        np.testing.assert_array_equal(one.columns[name].logged, other.columns[name].logged)
+    np.testing.assert_array_equal(one.step, other.step)
+    np.testing.assert_array_equal(one.wall, other.wall)
