@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from optwatch_agent.patches import Patch
+from optwatch_agent.recorder import Value
+from optwatch_agent.tensors import on_cpu, on_device
 
 _RECENT = 100
 _SETS = 16
@@ -20,11 +22,12 @@ _SETS = 16
 
 class Seen(NamedTuple):
     """The last clipping of a set of parameters: the norm before as torch found it, the norm allowed, and
-    the share of the last hundred clippings that changed the gradients."""
+    the share of the last hundred clippings that changed the gradients. Norm and share are tensors where the
+    gradients are on a device."""
 
-    norm: float
+    norm: Value
     max_norm: float
-    share: float
+    share: Value
 
 
 class ClipTap:
@@ -41,12 +44,19 @@ class ClipTap:
         if which not in self._fresh:
             return None
         self._fresh.discard(which)
-        recent = [(float(norm), most) for norm, most in self._clippings[which] if norm.device.type == "cpu"]
-        if not recent:
-            return None
+        recent = self._clippings[which]
+        newest, allowed = recent[-1]
         # A norm that is not a number is no clipping that helped, but it is no norm within bounds either.
-        bitten = sum(not norm <= most for norm, most in recent)
-        return Seen(*recent[-1], bitten / len(recent))
+        if on_cpu(newest):
+            here = [(float(norm), most) for norm, most in recent if on_cpu(norm)]
+            return Seen(float(newest), allowed, sum(not norm <= most for norm, most in here) / len(here))
+        if not on_device(newest):
+            return None
+        there = [(norm, most) for norm, most in recent if norm.device == newest.device]
+        within = torch.zeros((), device=newest.device)
+        for bound in {most for _, most in there}:
+            within = within + (torch.stack([norm for norm, most in there if most == bound]) <= bound).sum()
+        return Seen(newest, allowed, 1.0 - within / len(there))
 
     def remove(self) -> None:
         """One user less; the last one's memory goes."""
@@ -72,7 +82,7 @@ class ClipTap:
     def _saw(self, parameters: Sequence[Tensor], max_norm: Any, total_norm: Any) -> None:
         try:
             which = _fingerprint([p for p in parameters if p.grad is not None])
-            if not isinstance(total_norm, Tensor):
+            if not isinstance(total_norm, Tensor) or (isinstance(max_norm, Tensor) and on_device(max_norm)):
                 return
             recent = self._clippings.setdefault(which, deque(maxlen=_RECENT))
             recent.append((total_norm.detach(), float(max_norm)))

@@ -3,7 +3,7 @@
 The norm, whether it is finite and how many steps were skipped lately are tensors; the host reads what became
 of a step when the device has got that far. An optimizer whose step takes `found_inf`, a fused one, leaves out
 a step that is skipped. Any other takes it with gradients of zero: no NaN comes in, but moments fade, decay
-applies and the step counts. A norm beyond the range of float32 counts as not finite.
+applies and the step counts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optwatch_agent.device_norms import norms, total_norm
 from optwatch_agent.globalnorm import gradients_of, is_spread, spread_energy
 from optwatch_agent.later import Later
 from optwatch_agent.reflexes import LAST, MOST_IN_A_ROW, MOST_OF_LAST, AdaptiveNorm
@@ -24,7 +25,7 @@ class DeviceGuard:
     def __init__(self, skips: bool, adaptive: AdaptiveNorm | None) -> None:
         self._skips = skips
         self._adaptive = adaptive
-        self._later = Later()
+        self._later: Later[int] = Later()
         self._row: Tensor | None = None
         self._recent: Tensor | None = None
         self._optimizer: Any = None
@@ -84,15 +85,9 @@ def _norm(optimizer: torch.optim.Optimizer) -> Tensor:
     """The global norm of the gradients, float64[]; where they are spread over ranks by an all_reduce."""
     if is_spread(optimizer):
         return spread_energy(optimizer, _energy).sqrt()
-    return _energy([local(grad) for grad in gradients_of(optimizer)]).sqrt()
+    return total_norm([local(grad) for grad in gradients_of(optimizer)])
 
 
 def _energy(grads: Sequence[Tensor]) -> Tensor:
     """The sum of squares of gradients, float64[]."""
-    wide = [grad for grad in grads if grad.dtype is torch.float64]
-    rest = [grad for grad in grads if grad.dtype is not torch.float64]
-    norms = [*torch._foreach_norm(rest, 2, dtype=torch.float32)] if rest else []
-    norms += torch._foreach_norm(wide, 2) if wide else []
-    if not norms:
-        return torch.zeros((), dtype=torch.float64)
-    return torch.stack([norm.double() for norm in norms]).square().sum()
+    return norms(grads).square().sum()

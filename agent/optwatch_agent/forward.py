@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from optwatch_agent.naming import plain_name
 from optwatch_agent.recorder import Value, column_name
+from optwatch_agent.tensors import on_cpu
 
 log = logging.getLogger("optwatch")
 
@@ -269,7 +270,7 @@ def _described(inputs: list[tuple[int, Tensor, Tensor, Tensor]]) -> dict[str, Va
 
 
 def _number(value: Tensor) -> Value:
-    return float(value.item()) if value.device.type == "cpu" else value
+    return float(value.item()) if on_cpu(value) else value
 
 
 def _has_compiled() -> bool:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from optwatch_agent import clips
+from optwatch_agent import clips, device_norms
 from optwatch_agent.norms import total_norm
 from optwatch_agent.parts import Parts
 from optwatch_agent.recorder import Value
-from optwatch_agent.tensors import local, on_cpu
+from optwatch_agent.tensors import local, on_cpu, on_device
 
 
 class Gradients:
@@ -29,20 +29,23 @@ class Gradients:
             params = [p for group in optimizer.param_groups for p in group["params"]]
             return dict(parts.gradients(params))
         grads: list[Tensor] = [p.grad for p in with_grad]
-        if not self._plain:
+        if not grads:
+            return {}
+        if not (self._plain and grads[0].is_cpu):
             self._plain = all(map(_is_plain, grads))
             if not self._plain:
+                if any(map(_waits_to_be_read, grads)):
+                    return {}
                 grads = [local(grad) for grad in grads]
-        if not grads or not (grads[0].is_cpu if self._plain else all(map(on_cpu, grads))):
+        norm = total_norm(grads) if self._plain or all(map(on_cpu, grads)) else _norm_on_device(grads)
+        if norm is None:
             return {}
-        norm = total_norm(grads)
         values: dict[str, Value] = {"grad_norm": norm}
         if (clip := clips.TAP.take(with_grad)) is not None:
             values["user_max_norm"] = clip.max_norm
             values["user_clip_share"] = clip.share
             if clip.max_norm > 0:
-                # The clipping divided by the norm that torch found; ours is the accurate one.
-                values["grad_norm_raw"] = norm / min(1.0, clip.max_norm / (clip.norm + 1e-6))
+                values["grad_norm_raw"] = _before(norm, clip)
         return values
 
 
@@ -52,6 +55,31 @@ def before_clipping(values: Mapping[str, Value]) -> float | None:
     return norm if isinstance(norm, float) else None
 
 
+def _norm_on_device(grads: list[Tensor]) -> Tensor | None:
+    """The norm, on the first device, of gradients of which some are on devices; None where others are
+    elsewhere than on the CPU."""
+    here = [grad for grad in grads if not on_device(grad)]
+    if not all(map(on_cpu, here)):
+        return None
+    norm = device_norms.total_norm([grad for grad in grads if on_device(grad)])
+    return norm.square().add(total_norm(here) ** 2).sqrt() if here else norm
+
+
+def _before(norm: Value, clip: clips.Seen) -> Value:
+    """The norm before the clipping, which divided by the norm that torch found; ours is the accurate one."""
+    if isinstance(clip.norm, Tensor):
+        coefficient = (clip.max_norm / (clip.norm + 1e-6)).clamp(max=1.0)
+        return norm / (
+            coefficient.to(norm.device, non_blocking=True) if isinstance(norm, Tensor) else coefficient
+        )
+    return norm / min(1.0, clip.max_norm / (clip.norm + 1e-6))
+
+
+def _waits_to_be_read(grad: Tensor) -> bool:
+    """Whether the host would have to ask a device: for how many values a sparse gradient has."""
+    return on_device(grad) and grad.layout is not torch.strided
+
+
 def _is_plain(grad: Tensor) -> bool:
     """Whether the gradient can be read as it is."""
-    return type(grad) is Tensor and grad.is_cpu and grad.layout is torch.strided and not grad.is_complex()
+    return type(grad) is Tensor and on_cpu(grad) and grad.layout is torch.strided and not grad.is_complex()

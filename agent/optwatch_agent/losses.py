@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optwatch_agent.patches import Patch
 from optwatch_agent.phases import PHASES
+from optwatch_agent.tensors import on_cpu
 
 
 class LossTap:
@@ -101,7 +102,7 @@ class LossTap:
                 tensors = self._scaled[1]
             if self._values:  # looking at what was divided costs more than all the rest
                 self._divisors.append(_divisors(tensors))
-            self._values.append(tensors.item() if tensors.is_cpu else tensors.detach().clone())
+            self._values.append(tensors.item() if on_cpu(tensors) else tensors.detach().clone())
         except Exception:  # noqa: BLE001 - never in the way of a backward pass
             self._closed = True
 

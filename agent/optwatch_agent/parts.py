@@ -9,10 +9,12 @@ from torch import Tensor
 
 from optwatch.wire.messages import STATS, TensorInfo
 from optwatch.wire.parts import Part, tensor_digest
+from optwatch_agent import device_norms
 from optwatch_agent.norms import squares
 from optwatch_agent.probe import Sample
+from optwatch_agent.recorder import Value
 from optwatch_agent.shards import is_partial, is_sharded, shard_sizes
-from optwatch_agent.tensors import local
+from optwatch_agent.tensors import local, on_device
 from optwatch_agent.zero import DIMENSION, partition_of
 
 F8 = npt.NDArray[np.float64]
@@ -31,14 +33,26 @@ class Parts:
         self._digests = list(digests.values())
         self._held: F8 = np.array([local(p).numel() for p in params], dtype=np.float64)
 
-    def gradients(self, params: Sequence[Tensor]) -> dict[str, float]:
+    def gradients(self, params: Sequence[Tensor]) -> dict[str, Value]:
         """The parts of `grad_norm`, as columns. None where a gradient is yet to be summed over ranks."""
         grads = [(i, p.grad) for i, p in enumerate(params) if p.grad is not None]
         if any(is_partial(grad) for _, grad in grads):
             return {}
+        if any(on_device(local(param)) for param in params):
+            return self._on_device([(i, local(grad)) for i, grad in grads])
         sums = np.zeros(len(params))
         sums[[i for i, _ in grads]] = squares([local(grad) for _, grad in grads])
-        return self._columns("grad_norm", sums)
+        return dict(self._columns("grad_norm", sums))
+
+    def _on_device(self, grads: Sequence[tuple[int, Tensor]]) -> dict[str, Value]:
+        """The same as tensors; none where a part of them is elsewhere."""
+        if not all(on_device(grad) for _, grad in grads):
+            return {}
+        columns: dict[str, Value] = {}
+        for number, (key, digest) in enumerate(zip(self._keys, self._digests, strict=True)):
+            held = [grad for i, grad in grads if self._of[i] == number]
+            columns[Part("grad_norm", key, digest).column] = device_norms.total_norm(held) if held else 0.0
+        return columns
 
     def sampled(self, sample: Sample) -> dict[str, float]:
         """The parts of `param_norm` and `update_norm`, as columns, from per-tensor roots."""

@@ -1,12 +1,14 @@
 """Rows of one optimizer on their way from the training thread to the link's thread.
 
-The training thread only appends; the other thread takes. Deques make both safe without a lock.
+The training thread only appends; the other thread takes. Deques make both safe without a lock. A row that a
+device has yet to work out a number of is held back until that has arrived, and those behind it with it.
 """
 
+import functools
 import hashlib
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import msgspec
@@ -17,7 +19,9 @@ from torch import Tensor
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.limits import MAX_BLOCK_BYTES, MAX_NAME, MAX_SCALARS
 from optwatch.wire.messages import COUNTS, STATS, Batch, Schema, TensorInfo
+from optwatch_agent.later import Later
 from optwatch_agent.probe import Sample
+from optwatch_agent.tensors import on_device
 
 _MOST_ROWS = 65_536
 """Rows kept while the link's thread cannot take them."""
@@ -28,17 +32,21 @@ _HELD_FOR = 0.5
 
 Value = float | Tensor
 Counts = npt.NDArray[np.uint32]
+Columns = Callable[[list[float]], Mapping[str, float]]
+"""What the numbers that a device has worked out make of a row."""
 
 
 class Row:
     """One completed step: global_step, unix seconds, and values by column."""
 
-    __slots__ = ("step", "values", "wall")
+    __slots__ = ("awaits", "step", "values", "wall")
 
     def __init__(self, step: int, wall: float, values: dict[str, Value]) -> None:
         self.step = step
         self.wall = wall
         self.values = values
+        self.awaits = 0
+        """How many times numbers of it are yet to arrive."""
 
 
 class Recorder:
@@ -54,6 +62,8 @@ class Recorder:
         self._rows: deque[Row] = deque()
         self._samples: deque[tuple[int, Sample, tuple[TensorInfo, ...]]] = deque()
         self._histograms: deque[tuple[int, Counts, tuple[TensorInfo, ...]]] = deque()
+        self._later: Later[tuple[Row, Columns]] = Later()
+        self._expected: list[tuple[Tensor, Columns]] = []
 
     # --- the training thread --------------------------------------------------------------------------
 
@@ -63,7 +73,12 @@ class Recorder:
         if len(self._rows) >= _MOST_ROWS:
             self._rows.popleft()
             self.dropped += 1
-        self._newest.append(Row(step, time.time(), values))
+        row = Row(step, time.time(), values)
+        for numbers, columns in self._expected:
+            self._await(row, numbers, columns)
+        self._expected = []
+        self._await_values(row, values)
+        self._newest.append(row)
 
     def amend(self, values: Mapping[str, Value]) -> bool:
         """Add values to the newest step; False where it is on its way already."""
@@ -72,8 +87,32 @@ class Recorder:
         except IndexError:
             return False
         row.values.update(values)
+        self._await_values(row, values)
         self._newest.append(row)
         return True
+
+    def expect(self, numbers: Tensor, columns: Columns) -> None:
+        """Wait, with the row that is added next, for numbers of a device, which become columns of it."""
+        self._expected.append((numbers, columns))
+
+    def arrive(self) -> None:
+        """Take what devices have got done. Never waits for one."""
+        for (row, columns), numbers in self._later.take():
+            _fill(row, columns, numbers)
+
+    def settle(self) -> None:
+        """Wait for all that devices have to work out: no step will come that could take it."""
+        for (row, columns), numbers in self._later.finish():
+            _fill(row, columns, numbers)
+
+    def _await_values(self, row: Row, values: Mapping[str, Value]) -> None:
+        for name, value in values.items():
+            if isinstance(value, Tensor) and on_device(value):
+                self._await(row, value, functools.partial(_still, row, name, value))
+
+    def _await(self, row: Row, numbers: Tensor, columns: Columns) -> None:
+        row.awaits += 1
+        self._later.put((row, columns), numbers)
 
     def sample(self, step: int, sample: Sample) -> None:
         """Record a measurement of every tensor, taken at a step."""
@@ -99,13 +138,13 @@ class Recorder:
     def take(self, session: str, everything: bool) -> list[tuple[Schema, Batch, BatchBlocks]]:
         """What was recorded since the last call, in order; `seq` of the batches is 0.
 
-        `everything`: also the newest row, to which values might still be added.
+        `everything`: also the newest row, to which values might still be added, and rows without the numbers
+        that have not arrived.
         """
         if self._newest and (everything or time.time() - self._newest[0].wall > _HELD_FOR):
             self.release()
         batches = []
-        while self._rows or self._samples or self._histograms:
-            rows = _take(self._rows, _MOST_IN_BATCH)
+        while (rows := _take(self._rows, _MOST_IN_BATCH, everything)) or self._samples or self._histograms:
             first = self._samples or self._histograms
             tensors = first[0][2] if first else self.tensors
             samples = []
@@ -160,9 +199,10 @@ class Recorder:
         logged = np.zeros(scalars.shape, dtype=np.uint8)
         for i, row in enumerate(rows):
             for name, value in row.values.items():
-                if (j := self._columns.get(name)) is not None:
-                    scalars[i, j] = value.item() if isinstance(value, Tensor) else value
-                    logged[i, j] = 1
+                if (j := self._columns.get(name)) is None or (isinstance(value, Tensor) and on_device(value)):
+                    continue
+                scalars[i, j] = value.item() if isinstance(value, Tensor) else value
+                logged[i, j] = 1
         return BatchBlocks(
             step=np.array([row.step for row in rows], dtype=np.int64),
             wall=np.array([row.wall for row in rows]),
@@ -183,8 +223,20 @@ def column_name(name: str) -> str:
     return name[:MAX_NAME]
 
 
-def _take(rows: deque[Row], most: int) -> list[Row]:
+def _take(rows: deque[Row], most: int, everything: bool) -> list[Row]:
     taken: list[Row] = []
-    while rows and len(taken) < most:
+    while rows and len(taken) < most and (everything or not rows[0].awaits):
         taken.append(rows.popleft())
     return taken
+
+
+def _still(row: Row, name: str, value: Tensor, numbers: list[float]) -> Mapping[str, float]:
+    """The number of a value that has not been logged anew meanwhile."""
+    return {name: numbers[0]} if row.values.get(name) is value else {}
+
+
+def _fill(row: Row, columns: Columns, numbers: list[float]) -> None:
+    try:
+        row.values.update(columns(numbers))
+    finally:
+        row.awaits -= 1

@@ -15,6 +15,7 @@ from torch import Tensor
 from optwatch_agent import losses
 from optwatch_agent.patches import Patch
 from optwatch_agent.recorder import Value
+from optwatch_agent.tensors import on_cpu
 
 
 class Follower(Protocol):
@@ -93,14 +94,12 @@ class ScalerTap:
                 self._scalers[number] = weakref.ref(scaler)
                 ran = follower.completed != before
                 skipped = not ran or any(  # a fused step runs all the same, and does nothing
-                    bool(found.item())
-                    for found in state["found_inf_per_device"].values()
-                    if found.device.type == "cpu"
+                    bool(found.item()) for found in state["found_inf_per_device"].values() if on_cpu(found)
                 )
                 scale = scaler._scale
                 if isinstance(scale, Tensor):
-                    on_host = scale.device.type == "cpu"
-                    follower.scaled(float(scale.item()) if on_host else scale.detach().clone(), ran, skipped)
+                    seen = float(scale.item()) if on_cpu(scale) else scale.detach().clone()
+                    follower.scaled(seen, ran, skipped)
                 self._followers[number] = (follower, follower.completed)
         except Exception:  # noqa: BLE001 - never in the way of a training
             self._followers.clear()

@@ -9,6 +9,10 @@ from optwatch_agent import shards
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
+DEVICES = {"cuda"}
+"""Types of devices whose numbers nobody waits for: they are worked out there and arrive later (`later`). CUDA
+stands for ROCm, too."""
+
 
 def local(tensor: Tensor) -> Tensor:
     """The elements of `tensor` that this process holds, as a strided real tensor that shares memory.
@@ -31,4 +35,10 @@ def scalar(value: Any) -> float:
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"
+    """Whether the host can read it at once."""
+    return tensor.is_cpu and "cpu" not in DEVICES
+
+
+def on_device(tensor: Tensor) -> bool:
+    """Whether it is on a device that nobody waits for."""
+    return tensor.device.type in DEVICES

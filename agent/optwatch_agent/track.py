@@ -110,6 +110,7 @@ class Track:
         self._spent = 0.0
         self._sampling = False
         self._before = Before()
+        self._on_cuda = any(param.is_cuda for param in self._params())
         self._gradients = Gradients()
         self._sentinel = Sentinel()
         self._keeps_grad: bool | None = None
@@ -210,11 +211,15 @@ class Track:
             self.recorder.add(self.completed + 1, self._logged)
             self._logged = {}
             self.recorder.release()
+        try:
+            self.recorder.settle()
+        except Exception as error:  # noqa: BLE001 - a device that failed has nothing to tell any more
+            log.warning("optwatch: what the device worked out last is lost: %r", error)
 
     # --- hooks ----------------------------------------------------------------------------------------
 
     def _pre(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if not self.active:
+        if not self.active or self._is_captured():
             return None
         try:
             began = time.perf_counter()
@@ -248,6 +253,10 @@ class Track:
             self.guard.end()
             losses.TAP.close()
             self.actuators.lr_scale.leave()
+
+    def _is_captured(self) -> bool:
+        """Whether the step goes into a CUDA graph: nothing is done then, and a replay calls no hook."""
+        return self._on_cuda and torch.cuda.is_current_stream_capturing()
 
     def _begin(self) -> None:
         self.under_way = step = self.completed + 1
@@ -435,6 +444,7 @@ class Track:
         if check_cost:
             ended = time.perf_counter()
         self.recorder.add(step, values)
+        self.recorder.arrive()
         PHASES.enter(FORWARD)
         fixed = self._spent + losses.TAP.take_spent() + (began - now) + (time.perf_counter() - ended)
         self.governor.spent(step_time, fixed, norm_cost, sample_cost, check_cost, histogram_cost)

@@ -14,6 +14,7 @@ from optwatch_agent import glance
 from optwatch_agent.agent import Agent
 from optwatch_agent.mirrors import SCALARS, Listener, mirror_of
 from optwatch_agent.recorder import Value, column_name
+from optwatch_agent.tensors import on_cpu
 
 log = logging.getLogger("optwatch")
 
@@ -140,7 +141,7 @@ def _value(value: Any) -> Value | None:
                 return None
             with torch.no_grad():
                 value = value.detach().reshape(())
-                return float(value.item()) if value.device.type == "cpu" else value.clone()
+                return float(value.item()) if on_cpu(value) else value.clone()
         return None if isinstance(value, (str, bytes)) else float(value)
     except Exception:  # noqa: BLE001 - whatever is handed in may raise what it likes
         return None

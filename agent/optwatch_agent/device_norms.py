@@ -1,0 +1,31 @@
+"""Accurate norms of many tensors on a device, in a few launches, as tensors that stay there.
+
+The squares are added up in float64, so that they neither leave the range of float32 nor lose bits.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of each of n strided real tensors, float64[n] on the device of the first."""
+    if not tensors:
+        return torch.zeros(0, dtype=torch.float64)
+    found: list[Tensor] = [tensors[0]] * len(tensors)
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        alike.setdefault((tensor.device, tensor.dtype), []).append(i)
+    for where in alike.values():
+        each = torch._foreach_norm([tensors[i] for i in where], 2, dtype=torch.float64)
+        for i, norm in zip(where, each, strict=True):
+            found[i] = norm
+    home = tensors[0].device
+    return torch.stack([norm.to(home, non_blocking=True) for norm in found])
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all tensors together, float64[]; inf or NaN if an element is."""
+    total: Tensor = torch.linalg.vector_norm(norms(tensors))
+    return total

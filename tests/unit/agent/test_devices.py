@@ -1,0 +1,219 @@
+"""What is reported of a training on a device, with the CPU in its place: late, never waited for."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import optwatch
+from optwatch.wire.frames import BatchBlocks
+from optwatch.wire.messages import Schema
+from optwatch_agent import Watch, device_norms
+from optwatch_agent.gradients import Gradients
+from tests.unit.agent.elsewhere import Device, NoWait, device
+from tests.unit.agent.models import batches, classifier, fingerprint, train
+from tests.unit.agent.observed import measure_always
+
+__all__ = ["device"]
+
+
+class Sent:
+    """What the link's thread would take of the first optimizer; taken by the test itself."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._recorder = watch._agent.tracks[0].recorder
+        self._take = self._recorder.take
+        self._recorder.take = lambda session, everything: []  # type: ignore[method-assign]
+        self.values: dict[int, dict[str, float]] = {}
+        self.samples: dict[int, Any] = {}
+        self.order: list[int] = []
+
+    def look(self, everything: bool = False) -> None:
+        for schema, _, blocks in self._take("", everything):
+            self._add(schema, blocks)
+
+    def _add(self, schema: Schema, blocks: BatchBlocks) -> None:
+        for i, step in enumerate(blocks.step.tolist()):
+            self.order.append(step)
+            self.values[step] = {
+                name: float(blocks.scalars[i, j])
+                for j, name in enumerate(schema.scalars)
+                if j < blocks.logged.shape[1] and blocks.logged[i, j]
+            }
+        for i, step in enumerate(blocks.sample_step.tolist()):
+            self.samples[step] = blocks.stats[i], blocks.counts[i]
+
+
+def true_norm(model: nn.Module) -> float:
+    return float(
+        torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double().norm()
+    )
+
+
+@pytest.mark.parametrize("delay", [0, 1, 7])
+def test_loss_norm_and_what_is_logged_arrive_with_their_step(device: Device, delay: int) -> None:
+    device.delay = delay
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = optwatch.attach(optimizer)
+    measure_always(watch)
+    sent = Sent(watch)
+    losses, norms = [], []
+    data = batches()
+    for step in range(1, 31):
+        losses += train(model, optimizer, data, 1)
+        norms.append(true_norm(model))
+        watch.log(accuracy=torch.tensor(step / 100), plain=float(step))
+        sent.look()
+        assert sent.order == list(range(1, len(sent.order) + 1))
+        assert len(sent.order) < step, "the newest row waits for what is logged"
+    assert len(sent.order) >= 28 - 2 * delay
+    assert not any(event.waited for event in device.events)
+    watch.detach()
+    sent.look(everything=True)
+    assert sent.order == list(range(1, 31)), "the end waits"
+    assert device.copies <= 31
+    for step, values in sent.values.items():
+        assert values["loss"] == losses[step - 1]
+        assert values["accuracy"] == pytest.approx(step / 100)
+        assert values["plain"] == step
+        assert values["lr"] == 0.1
+    seen = {step: values["grad_norm"] for step, values in sent.values.items() if "grad_norm" in values}
+    assert len(seen) > 20
+    assert all(norm == pytest.approx(norms[step - 1], rel=1e-6) for step, norm in seen.items())
+
+
+def test_what_was_logged_anew_is_not_overwritten_by_what_arrives(device: Device) -> None:
+    device.delay = 2
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = optwatch.attach(optimizer)
+    sent = Sent(watch)
+    for step in range(1, 9):
+        train(model, optimizer, batches(), 1)
+        watch.log(loss=torch.tensor(50.0))
+        watch.log(loss=float(step))
+    watch.detach()
+    sent.look(everything=True)
+    assert [values["loss"] for values in sent.values.values()] == list(range(1, 9))
+
+
+def test_the_users_clipping_is_seen(device: Device) -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = optwatch.attach(optimizer)
+    measure_always(watch)
+    sent = Sent(watch)
+    raw, data = [], batches()
+    for _ in range(20):
+        x, y = next(data)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        raw.append(true_norm(model))
+        nn.utils.clip_grad_norm_(model.parameters(), 0.8)
+        optimizer.step()
+    watch.detach()
+    sent.look(everything=True)
+    last = sent.values[20]
+    assert last["grad_norm_raw"] == pytest.approx(raw[-1], rel=1e-5)
+    assert last["grad_norm"] == pytest.approx(min(raw[-1], 0.8), rel=1e-5)
+    assert last["user_max_norm"] == 0.8
+    assert last["user_clip_share"] == pytest.approx(sum(norm > 0.8 for norm in raw) / 20)
+    assert 0 < last["user_clip_share"] < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30])
+def test_norms_are_accurate_at_any_size_and_magnitude(dtype: torch.dtype, scale: float) -> None:
+    if dtype is torch.float16:
+        scale = 1.0
+    generator = torch.Generator().manual_seed(0)
+    tensors = [
+        (torch.randn(size, generator=generator, dtype=torch.float64) * scale).to(dtype)
+        for size in (1, 100, 300_000, 7)
+    ]
+    true = [float(x.double().div(scale).norm()) * scale for x in tensors]
+    assert device_norms.norms(tensors).tolist() == pytest.approx(true, rel=1e-7)
+    assert float(device_norms.total_norm(tensors)) == pytest.approx(math.hypot(*true), rel=1e-7)
+
+
+def test_a_bad_element_makes_a_norm_that_is_none() -> None:
+    good, bad = torch.ones(5), torch.tensor([1.0, math.nan])
+    assert math.isnan(float(device_norms.total_norm([good, bad])))
+    assert device_norms.norms([good, bad]).isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    "wait", [torch.Tensor.item, bool, float, torch.nonzero, lambda x: x[x > 0], lambda x: torch.equal(x, x)]
+)
+def test_waits_are_noticed(wait: Any) -> None:
+    with NoWait() as mode:
+        wait(torch.ones(1))
+    assert mode.waits
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_nothing_waits_for_the_device(device: Device, fused: bool) -> None:
+    """Not a training on it, nor what is logged."""
+    model = classifier()
+    optimizer: Any = torch.optim.AdamW(
+        model.parameters(), lr=1e-2, fused=fused, foreach=False if fused else None
+    )
+    watch = optwatch.attach(optimizer, model=model)
+    measure_always(watch)
+    mode, data = NoWait(), batches()
+    for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
+        for key, hook in hooks.items():
+            hooks[key] = under(mode, hook)
+    for _ in range(20):
+        x, y = next(data)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        with mode:
+            loss.backward()
+            watch.log(again=loss)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.8)
+        optimizer.step()
+    assert mode.waits == []
+    watch.detach()
+
+
+def under(mode: NoWait, hook: Any) -> Any:
+    def hooked(*args: Any) -> Any:
+        with mode:
+            return hook(*args)
+
+    return hooked
+
+
+def test_a_training_on_a_device_is_bitwise_the_same(device: Device) -> None:
+    def run(watched: bool) -> list[Any]:
+        model = classifier()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+        watch = optwatch.attach(optimizer, model=model) if watched else None
+        if watch is not None:
+            measure_always(watch)
+        train(model, optimizer, batches(), 40)
+        if watch is not None:
+            assert not watch._agent.tracks[0].degraded
+            watch.detach()
+        return fingerprint(model, optimizer)
+
+    assert run(watched=True) == run(watched=False)
+
+
+def test_gradients_on_the_host_and_on_a_device(device: Device) -> None:
+    """Here on two types of device; what is on neither makes no norm."""
+
+    def found(elsewhere: str) -> dict[str, Any]:
+        params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, device=elsewhere))]
+        for param in params:
+            param.grad = torch.full_like(param, 2.0)
+        return Gradients().norms(torch.optim.SGD(params, lr=0.1), None)
+
+    assert found("meta") == {}
+    norm = found("cpu")["grad_norm"]
+    assert isinstance(norm, Tensor)
+    assert float(norm) == pytest.approx(math.sqrt(20))
