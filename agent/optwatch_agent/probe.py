@@ -1,25 +1,49 @@
 """Statistics of every tensor of one optimizer, measured after a step from gradients, state and parameters.
 
 What the compiled pass can read goes through it in one call; the rest, and all where it is not there,
-takes the base path.
+takes the base path. What is on a device is measured there, and the sample is whole when that has arrived.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from optwatch_agent import blocks, compiled
+from optwatch_agent import blocks, compiled, device_norms
+from optwatch_agent.device_sums import DeviceSums
 from optwatch_agent.norms import sum_of_squares
 from optwatch_agent.pieces import Reader
 from optwatch_agent.roles import Roles
+from optwatch_agent.rows import Layouts
 from optwatch_agent.shards import is_partial
-from optwatch_agent.sums import Sample, Sums
-from optwatch_agent.tensors import local, on_cpu
+from optwatch_agent.sums import F8, Sample, Sums
+from optwatch_agent.tensors import local, on_cpu, on_device
 
-__all__ = ["Sample", "measure"]
+__all__ = ["Sample", "Taken", "measure", "take"]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A measurement. `numbers`, float64[…], are what devices have yet to work out, on one of them."""
+
+    numbers: Tensor | None
+    _sums: Sums
+    _numel: F8
+    _there: DeviceSums
+    _updates: list[int]
+    _knows_updates: bool
+
+    def sample(self, arrived: Sequence[float] = ()) -> Sample:
+        """What it comes to; with the numbers, when they have arrived."""
+        sums = self._sums
+        updates, numbers = arrived[: len(self._updates)], arrived[len(self._updates) :]
+        for i, norm in zip(self._updates, updates, strict=True):
+            sums.add("update", i, norm**2)
+        self._there.put(sums, numbers)
+        sample = sums.sample(self._numel)
+        return sample if self._knows_updates else replace(sample, update_norm=None)
 
 
 def measure(
@@ -29,6 +53,19 @@ def measure(
     updates: Mapping[int, Tensor] | None = None,
     grads: Mapping[int, Tensor] | None = None,
 ) -> Sample:
+    """Measure T parameters after a step and wait for the result; arguments as of `take`."""
+    taken = take(optimizer, params, roles, updates, grads)
+    return taken.sample([] if taken.numbers is None else taken.numbers.tolist())
+
+
+def take(
+    optimizer: torch.optim.Optimizer,
+    params: Sequence[Tensor],
+    roles: Roles,
+    updates: Mapping[int, Tensor] | None = None,
+    grads: Mapping[int, Tensor] | None = None,
+    layouts: Layouts | None = None,
+) -> Taken:
     """Measure T parameters after a step. `updates`: those that were seen as a difference, by index.
 
     Reads the gradients as they are now: after a step, those that the optimizer used. Where the step
@@ -39,6 +76,7 @@ def measure(
     numel = np.zeros(len(params))
     packs: dict[tuple[object, ...], blocks.Pack] = {}
     table = compiled.table(roles)
+    there = DeviceSums(roles, layouts or Layouts())
     index = 0
     with torch.no_grad(), np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
         for group in optimizer.param_groups:
@@ -48,10 +86,17 @@ def measure(
                 whole = local(param)
                 size = whole.numel()
                 numel[i] = size
-                if not on_cpu(whole) or size == 0:
+                if size == 0:
                     continue
                 given = param.grad if grads is None else grads.get(i)
-                if given is None or is_partial(given):  # summands say nothing about the sum
+                if given is not None and is_partial(given):  # summands say nothing about the sum
+                    given = None
+                if on_device(whole):
+                    there.add(i, whole, given, optimizer.state.get(param, {}), group)
+                    continue
+                if not on_cpu(whole):
+                    continue
+                if given is None:
                     blocks.add_param(sums, i, whole)
                     continue
                 grad = local(given if given.layout is torch.strided else given.to_dense())
@@ -70,9 +115,19 @@ def measure(
             table.measure(sums)
         for pack in packs.values():
             blocks.add_packed(sums, pack, roles)
+        seen_there = {}
         for i, update in (updates or {}).items():
-            sums.add("update", i, sum_of_squares(update))
-    sample = sums.sample(numel)
+            if on_device(update):
+                seen_there[i] = update
+            else:
+                sums.add("update", i, sum_of_squares(update))
+        parts = there.launch()
+        if seen_there:
+            parts.insert(0, device_norms.norms([*seen_there.values()]))
+        numbers = None
+        if parts:
+            home = parts[0].device
+            numbers = torch.cat([part.reshape(-1).to(home, non_blocking=True) for part in parts])
     # Of a gradient that was not kept it is not known whether there was one, and so an update.
     kept = grads is None or len(grads) == len(params)
-    return sample if kept else replace(sample, update_norm=None)
+    return Taken(numbers, sums, numel, there, [*seen_there], kept)

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 from optwatch.wire.limits import MAX_NAME
+from optwatch_agent import device_norms
 from optwatch_agent.norms import total_norm
-from optwatch_agent.tensors import local, on_cpu
+from optwatch_agent.recorder import Value
+from optwatch_agent.tensors import local, on_cpu, on_device
 
 _MOST_KEYS = 8
 
 
-def state_norms(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """`state_norm/KEY`: the 2-norm of the tensors under one key of all parameters' states, on the CPU.
+def state_norms(optimizer: torch.optim.Optimizer) -> dict[str, Value]:
+    """`state_norm/KEY`: the 2-norm of the tensors under one key of all parameters' states, where some of them
+    are on devices of those.
 
     Counts and other tensors of one element are left out, and what is not floating point.
     """
@@ -22,6 +25,13 @@ def state_norms(optimizer: torch.optim.Optimizer) -> dict[str, float]:
         if not isinstance(state, Mapping):
             continue
         for key, value in state.items():
-            if type(value) is Tensor and value.numel() > 1 and value.is_floating_point() and on_cpu(value):
+            if type(value) is not Tensor or not (on_cpu(value) or on_device(value)):
+                continue
+            if value.numel() > 1 and value.is_floating_point():
                 found.setdefault(str(key), []).append(local(value))
-    return {f"state_norm/{key}"[:MAX_NAME]: total_norm(found[key]) for key in sorted(found)[:_MOST_KEYS]}
+    return {f"state_norm/{key}"[:MAX_NAME]: _norm(found[key]) for key in sorted(found)[:_MOST_KEYS]}
+
+
+def _norm(tensors: list[Tensor]) -> Value:
+    there = [tensor for tensor in tensors if on_device(tensor)]
+    return device_norms.total_norm(there) if there else total_norm([x for x in tensors if on_cpu(x)])

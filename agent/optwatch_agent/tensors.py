@@ -34,6 +34,13 @@ def scalar(value: Any) -> float:
     return float(value.item()) if isinstance(value, Tensor) else float(value)
 
 
+def number(value: Any) -> Any:
+    """The same, but a tensor that is on a device, or of many numbers, stays one, in float64."""
+    if isinstance(value, Tensor) and (on_device(value) or value.numel() > 1):
+        return value.detach().double()
+    return scalar(value)
+
+
 def on_cpu(tensor: Tensor) -> bool:
     """Whether the host can read it at once."""
     return tensor.is_cpu and "cpu" not in DEVICES

@@ -29,9 +29,11 @@ from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.phases import FORWARD, PHASES, STEP
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import is_known, roles_of, steps_of
+from optwatch_agent.rows import Layouts
 from optwatch_agent.sentinel import Sentinel
 from optwatch_agent.snapshots import SHARE, Snapshots
 from optwatch_agent.states import state_norms
+from optwatch_agent.sums import Sample
 from optwatch_agent.tensors import on_cpu
 
 log = logging.getLogger("optwatch")
@@ -111,6 +113,7 @@ class Track:
         self._sampling = False
         self._before = Before()
         self._on_cuda = any(param.is_cuda for param in self._params())
+        self._layouts = Layouts()
         self._gradients = Gradients()
         self._sentinel = Sentinel()
         self._keeps_grad: bool | None = None
@@ -538,20 +541,39 @@ class Track:
             self._parts = parts_of(self.optimizer, tensors)
         params = self._params()
         before = self._before
-        sample = probe.measure(
-            self.optimizer, params, roles_of(self.optimizer), before.differences(params), before.grads
+        taken = probe.take(
+            self.optimizer,
+            params,
+            roles_of(self.optimizer),
+            before.differences(params),
+            before.grads,
+            self._layouts,
         )
-        self.recorder.sample(step, zero.spread(sample, self.optimizer))
-        if self._parts is not None:
-            values.update(self._parts.sampled(sample))
-            return time.thread_time() - began
-        if sample.param_norm is not None:
-            values["param_norm"] = sample.param_norm
-        if sample.update_norm is not None:
-            values["update_norm"] = sample.update_norm
-        if not is_known(self.optimizer):
+        if taken.numbers is None:
+            values.update(self._sampled(step, taken.sample()))
+        else:
+            self.recorder.expect(taken.numbers, functools.partial(self._arrived, step, taken, self._layout))
+        if self._parts is None and not is_known(self.optimizer):
             values.update(state_norms(self.optimizer))
         return time.thread_time() - began
+
+    def _sampled(self, step: int, sample: Sample) -> dict[str, float]:
+        """Record a sample; the norms of all tensors that follow from it, as columns."""
+        self.recorder.sample(step, zero.spread(sample, self.optimizer))
+        if self._parts is not None:
+            return self._parts.sampled(sample)
+        norms = {"param_norm": sample.param_norm, "update_norm": sample.update_norm}
+        return {name: norm for name, norm in norms.items() if norm is not None}
+
+    def _arrived(
+        self, step: int, taken: probe.Taken, layout: tuple[int, ...], numbers: list[float]
+    ) -> dict[str, float]:
+        """Record a sample that a device has worked out, unless parameters were added meanwhile."""
+        try:
+            return self._sampled(step, taken.sample(numbers)) if layout == _layout(self.optimizer) else {}
+        except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
+            self._failed(error)
+            return {}
 
     def _add_histogram(self, step: int) -> float | None:
         """How each gradient is spread, at a few of the steps that are sampled; the CPU seconds it took."""

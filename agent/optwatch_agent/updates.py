@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optwatch_agent.tensors import scalar
+from optwatch_agent.tensors import number
 
 
 class Slices(NamedTuple):
@@ -30,26 +30,27 @@ class Slices(NamedTuple):
 
 class Rule(NamedTuple):
     """`needs`: state keys without which there is no update to compute. `extra`: state keys beyond the two
-    moments. `scalars`: numbers of one parameter, read once."""
+    moments. `scalars`: numbers of one parameter, read once; tensors where they are on a device, or of many
+    parameters."""
 
     compute: Callable[[Slices, Mapping[str, float]], tuple[Tensor, Tensor | float]]
-    scalars: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, float]]
+    scalars: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
     needs: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 
 
 def _options(
     *names: str, decoupled: bool = False
-) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, float]]:
-    def read(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, float]:
-        numbers = {name: scalar(group.get(name) or 0) for name in names}
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]:
+    def read(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+        numbers = {name: number(0 if (value := group.get(name)) is None else value) for name in names}
         numbers["sign"] = -1.0 if group.get("maximize") else 1.0
         numbers["decoupled"] = float(decoupled or bool(group.get("decoupled_weight_decay")))
         for key in ("step", "mu_product"):
             if key in state:
-                numbers[key] = scalar(state[key])
+                numbers[key] = number(state[key])
         if "betas" in group:
-            numbers["beta1"], numbers["beta2"] = (scalar(beta) for beta in group["betas"])
+            numbers["beta1"], numbers["beta2"] = (number(beta) for beta in group["betas"])
         return numbers
 
     return read

@@ -3,17 +3,21 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optwatch
 from optwatch.wire.frames import BatchBlocks
-from optwatch.wire.messages import Schema
-from optwatch_agent import Watch, device_norms
+from optwatch.wire.messages import STATS, Schema
+from optwatch_agent import Watch, device_norms, device_sums, rows, tensors
 from optwatch_agent.gradients import Gradients
+from optwatch_agent.probe import measure, take
+from optwatch_agent.roles import roles_of
 from tests.unit.agent.elsewhere import Device, NoWait, device
-from tests.unit.agent.models import batches, classifier, fingerprint, train
+from tests.unit.agent.models import OPTIMIZERS, WITHOUT_RULE, batches, classifier, fingerprint, train
 from tests.unit.agent.observed import measure_always
 
 __all__ = ["device"]
@@ -122,6 +126,101 @@ def test_the_users_clipping_is_seen(device: Device) -> None:
     assert last["user_max_norm"] == 0.8
     assert last["user_clip_share"] == pytest.approx(sum(norm > 0.8 for norm in raw) / 20)
     assert 0 < last["user_clip_share"] < 1
+
+
+@pytest.mark.parametrize("delay", [0, 1, 5])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adadelta"])
+def test_samples_arrive_as_those_of_their_step(device: Device, delay: int, name: str) -> None:
+    """With the norms that follow from them; where the update is seen as a difference, too."""
+    device.delay = delay
+    model = classifier()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    params = list(optimizer.param_groups[0]["params"])
+    watch = optwatch.attach(optimizer)
+    measure_always(watch)
+    sent, true, data = Sent(watch), {}, batches()
+    for step in range(1, 21):
+        before = [param.detach().clone() for param in params]
+        train(model, optimizer, data, 1)
+        updates = {i: param.detach() - old for i, (param, old) in enumerate(zip(params, before, strict=True))}
+        true[step] = measure(
+            optimizer, params, roles_of(optimizer), updates if name in WITHOUT_RULE else None
+        )
+        sent.look()
+    assert not watch._agent.tracks[0].degraded
+    watch.detach()
+    sent.look(everything=True)
+    assert sent.order == list(range(1, 21))
+    assert len(sent.samples) > 12
+    measured = slice(0, STATS.index("update_rms"))
+    for step, (stats, counts) in sent.samples.items():
+        assert np.array_equal(stats[:, measured], true[step].stats[:, measured], equal_nan=True)
+        assert np.array_equal(counts, true[step].counts)
+        assert sent.values[step]["param_norm"] == true[step].param_norm
+        if name not in WITHOUT_RULE:
+            assert np.array_equal(stats, true[step].stats, equal_nan=True)
+            assert sent.values[step]["update_norm"] == true[step].update_norm
+
+
+def test_tensors_that_take_several_batches(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "NARROW", 8)
+    monkeypatch.setattr(rows, "WIDE", 32)
+    monkeypatch.setattr(rows, "BATCH", 128)
+    generator = torch.Generator().manual_seed(0)
+    sizes = (1, 8, 9, 32, 33, 127, 128, 129, 1000, 3, 64, 31)
+    params = [nn.Parameter(torch.randn(size, generator=generator)) for size in sizes]
+    optimizer = torch.optim.Adam(params, lr=0.1)
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator)
+    optimizer.step()
+    found = measure(optimizer, params, roles_of(optimizer))
+    monkeypatch.setattr(tensors, "DEVICES", {"cuda"})
+    on_host = measure(optimizer, params, roles_of(optimizer))
+    assert np.allclose(found.stats, on_host.stats, rtol=1e-6, atol=0, equal_nan=True)
+    assert np.array_equal(found.counts, on_host.counts)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize(
+    "name", ["sgd", "nesterov", "adamw", "amsgrad", "nadam-decay", "radam", "rmsprop-centered"]
+)
+def test_on_tensors_of_cuda_without_their_numbers(
+    name: str, capturable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fake ones raise where the host asks for a number, or where tensors of two devices meet.
+
+    `capturable`: the count of steps is on the device.
+    """
+    monkeypatch.setattr(device_sums, "uploaded", lambda numbers, device: torch.from_numpy(numbers).to(device))
+    monkeypatch.setattr(rows, "uploaded", device_sums.uploaded)
+    shapes = ((3, 4), (70_000,), (5,))
+    real = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    example = OPTIMIZERS[name](real, foreach=False)
+    for param in real:
+        param.grad = torch.ones_like(param)
+    example.step()
+    states = [
+        {key: float(x) if type(x) is Tensor and not x.ndim else x for key, x in example.state[p].items()}
+        for p in real
+    ]
+    with FakeTensorMode():
+        params = [nn.Parameter(torch.empty(shape, device="cuda")) for shape in shapes]
+        optimizer = OPTIMIZERS[name](params, foreach=False)
+        for param, state in zip(params, states, strict=True):
+            param.grad = torch.empty_like(param)
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    value = torch.empty(value.shape, device="cuda")
+                elif value is not None and capturable:
+                    value = torch.empty((), device="cuda")
+                optimizer.state[param][key] = value
+        taken = take(optimizer, params, roles_of(optimizer))
+        norm = Gradients().norms(optimizer, None)["grad_norm"]
+    assert isinstance(norm, Tensor)
+    assert norm.is_cuda
+    assert taken.numbers is not None
+    assert taken.numbers.is_cuda
+    assert taken.numbers.dtype is torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

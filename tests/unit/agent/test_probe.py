@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from optwatch.wire.messages import COUNTS, STATS
+from optwatch_agent import tensors
 from optwatch_agent.blocks import BLOCK
 from optwatch_agent.factored import Factors, multiplied
 from optwatch_agent.probe import Sample, measure
@@ -18,6 +19,14 @@ from tests.unit.agent.models import OPTIMIZERS, WITHOUT_RULE, batches, classifie
 FIRST = ("exp_avg", "momentum_buffer")
 SECOND = ("exp_avg_sq", "square_avg", "sum", "exp_inf", "variance")
 CORRECTED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
+
+
+@pytest.fixture(params=["host", "device"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the tensors are taken to be; of the CPU they are."""
+    if request.param == "device":
+        monkeypatch.setattr(tensors, "DEVICES", {"cpu"})
+    return str(request.param)
 
 
 def rms(x: Tensor) -> float:
@@ -72,7 +81,7 @@ def check(sample: Sample, i: int, wanted: Mapping[str, float], tolerance: float)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("way", ["foreach", "fused", "for-loop"])
 @pytest.mark.parametrize("steps", [1, 7])
-def test_statistics_of_every_optimizer(name: str, way: str, steps: int) -> None:
+def test_statistics_of_every_optimizer(place: str, name: str, way: str, steps: int) -> None:
     """In float64, where the update can be seen as a difference."""
     model, data = classifier(dtype=torch.float64), batches(dtype=torch.float64)
     try:
@@ -100,7 +109,7 @@ def test_statistics_of_every_optimizer(name: str, way: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["nesterov", "adamw", "rmsprop", "adagrad"])
-def test_large_float32_tensors(name: str) -> None:
+def test_large_float32_tensors(place: str, name: str) -> None:
     """A tensor of several blocks and a remainder, beside small ones."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(301, 1009), nn.Tanh(), nn.Linear(1009, 7))
@@ -122,8 +131,19 @@ def test_large_float32_tensors(name: str) -> None:
         assert sample.stats[i, STATS.index("update_rms")] == pytest.approx(seen, rel=1e-3)
 
 
+def test_on_a_device_a_sparse_gradient_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host would have to ask how many values it has."""
+    monkeypatch.setattr(tensors, "DEVICES", {"cpu"})
+    table = nn.Embedding(50, 4, sparse=True)
+    optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.1)
+    table(torch.tensor([3, 7])).sum().backward()
+    sample = measure(optimizer, [table.weight], roles_of(optimizer))
+    assert np.isnan(sample.stats[0, STATS.index("grad_rms")])
+    assert sample.stats[0, STATS.index("param_rms")] == pytest.approx(rms(table.weight), rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_parameters(dtype: torch.dtype) -> None:
+def test_low_precision_parameters(place: str, dtype: torch.dtype) -> None:
     model, data = classifier(dtype=dtype), batches(dtype=dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     train(model, optimizer, data, 3)
@@ -135,7 +155,7 @@ def test_low_precision_parameters(dtype: torch.dtype) -> None:
         check(sample, i, wanted, 1e-6)
 
 
-def test_parameters_of_two_dtypes_side_by_side() -> None:
+def test_parameters_of_two_dtypes_side_by_side(place: str) -> None:
     params = [nn.Parameter(torch.randn(40).to(dtype)) for dtype in (torch.bfloat16, torch.float32)]
     optimizer = torch.optim.SGD(params, lr=0.1, foreach=False)
     for param in params:
@@ -146,7 +166,7 @@ def test_parameters_of_two_dtypes_side_by_side() -> None:
         assert sample.stats[i, STATS.index("grad_rms")] == pytest.approx(rms(param.grad), rel=1e-6)
 
 
-def test_complex_parameters() -> None:
+def test_complex_parameters(place: str) -> None:
     param = nn.Parameter(torch.randn(5, 3, dtype=torch.complex64))
     optimizer = torch.optim.Adam([param], lr=0.1)
     param.abs().square().sum().backward()
@@ -157,7 +177,7 @@ def test_complex_parameters() -> None:
     assert sample.stats[0, STATS.index("update_rms")] == pytest.approx(0.1, rel=1e-4)
 
 
-def test_zeros_and_non_finite_elements_are_counted() -> None:
+def test_zeros_and_non_finite_elements_are_counted(place: str) -> None:
     small, large = nn.Parameter(torch.ones(10)), nn.Parameter(torch.ones(3 * BLOCK))
     optimizer = torch.optim.SGD([small, large], lr=0.1)
     small.grad, large.grad = torch.ones(10), torch.ones(3 * BLOCK)
@@ -172,7 +192,7 @@ def test_zeros_and_non_finite_elements_are_counted() -> None:
 
 
 @pytest.mark.parametrize("size", [100, 3 * BLOCK])
-def test_moments_that_are_not_finite_are_counted_under_healthy_gradients(size: int) -> None:
+def test_moments_that_are_not_finite_are_counted_under_healthy_gradients(place: str, size: int) -> None:
     """Also the largest finite ones, whose sum is none, are finite."""
     spoiled, sound = nn.Parameter(torch.ones(size)), nn.Parameter(torch.ones(size))
     optimizer = torch.optim.Adam([spoiled, sound], lr=0.1)
@@ -186,7 +206,7 @@ def test_moments_that_are_not_finite_are_counted_under_healthy_gradients(size: i
     assert counts[:, COUNTS.index("moments_nonfinite")].tolist() == [3, 0]
 
 
-def test_frozen_and_unused_parameters() -> None:
+def test_frozen_and_unused_parameters(place: str) -> None:
     used, unused = nn.Parameter(torch.ones(4)), nn.Parameter(torch.full((4,), 2.0))
     optimizer = torch.optim.Adam([used, unused], lr=0.1)
     used.sum().backward()
@@ -236,7 +256,9 @@ def test_sparse_gradients_and_the_moments_of_all_rows() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 1e-9])
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 4), (6,)])
-def test_adafactors_second_moment_is_the_product_of_its_factors(shape: tuple[int, ...], scale: float) -> None:
+def test_adafactors_second_moment_is_the_product_of_its_factors(
+    place: str, shape: tuple[int, ...], scale: float
+) -> None:
     """Followed from the gradients; of small ones, the mean over the rows is held up by eps."""
     param = nn.Parameter(torch.randn(shape, dtype=torch.float64))
     optimizer = torch.optim.Adafactor([param], lr=1e-2)
@@ -270,7 +292,7 @@ def test_adafactors_second_moment_is_the_product_of_its_factors(shape: tuple[int
 
 
 @pytest.mark.parametrize("size", [100, 3 * BLOCK])
-def test_one_bad_element_is_never_lost(size: int) -> None:
+def test_one_bad_element_is_never_lost(place: str, size: int) -> None:
     """Wherever it is, in a large tensor as in a small one."""
     for where in (0, size - 1):
         param = nn.Parameter(torch.ones(size))

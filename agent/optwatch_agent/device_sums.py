@@ -1,0 +1,273 @@
+"""The statistics of tensors that are on a device, worked out there by torch's own operations in float64.
+
+Some fifty launches measure a matrix of rows (`rows`), however many tensors are in it. Nothing is read back,
+and what follows from a count of steps that is on the device is worked out there as well.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optwatch.wire.messages import COUNTS
+from optwatch_agent.quotients import FORMS, Form, form
+from optwatch_agent.roles import Roles
+from optwatch_agent.rows import Batch, Layouts, is_wide, uploaded
+from optwatch_agent.sums import Sums
+from optwatch_agent.tensors import local, number, on_device, scalar
+from optwatch_agent.updates import rprop
+
+_TINY = 1e-37
+"""As in `blocks`."""
+
+Columns = dict[str, Tensor]
+
+
+class Entry(NamedTuple):
+    """One parameter's tensors, flat and of as many elements."""
+
+    i: int
+    param: Tensor
+    grad: Tensor | None
+    first: Tensor | None
+    second: Tensor | None
+    extra: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+    group: Mapping[str, Any]
+    updates: bool
+    """Whether there is an update to compute."""
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What entries have in common that are measured together."""
+        there = self.grad is None, self.first is None, self.second is None, *self.extra, self.updates
+        return self.param.device, is_wide(self.param.numel()), there
+
+
+class Numbers(NamedTuple):
+    """What entries are reckoned with, a float64[entries] each: `form`, what sqrt(v) is multiplied by to give
+    sqrt(v̂), the floor of sqrt(v̂) in rms_t, and 10 ε."""
+
+    form: Form
+    hat: Any
+    floor: Any
+    low: Any
+
+
+class DeviceSums:
+    """The tensors of one measurement that are on devices."""
+
+    def __init__(self, roles: Roles, layouts: Layouts) -> None:
+        self._roles = roles
+        self._layouts = layouts
+        self._entries: dict[tuple[Any, ...], list[Entry]] = {}
+        self._found: list[tuple[list[int], list[str], Tensor]] = []
+        """Of entries of one kind: their places among the T, the columns, and float64[columns, entries]."""
+
+    def add(
+        self, i: int, param: Tensor, grad: Tensor | None, state: Mapping[str, Any], group: Mapping[str, Any]
+    ) -> None:
+        """Add tensor i, a local one that is not empty; of one without a gradient the parameter alone.
+
+        A sparse gradient counts as none: how many values it has, the host would have to ask.
+        """
+        grad = None if grad is None or grad.layout is not torch.strided else local(grad)
+        if grad is None or grad.numel() != param.numel() or grad.device != param.device:
+            entry, made = Entry(i, param.reshape(-1), None, None, None, {}, {}, {}, False), False
+        else:
+            entry, made = self._read(i, param, grad, state, group)
+        if made:  # the memory for one of them at a time
+            self._measure([entry])
+        else:
+            self._entries.setdefault(entry.kind, []).append(entry)
+
+    def launch(self) -> list[Tensor]:
+        """All that is found, float64[columns, tensors] each; nothing waits for it."""
+        for entries in self._entries.values():
+            self._measure(entries)
+        self._entries = {}
+        return [found for _, _, found in self._found]
+
+    def put(self, sums: Sums, numbers: Sequence[float]) -> None:
+        """Take the numbers, one after another, when they have arrived."""
+        values = np.array(numbers)
+        for places, names, _ in self._found:
+            where = np.array(places)
+            rows, values = np.split(values, [len(names) * len(places)])
+            for name, row in zip(names, rows.reshape(len(names), -1), strict=True):
+                if name in COUNTS:
+                    sums.count(name, where, row)
+                else:
+                    sums.put(name, where, -row if name == "second_min" else row)
+
+    def _read(
+        self, i: int, param: Tensor, grad: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
+    ) -> tuple[Entry, bool]:
+        """The entry, and whether a tensor of it was made for this."""
+        roles, rule = self._roles, self._roles.update
+        first, second = roles.first_moment(state), roles.second_moment(state, group)
+        made = any(
+            each is not None and each is not state.get(key or "")
+            for each, key in ((first, roles.first), (second, roles.second))
+        )
+        held = {name: state.get(name) for name in (() if rule is None else rule.extra)}
+        fitting = {name: _fitting(each, param) for name, each in held.items()}
+        known = rule is not None and all(key in state for key in rule.needs)
+        entry = Entry(
+            i,
+            param.reshape(-1),
+            grad.reshape(-1),
+            _fitting(first, param),
+            _fitting(second, param),
+            {name: each for name, each in fitting.items() if each is not None},
+            state,
+            group,
+            known,
+        )
+        # A moment that is elsewhere is not taken for one that does not exist.
+        lost = (first is None) != (entry.first is None) or (second is None) != (entry.second is None)
+        return entry._replace(updates=known and not lost), made
+
+    def _measure(self, entries: Sequence[Entry]) -> None:
+        """Launch the measurement of entries of one kind."""
+        device = entries[0].param.device
+        numbers = None if entries[0].grad is None else _numbers_of(entries, self._roles)
+        sums, peaks = torch.empty(0), torch.empty(0)
+        names: list[str] = []
+        for batch in self._layouts.of(tuple(each.param.numel() for each in entries), device):
+            added, highest = _measured(batch, entries, numbers, self._roles)
+            if not names:
+                names = [*added, *highest]
+                sums = torch.zeros(len(added), len(entries), dtype=torch.float64, device=device)
+                peaks = torch.full(
+                    (len(highest), len(entries)), -torch.inf, dtype=torch.float64, device=device
+                )
+            sums.narrow(1, batch.first, batch.tensors).add_(batch.added(torch.stack([*added.values()])))
+            so_far = peaks.narrow(1, batch.first, batch.tensors)
+            torch.maximum(so_far, batch.highest(torch.stack([*highest.values()])), out=so_far)
+        self._found.append(([each.i for each in entries], names, torch.cat([sums, peaks])))
+
+
+def _measured(
+    batch: Batch, entries: Sequence[Entry], numbers: Numbers | None, roles: Roles
+) -> tuple[Columns, Columns]:
+    """Of each row of a batch, float64[rows]: what is to be added up, and of what the highest is wanted; the
+    lowest of v as the highest of -v."""
+    of_batch = entries[batch.first : batch.first + batch.tensors]
+    p = batch.joined([each.param for each in of_batch])
+    added, highest = {"param": p.square().sum(1)}, {"param_max": p.abs().amax(1)}
+    if numbers is None:
+        return added, highest
+    none = batch.padding()
+    g = batch.joined([each.grad for each in of_batch if each.grad is not None])
+    added["grad"], highest["grad_max"] = g.square().sum(1), g.abs().amax(1)
+    added["grad_zeros"] = (g == 0).masked_fill_(none, False).sum(1, dtype=torch.float64)
+    added["grad_nonfinite"] = _lost(g)
+    m = v = root = None
+    if of_batch[0].first is not None:
+        m = batch.joined([each.first for each in of_batch if each.first is not None])
+        added["first"], added["dot"] = m.square().sum(1), (g * m).sum(1)
+        added["moments_nonfinite"] = _lost(m)
+    if of_batch[0].second is not None:
+        v = batch.joined([each.second for each in of_batch if each.second is not None])
+        root = v if roles.root == "itself" else v.sqrt()
+        added["second"], highest["second_max"] = v.sum(1), v.masked_fill(none, -torch.inf).amax(1)
+        highest["second_min"] = v.neg().masked_fill_(none, -torch.inf).amax(1)
+        added["moments_nonfinite"] = added.get("moments_nonfinite", 0.0) + _lost(v)
+        hat = root * batch.of_rows(numbers.hat)
+        added["rms_t"] = g.div(torch.maximum(hat, batch.of_rows(numbers.floor))).square().sum(1)
+        added["eps"] = (
+            (hat < batch.of_rows(numbers.low)).masked_fill_(none, False).sum(1, dtype=torch.float64)
+        )
+    extra = {name: batch.joined([each.extra[name] for each in of_batch]) for name in of_batch[0].extra}
+    if of_batch[0].updates:
+        if roles.update is rprop:
+            update = extra["prev"].sign().mul_(extra["step_size"])
+        else:
+            if (highest_v := extra.get("max_exp_avg_sq")) is not None:
+                root = highest_v.sqrt()
+            elif v is not None and (mean := extra.get("grad_avg")) is not None:
+                root = v.addcmul(mean, mean, value=-1).sqrt_()
+            coefficients = Form(*map(batch.of_rows, numbers.form))
+            update = _update(coefficients, g, m, p, root, none)
+        added["update"] = update.square().sum(1)
+    return added, highest
+
+
+def _update(x: Form, g: Tensor, m: Tensor | None, p: Tensor, root: Tensor | None, none: Tensor) -> Tensor:
+    """The update of this form; `m` and `root` where there are such."""
+    update: Tensor = x.of_grad * g
+    if m is not None:
+        update.addcmul_(m, x.of_first)
+    if root is not None:
+        denominator = root.mul(x.of_root).add_(x.epsilon).add_(x.inside)
+        update.addcmul_(p, x.inside).div_(denominator.masked_fill_(none, 1.0))
+    update.addcmul_(p, x.of_param)
+    return update
+
+
+def _lost(x: Tensor) -> Tensor:
+    """How many of each row are not finite."""
+    lost: Tensor = (x - x).ne_(0).sum(1)
+    return lost
+
+
+def _numbers_of(entries: Sequence[Entry], roles: Roles) -> Numbers:
+    """What entries of one kind are reckoned with."""
+    device, rule = entries[0].param.device, roles.update
+    of_groups = []
+    for _, run in groupby(entries, key=lambda each: id(each.group)):
+        members = list(run)
+        group = members[0].group
+        steps = _vector([_steps(each.state, group) for each in members], device)
+        begun = steps > 0
+        found = Form()
+        if members[0].updates and rule in FORMS:
+            keys = [key for key in ("step", "mu_product") if key in members[0].state]
+            held = {key: _vector([each.state[key] for each in members], device) for key in keys}
+            found = form(rule, rule.scalars(held, group), members[0].first is not None)
+        hat: Any = 1.0
+        if roles.corrected:
+            hat = torch.where(begun, (1.0 - number(group["betas"][1]) ** steps).rsqrt(), 1.0)
+        epsilon = roles.epsilon(group)
+        numbers = [torch.zeros_like(steps).add_(each) for each in found]
+        if "step" in members[0].state:  # a fused step that was skipped from the first has no update
+            numbers = [torch.where(begun, each, still) for each, still in zip(numbers, Form(), strict=True)]
+        others = (hat, max(epsilon, _TINY), 10 * epsilon)
+        of_groups.append([*numbers, *(torch.zeros_like(steps).add_(each) for each in others)])
+    columns = [torch.cat(parts) for parts in zip(*of_groups, strict=True)]
+    return Numbers(Form(*columns[:-3]), *columns[-3:])
+
+
+def _steps(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    """A parameter's count of steps, by its own or its group's; 0 where nobody counts."""
+    for counts, key in ((state, "step"), (group, "step"), (group, "k")):
+        if isinstance(counts.get(key), (Tensor, int, float)):
+            return counts[key]
+    return 0.0
+
+
+def _vector(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Numbers, which may be on the device or the host, as float64[n] on the device."""
+    there = [isinstance(value, Tensor) and on_device(value) for value in values]
+    if not any(there):
+        return uploaded(np.array([scalar(value) for value in values], dtype=np.float64), device)
+    each = [
+        value.detach().reshape(()).double()
+        if is_there
+        else torch.full((), scalar(value), dtype=torch.float64, device=device)
+        for value, is_there in zip(values, there, strict=True)
+    ]
+    return torch.stack(each)
+
+
+def _fitting(tensor: Any, param: Tensor) -> Tensor | None:
+    """A state tensor, flat, if it has the parameter's elements on its device."""
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+        return None
+    tensor = local(tensor)
+    fits = tensor.numel() == param.numel() and tensor.device == param.device
+    return tensor.reshape(-1) if fits else None
