@@ -1,9 +1,11 @@
-"""The statistics of tensors that are on a device, worked out there by torch's own operations in float64.
+"""The statistics of tensors that are on a device, worked out there.
 
-Some fifty launches measure a matrix of rows (`rows`), however many tensors are in it. Nothing is read back,
+One kernel does it (`fused`) or, where there is none or it cannot read them, torch's own operations in
+float64: some fifty measure a matrix of rows (`rows`), however many tensors are in it. Nothing is read back,
 and what follows from a count of steps that is on the device is worked out there as well.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -13,12 +15,15 @@ import torch
 from torch import Tensor
 
 from optwatch.wire.messages import COUNTS
+from optwatch_agent.fused import Kernel, Tensors
 from optwatch_agent.quotients import FORMS, Form, form
 from optwatch_agent.roles import Roles
 from optwatch_agent.rows import Batch, Layouts, is_wide, uploaded
 from optwatch_agent.sums import Sums
 from optwatch_agent.tensors import local, number, on_device, scalar
 from optwatch_agent.updates import rprop
+
+log = logging.getLogger("optwatch")
 
 _TINY = 1e-37
 """As in `blocks`."""
@@ -52,20 +57,30 @@ class Numbers(NamedTuple):
     sqrt(v̂), the floor of sqrt(v̂) in rms_t, and 10 ε."""
 
     form: Form
-    hat: Any
-    floor: Any
-    low: Any
+    hat: Tensor
+    floor: Tensor
+    low: Tensor
+
+
+class Tools:
+    """What the measurements of one optimizer on devices share."""
+
+    def __init__(self, fused: Mapping[torch.device, Kernel] | None = None) -> None:
+        """`fused`: the kernel on each device that has one."""
+        self.layouts = Layouts()
+        self.fused = dict(fused or {})
 
 
 class DeviceSums:
     """The tensors of one measurement that are on devices."""
 
-    def __init__(self, roles: Roles, layouts: Layouts) -> None:
+    def __init__(self, roles: Roles, tools: Tools) -> None:
         self._roles = roles
-        self._layouts = layouts
+        self._tools = tools
         self._entries: dict[tuple[Any, ...], list[Entry]] = {}
         self._found: list[tuple[list[int], list[str], Tensor]] = []
-        """Of entries of one kind: their places among the T, the columns, and float64[columns, entries]."""
+        """Of entries of one kind: their places among the T, the columns ("": none that they have), and
+        float64[columns, entries]."""
 
     def add(
         self, i: int, param: Tensor, grad: Tensor | None, state: Mapping[str, Any], group: Mapping[str, Any]
@@ -86,6 +101,12 @@ class DeviceSums:
 
     def launch(self) -> list[Tensor]:
         """All that is found, float64[columns, tensors] each; nothing waits for it."""
+        for device, kernel in tuple(self._tools.fused.items()):
+            try:
+                self._measure_fused(device, kernel)
+            except Exception as error:  # noqa: BLE001 - then without it
+                del self._tools.fused[device]
+                log.warning("optwatch: Triton's kernel failed on %s and stays off: %r", device, error)
         for entries in self._entries.values():
             self._measure(entries)
         self._entries = {}
@@ -97,11 +118,16 @@ class DeviceSums:
         for places, names, _ in self._found:
             where = np.array(places)
             rows, values = np.split(values, [len(names) * len(places)])
-            for name, row in zip(names, rows.reshape(len(names), -1), strict=True):
+            found = dict(zip(names, rows.reshape(len(names), -1), strict=True))
+            found.pop("", None)
+            for name, row in found.items():
                 if name in COUNTS:
                     sums.count(name, where, row)
+                elif name in sums.PEAKS:  # a maximum of Triton's loses NaN
+                    lost = np.isnan(found[name.partition("_")[0]])
+                    sums.put(name, where, np.where(lost, np.nan, -row if name == "second_min" else row))
                 else:
-                    sums.put(name, where, -row if name == "second_min" else row)
+                    sums.put(name, where, row)
 
     def _read(
         self, i: int, param: Tensor, grad: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
@@ -131,13 +157,34 @@ class DeviceSums:
         lost = (first is None) != (entry.first is None) or (second is None) != (entry.second is None)
         return entry._replace(updates=known and not lost), made
 
+    def _measure_fused(self, device: torch.device, kernel: Kernel) -> None:
+        """Launch the measurement of all entries on a device that its kernel can read."""
+        tensors: list[Tensors] = []
+        numbers: list[Tensor] = []
+        taken = []
+        for kind, entries in self._entries.items():
+            of_kind = [(each.grad, each.first, each.second, each.param) for each in entries]
+            if entries[0].param.device == device and not entries[0].extra and all(map(kernel.takes, of_kind)):
+                taken.append(kind)
+                tensors += of_kind
+                numbers.append(_stacked(entries, self._roles))
+        if not taken:
+            return
+        out = kernel.measure(tensors, torch.cat(numbers, 1), self._roles.root == "itself")
+        at = 0
+        for kind in taken:
+            entries = self._entries.pop(kind)
+            names = [name if _has(entries[0], name) else "" for name in kernel.columns]
+            self._found.append(([each.i for each in entries], names, out.narrow(1, at, len(entries))))
+            at += len(entries)
+
     def _measure(self, entries: Sequence[Entry]) -> None:
         """Launch the measurement of entries of one kind."""
         device = entries[0].param.device
         numbers = None if entries[0].grad is None else _numbers_of(entries, self._roles)
         sums, peaks = torch.empty(0), torch.empty(0)
         names: list[str] = []
-        for batch in self._layouts.of(tuple(each.param.numel() for each in entries), device):
+        for batch in self._tools.layouts.of(tuple(each.param.numel() for each in entries), device):
             added, highest = _measured(batch, entries, numbers, self._roles)
             if not names:
                 names = [*added, *highest]
@@ -240,6 +287,32 @@ def _numbers_of(entries: Sequence[Entry], roles: Roles) -> Numbers:
         of_groups.append([*numbers, *(torch.zeros_like(steps).add_(each) for each in others)])
     columns = [torch.cat(parts) for parts in zip(*of_groups, strict=True)]
     return Numbers(Form(*columns[:-3]), *columns[-3:])
+
+
+def _stacked(entries: Sequence[Entry], roles: Roles) -> Tensor:
+    """The numbers as float64[9, entries]; of entries without a gradient some that do no harm."""
+    if entries[0].grad is None:
+        of_each = np.array([[*Form(), 1.0, 1.0, 0.0]] * len(entries)).T
+        return uploaded(np.ascontiguousarray(of_each), entries[0].param.device)
+    numbers = _numbers_of(entries, roles)
+    return torch.stack([*numbers.form, numbers.hat, numbers.floor, numbers.low])
+
+
+_OF_FIRST = ("first", "dot")
+_OF_SECOND = ("second", "second_min", "second_max", "rms_t", "eps")
+
+
+def _has(entry: Entry, column: str) -> bool:
+    """Whether a column says something of an entry and those of its kind."""
+    if column in ("param", "param_max"):
+        return True
+    if column in _OF_FIRST:
+        return entry.first is not None
+    if column in _OF_SECOND:
+        return entry.second is not None
+    if column == "moments_nonfinite":
+        return entry.first is not None or entry.second is not None
+    return entry.updates if column == "update" else entry.grad is not None
 
 
 def _steps(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from optwatch_agent import blocks, compiled, device_norms
-from optwatch_agent.device_sums import DeviceSums
+from optwatch_agent.device_sums import DeviceSums, Tools
 from optwatch_agent.norms import sum_of_squares
 from optwatch_agent.pieces import Reader
 from optwatch_agent.roles import Roles
-from optwatch_agent.rows import Layouts
 from optwatch_agent.shards import is_partial
 from optwatch_agent.sums import F8, Sample, Sums
 from optwatch_agent.tensors import local, on_cpu, on_device
@@ -64,7 +63,7 @@ def take(
     roles: Roles,
     updates: Mapping[int, Tensor] | None = None,
     grads: Mapping[int, Tensor] | None = None,
-    layouts: Layouts | None = None,
+    tools: Tools | None = None,
 ) -> Taken:
     """Measure T parameters after a step. `updates`: those that were seen as a difference, by index.
 
@@ -76,7 +75,7 @@ def take(
     numel = np.zeros(len(params))
     packs: dict[tuple[object, ...], blocks.Pack] = {}
     table = compiled.table(roles)
-    there = DeviceSums(roles, layouts or Layouts())
+    there = DeviceSums(roles, tools or Tools())
     index = 0
     with torch.no_grad(), np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
         for group in optimizer.param_groups:

@@ -6,6 +6,7 @@ lies depends on their sizes only, so that it is worked out and copied to the dev
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +111,7 @@ def _cut(sizes: Sequence[int], width: int) -> Iterator[tuple[int, list[tuple[int
         yield first, parts
 
 
-def uploaded(numbers: npt.NDArray[np.int64] | npt.NDArray[np.float64], device: torch.device) -> Tensor:
+def uploaded(numbers: npt.NDArray[Any], device: torch.device) -> Tensor:
     """Numbers of the host's on a device, for which the host does not wait."""
     host = torch.from_numpy(numbers)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -17,7 +17,9 @@ from optwatch_agent.actuators import Actuators
 from optwatch_agent.before import Before
 from optwatch_agent.checks import Checks
 from optwatch_agent.control import Control, ControlLost
+from optwatch_agent.device_sums import Tools
 from optwatch_agent.forward import Forward
+from optwatch_agent.fused import Kernel, kernel_for
 from optwatch_agent.governor import Governor
 from optwatch_agent.gradients import Gradients, before_clipping
 from optwatch_agent.guard import Guard
@@ -29,7 +31,6 @@ from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.phases import FORWARD, PHASES, STEP
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import is_known, roles_of, steps_of
-from optwatch_agent.rows import Layouts
 from optwatch_agent.sentinel import Sentinel
 from optwatch_agent.snapshots import SHARE, Snapshots
 from optwatch_agent.states import state_norms
@@ -113,7 +114,7 @@ class Track:
         self._sampling = False
         self._before = Before()
         self._on_cuda = any(param.is_cuda for param in self._params())
-        self._layouts = Layouts()
+        self._tools = Tools(_kernels(self._params()))
         self._gradients = Gradients()
         self._sentinel = Sentinel()
         self._keeps_grad: bool | None = None
@@ -547,7 +548,7 @@ class Track:
             roles_of(self.optimizer),
             before.differences(params),
             before.grads,
-            self._layouts,
+            self._tools,
         )
         if taken.numbers is None:
             values.update(self._sampled(step, taken.sample()))
@@ -646,6 +647,13 @@ def _steps_so_far(optimizer: torch.optim.Optimizer) -> int:
 
 def _layout(optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
     return tuple(len(group["params"]) for group in optimizer.param_groups)
+
+
+def _kernels(params: Sequence[Tensor]) -> dict[torch.device, Kernel]:
+    """Triton's kernel on each CUDA device that has parameters, where it can be had."""
+    devices = {param.device: None for param in params if param.is_cuda}
+    kernels = {device: kernel_for(device) for device in devices}
+    return {device: kernel for device, kernel in kernels.items() if kernel is not None}
 
 
 def _number(lr: Any) -> Value:
