@@ -15,7 +15,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         "--thin-after",
         metavar="DAYS",
         type=_days,
-        help="keep one in ten per-tensor records of runs not heard of for so long, and all near findings",
+        help="of runs not heard of for so long keep one step in ten, extremes, and all near findings",
     )
     parser.add_argument(
         "--delete-after", metavar="DAYS", type=_days, help="delete runs not heard of for so long"

@@ -68,7 +68,7 @@ def _compact(args: argparse.Namespace) -> int:
     else:
         print(
             f"{_mib(gain.before)} → {_mib(gain.after)}, {gain.runs_deleted} runs deleted, "
-            f"{gain.records_thinned:,} records thinned out"
+            f"{gain.records_thinned:,} records and {gain.scalars_thinned:,} rows of scalars thinned out"
         )
     return 0
 

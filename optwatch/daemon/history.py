@@ -298,12 +298,17 @@ class History:
             yield number, partial(Record, number, schema, nothing, of)
 
     def coverage(self, run: str, optimizer: int) -> dict[tuple[int, int], Coverage]:
-        """For each (incarnation, rank) the steps whose scalars are in the store."""
+        """For each (incarnation, rank) the steps whose scalars are in the store or were thinned out."""
         out: dict[tuple[int, int], Coverage] = {}
         with self._one_state():
+            for incarnation, rank, first, last in self._connection.execute(
+                "SELECT incarnation, rank, first, last FROM covered WHERE run = ? AND optimizer = ?",
+                (run, optimizer),
+            ):
+                out.setdefault((incarnation, rank), Coverage()).add_range(first, last)
             for chunk in self._chunks(run, optimizer, "s", None, None, None):
                 covered = out.setdefault((chunk.incarnation, chunk.rank), Coverage())
-                if chunk.rows == chunk.last - chunk.first + 1:
+                if chunk.rows == chunk.last - chunk.first + 1 or covered.holds(chunk.first, chunk.last):
                     covered.add_range(chunk.first, chunk.last)
                 else:
                     schema = self.schema(run, optimizer, chunk.schema)

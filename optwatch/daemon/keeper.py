@@ -10,10 +10,11 @@ import sqlite3
 import threading
 import time
 
-from optwatch.daemon.retention import Job, Limits, delete_run, next_job, thin_run, used
+from optwatch.daemon.retention import Job, Limits, delete_run, next_job, used
 from optwatch.daemon.runs import Runs
 from optwatch.daemon.store import Store
 from optwatch.daemon.tables import connect
+from optwatch.daemon.thinning import thin_run
 
 log = logging.getLogger(__name__)
 

@@ -55,6 +55,15 @@ MIGRATIONS = (
         PRIMARY KEY (run, optimizer, number)
     );
     """,
+    """
+    CREATE TABLE covered (
+        run TEXT NOT NULL, optimizer INTEGER NOT NULL, rank INTEGER NOT NULL, incarnation INTEGER NOT NULL,
+        first INTEGER NOT NULL, last INTEGER NOT NULL, PRIMARY KEY (run, optimizer, rank, incarnation, first)
+    ) WITHOUT ROWID;
+    CREATE TABLE thinning (
+        run TEXT NOT NULL, optimizer INTEGER NOT NULL, steps BLOB NOT NULL, PRIMARY KEY (run, optimizer)
+    );
+    """,
 )
 VERSION = len(MIGRATIONS)
 

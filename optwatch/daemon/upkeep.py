@@ -14,9 +14,10 @@ from optwatch.daemon.diagnosis import Checkpoint
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.head import Head
 from optwatch.daemon.resume import LaneState
-from optwatch.daemon.retention import Limits, delete_run, next_job, thin_run, used
+from optwatch.daemon.retention import Limits, delete_run, next_job, used
 from optwatch.daemon.store import FILE, lock
 from optwatch.daemon.tables import VERSION, connect, migrate
+from optwatch.daemon.thinning import Thinned, thin_run
 from optwatch.daemon.writer import LEVELS, merge_level, read_schema
 from optwatch.wire.findings import Finding
 from optwatch.wire.messages import Hello
@@ -43,6 +44,9 @@ class Gain:
     after: int
     runs_deleted: int
     records_thinned: int
+    """Per-tensor records and histograms."""
+    scalars_thinned: int
+    """Rows of scalars, one for each rank and step."""
 
 
 def check(directory: Path) -> Report:
@@ -111,24 +115,25 @@ def compact(directory: Path, limits: Limits = NO_LIMITS) -> Gain:
             connection.close()
         except (sqlite3.Error, ValueError) as error:
             raise StartError(f"cannot compact {path}: {error}; try `optwatch store check`") from None
-    return Gain(before, _size(path), deleted, thinned)
+    return Gain(before, _size(path), deleted, thinned.records, thinned.scalars)
 
 
-def _hold_to(connection: sqlite3.Connection, limits: Limits) -> tuple[int, int]:
-    """How many runs were deleted, and how many records thinned out."""
-    deleted = records = 0
+def _hold_to(connection: sqlite3.Connection, limits: Limits) -> tuple[int, Thinned]:
+    """How many runs were deleted, and what was thinned out."""
+    deleted = records = scalars = 0
     thinned: set[str] = set()
     while True:
         heard = connection.execute("SELECT run, heard FROM run").fetchall()
         job = next_job(heard, thinned, used(connection), limits, time.time())
         if job is None:
-            return deleted, records
+            return deleted, Thinned(records, scalars)
         thinned.add(job.run)
         if job.do == "delete":
             delete_run(connection, job.run)
             deleted += 1
         else:
-            records += thin_run(connection, job.run)
+            gone = thin_run(connection, job.run)
+            records, scalars = records + gone.records, scalars + gone.scalars
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> Report:
@@ -165,6 +170,12 @@ def _check(connection: sqlite3.Connection, path: Path) -> Report:
                 problems.append(f"run {run}: chunk {number} holds other steps than it says")
         except ValueError as error:
             problems.append(f"run {run}: chunk {number}: {error}")
+    for run, rank, first, last in connection.execute("SELECT run, rank, first, last FROM covered"):
+        if first > last:
+            problems.append(f"run {run}: rank {rank} is said to have had the steps {first} to {last}")
+    for run, size in connection.execute("SELECT run, length(steps) FROM thinning"):
+        if size % 8:
+            problems.append(f"run {run}: what is to stay of it cannot be read")
     (runs,) = connection.execute("SELECT COUNT(*) FROM run").fetchone()
     return Report(runs, chunks, rows, _size(path), tuple(problems))
 

@@ -61,6 +61,11 @@ class Coverage:
         """The first step, 0 where there is none."""
         return self._starts[0] if self._starts else 0
 
+    def holds(self, first: int, last: int) -> bool:
+        """Whether all steps from `first` to `last`, both included, are there."""
+        at = bisect_left(self._ends, last)
+        return at < len(self._starts) and self._starts[at] <= first
+
     def upto(self, last: int) -> "Coverage":
         """The steps that are not beyond `last`."""
         out = Coverage()
