@@ -60,6 +60,11 @@ class DeviceGuard:
         for step, (norm, _, skipped) in self._later.take():
             yield step, norm, bool(skipped)
 
+    def last_outcomes(self) -> Iterator[tuple[int, float, bool]]:
+        """The same of all steps, for which this waits."""
+        for step, (norm, _, skipped) in self._later.finish():
+            yield step, norm, bool(skipped)
+
     def _verdict(self, finite: Tensor, step: int) -> Tensor:
         """Whether to skip, which no more than so many steps are."""
         if self._row is None or self._recent is None:

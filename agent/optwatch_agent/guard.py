@@ -11,7 +11,7 @@ up before the optimizer steps, and where parameters are spread over ranks their 
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from optwatch_agent.device_guard import DeviceGuard
 from optwatch_agent.globalnorm import is_spread
 from optwatch_agent.reflexes import LAST, MOST_IN_A_ROW, MOST_OF_LAST, AdaptiveNorm
 from optwatch_agent.roles import counters_of, fresh
-from optwatch_agent.tensors import local, on_cpu
+from optwatch_agent.tensors import local, on_cpu, on_device
 
 log = logging.getLogger("optwatch")
 
@@ -89,7 +89,16 @@ class Guard:
         """Have the device skip or clip a step, and take account of the ones that it has done with."""
         assert self.on_device is not None
         self.on_device.act(optimizer, step)
-        for former, norm, skipped in self.on_device.outcomes():
+        self._tell(self.on_device.outcomes())
+
+    def settle(self) -> None:
+        """Wait for what the device has to tell of the last steps."""
+        if self.on_device is not None:
+            self._tell(self.on_device.last_outcomes())
+
+    def _tell(self, outcomes: Iterable[tuple[int, float, bool]]) -> None:
+        """Take account of steps that the device has done with."""
+        for former, norm, skipped in outcomes:
             if self.skips and skipped:
                 self.skipped += 1
                 self.news.append((former, "guard: a step was skipped, its gradients were not finite"))
@@ -118,7 +127,7 @@ def _refusal(optimizer: torch.optim.Optimizer) -> str:
     params = _params(optimizer)
     if all(map(on_cpu, params)):
         return ""
-    if len({local(param).device for param in params}) > 1 or not local(params[0]).is_cuda:
+    if len({local(param).device for param in params}) > 1 or not on_device(local(params[0])):
         return "the parameters are on several devices, or on one that is neither the CPU nor a CUDA device"
     return ""
 

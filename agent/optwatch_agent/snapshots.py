@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from optwatch_agent import outer, scalers
 from optwatch_agent.governor import Cost, Usual, period
 from optwatch_agent.hostcopies import copied, put_back, size_of, tensors_in
+from optwatch_agent.later import Later
 from optwatch_agent.loose import Loose
 from optwatch_agent.parts import in_step
 from optwatch_agent.roles import counters_of
+from optwatch_agent.tensors import on_cpu
 
 SHARE = 1 / 3
 """Of the budget, for snapshots on the cadence."""
@@ -39,20 +41,14 @@ _EARLY = (16, 32, 64)
 """Steps of a new run at which one is taken besides: much of what goes wrong does so at its beginning."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Snapshot:
     """What was kept after a step."""
 
     step: int
     kept: dict[str, Any]
-    sound: Tensor | None
-    """Whether all of it is finite, where a device has yet to tell; ready once `told` is."""
-    told: Any
-
-    @property
-    def good(self) -> bool:
-        """Whether it is not known to be non-finite. Never waits for a device."""
-        return self.sound is None or not self.told.query() or bool(self.sound.item())
+    good: bool = True
+    """Whether it is not known to be non-finite; a device tells later."""
 
 
 class Snapshots:
@@ -81,6 +77,7 @@ class Snapshots:
         self._model = None if model is None else weakref.ref(model)
         self._scaler = None if scaler is None else weakref.ref(scaler)
         self._ring: list[Snapshot] = []
+        self._later: Later[Snapshot] = Later()
         self._wanted: dict[str, int] = {}
         """Steps of snapshots that votes are about, by vote."""
         self._lock = threading.Lock()
@@ -150,6 +147,8 @@ class Snapshots:
         """Whether one is to be taken after a step; `step_time` in seconds."""
         if not self.on:
             return False
+        for snapshot, (sound,) in self._later.take():
+            snapshot.good = bool(sound)
         if self.size is None:
             self.size = size_of(self._state())
         if step_time is not None:
@@ -170,24 +169,18 @@ class Snapshots:
         if reason := self.no_room():
             return reason
         sound = _sound(state)
-        if sound is not None and sound.device.type == "cpu" and not bool(sound.item()):
+        if sound is not None and on_cpu(sound) and not bool(sound.item()):
             return f"after step {step}, parameters or state are not finite"
         with self._lock:
             room = self._make_room(step)
             if room is None:
                 return "a vote holds the snapshots that there is memory for"
         kept = copied(state, room) | {"generators": _generators()}
-        told = None
-        if sound is not None and sound.device.type == "cpu":
-            sound = None
-        elif sound is not None:
-            flag = torch.empty_like(sound, device="cpu", pin_memory=True)
-            sound = flag.copy_(sound, non_blocking=True)
-            event: Any = torch.cuda.Event
-            told = event()
-            told.record()
+        snapshot = Snapshot(step, kept)
+        if sound is not None and not on_cpu(sound):
+            self._later.put(snapshot, sound)
         with self._lock:
-            self._ring.append(Snapshot(step, kept, sound, told))
+            self._ring.append(snapshot)
         self._cost.see(time.thread_time() - began)
         if self._step_time is not None:
             income = self._budget * max(self._step_time.value, 1e-9)

@@ -18,6 +18,7 @@ from optwatch_agent.before import Before
 from optwatch_agent.checks import Checks
 from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.device_sums import Tools
+from optwatch_agent.device_time import DeviceTime
 from optwatch_agent.forward import Forward
 from optwatch_agent.fused import Kernel, kernel_for
 from optwatch_agent.governor import Governor
@@ -113,8 +114,9 @@ class Track:
         self._spent = 0.0
         self._sampling = False
         self._before = Before()
-        self._on_cuda = any(param.is_cuda for param in self._params())
-        self._tools = Tools(_kernels(self._params()))
+        self._devices = tuple({param.device: None for param in self._params() if param.is_cuda})
+        self._tools = Tools(_kernels(self._devices))
+        self._norm_time, self._sample_time = DeviceTime(self._devices), DeviceTime(self._devices)
         self._gradients = Gradients()
         self._sentinel = Sentinel()
         self._keeps_grad: bool | None = None
@@ -217,6 +219,7 @@ class Track:
             self.recorder.release()
         try:
             self.recorder.settle()
+            self.guard.settle()
         except Exception as error:  # noqa: BLE001 - a device that failed has nothing to tell any more
             log.warning("optwatch: what the device worked out last is lost: %r", error)
 
@@ -260,7 +263,7 @@ class Track:
 
     def _is_captured(self) -> bool:
         """Whether the step goes into a CUDA graph: nothing is done then, and a replay calls no hook."""
-        return self._on_cuda and torch.cuda.is_current_stream_capturing()
+        return bool(self._devices) and torch.cuda.is_current_stream_capturing()
 
     def _begin(self) -> None:
         self.under_way = step = self.completed + 1
@@ -431,9 +434,13 @@ class Track:
         if wants_norm and not self.degraded and not self.guard.skipping:
             try:
                 with torch.no_grad():
+                    self._norm_time.start()
                     norm_cost = self._add_norm(values) + self._add_local_norm(values)
+                    norm_cost += self._norm_time.stop()
                     if self._sampling:
+                        self._sample_time.start()
                         sample_cost = self._add_sample(step, values)
+                        sample_cost += self._sample_time.stop()
                         histogram_cost = self._add_histogram(step)
             except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
                 self._failed(error)
@@ -579,7 +586,7 @@ class Track:
     def _add_histogram(self, step: int) -> float | None:
         """How each gradient is spread, at a few of the steps that are sampled; the CPU seconds it took."""
         kept, self._before.grads = self._before.grads, None
-        meets = self._parts is None or in_step(self.governor.histogram_every, step)
+        meets = self.is_on_cpu and (self._parts is None or in_step(self.governor.histogram_every, step))
         if not (meets and self.governor.wants_histogram() and histograms.fits(len(self.recorder.tensors))):
             return None
         began = time.thread_time()
@@ -649,9 +656,8 @@ def _layout(optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
     return tuple(len(group["params"]) for group in optimizer.param_groups)
 
 
-def _kernels(params: Sequence[Tensor]) -> dict[torch.device, Kernel]:
-    """Triton's kernel on each CUDA device that has parameters, where it can be had."""
-    devices = {param.device: None for param in params if param.is_cuda}
+def _kernels(devices: Sequence[torch.device]) -> dict[torch.device, Kernel]:
+    """Triton's kernel on each CUDA device, where it can be had."""
     kernels = {device: kernel_for(device) for device in devices}
     return {device: kernel for device, kernel in kernels.items() if kernel is not None}
 

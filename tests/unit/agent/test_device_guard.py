@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from optwatch_agent.device_guard import DeviceGuard
 from optwatch_agent.guard import Guard
 from optwatch_agent.reflexes import MOST_IN_A_ROW, MOST_OF_LAST
+from tests.unit.agent.elsewhere import Device, device
 from tests.unit.agent.models import batches, classifier
+
+__all__ = ["device"]
 
 FUSED = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, fused=True),
@@ -106,16 +109,16 @@ def test_any_other_optimizer_takes_a_step_of_zero_gradients(dtype: torch.dtype) 
 def test_it_skips_as_often_as_the_guard_of_the_host() -> None:
     spoiled = {5, 6, 7, 8, 9, 12, *range(20, 80, 2), 1100, 1101}
     verdicts = []
-    for device in (True, False):
+    for there in (True, False):
         param = nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.SGD([param], lr=1.0, fused=True)
-        guard = on_device(("skip_nonfinite",), optimizer) if device else Guard(("skip_nonfinite",), optimizer)
+        guard = on_device(("skip_nonfinite",), optimizer) if there else Guard(("skip_nonfinite",), optimizer)
         skipped = []
         for step in range(1, 1103):
             bad = step in spoiled
             param.data.zero_()
             param.grad = torch.tensor([math.nan if bad else 1.0])
-            if device:
+            if there:
                 guard.act_on_device(optimizer, step)
             elif bad:
                 guard.skip(optimizer, step)
@@ -151,6 +154,17 @@ def test_a_spike_is_clipped_to_what_is_usual_and_does_not_raise_it() -> None:
             assert limit < 5
         else:
             assert torch.equal(-param.detach(), grad)
+
+
+def test_the_end_waits_for_the_last_outcome(device: Device) -> None:
+    device.delay = 100
+    model = classifier()
+    optimizer = FUSED["sgd"](model.parameters())
+    guard = on_device(("skip_nonfinite",), optimizer)
+    steps(model, optimizer, guard, {3}, 3)
+    assert guard.skipped == 0
+    guard.settle()
+    assert guard.skipped == 1
 
 
 def test_on_several_devices_there_is_none() -> None:

@@ -12,8 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import optwatch
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.messages import STATS, Schema
-from optwatch_agent import Watch, device_norms, device_sums, rows, tensors
+from optwatch_agent import Watch, device_norms, device_sums, device_time, rows, tensors
+from optwatch_agent.device_time import DeviceTime
 from optwatch_agent.gradients import Gradients
+from optwatch_agent.parts import Key, Parts
 from optwatch_agent.probe import measure, take
 from optwatch_agent.roles import roles_of
 from tests.unit.agent.elsewhere import Device, NoWait, device
@@ -303,6 +305,20 @@ def test_a_training_on_a_device_is_bitwise_the_same(device: Device) -> None:
     assert run(watched=True) == run(watched=False)
 
 
+def test_the_parts_of_a_sharded_norm(device: Device) -> None:
+    """Those of a device are those of the host."""
+    params = [nn.Parameter(torch.randn(n)) for n in (3, 4, 5)]
+    for param in params[:2]:
+        param.grad = torch.randn(param.shape)
+    keys: list[Key] = [(("dp", 0, 2),), (("tp", 1, 2),), (("dp", 0, 2),)]
+    parts = Parts(params, keys, {keys[0]: "a", keys[1]: "b", (("tp", 0, 2),): "c"})
+    there = {name: float(value) for name, value in parts.gradients(params).items()}
+    tensors.DEVICES.clear()
+    here = parts.gradients(params)
+    assert len(here) == 3
+    assert there == pytest.approx(here, rel=1e-6)
+
+
 def test_gradients_on_the_host_and_on_a_device(device: Device) -> None:
     """Here on two types of device; what is on neither makes no norm."""
 
@@ -316,3 +332,64 @@ def test_gradients_on_the_host_and_on_a_device(device: Device) -> None:
     norm = found("cpu")["grad_norm"]
     assert isinstance(norm, Tensor)
     assert float(norm) == pytest.approx(math.sqrt(20))
+
+
+class Clock:
+    """The device's time, of which events tell when they were recorded, and later that they have passed."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.passed = False
+
+    def recorded(self, device: torch.device) -> Any:
+        return Moment(self, self.now)
+
+
+class Moment:
+    def __init__(self, clock: Clock, at: float) -> None:
+        self.clock, self.at = clock, at
+
+    def query(self) -> bool:
+        return self.clock.passed
+
+    def elapsed_time(self, later: "Moment") -> float:
+        return 1e3 * (later.at - self.at)
+
+
+def test_what_measuring_takes_of_a_device_is_known_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(device_time, "_recorded", clock.recorded)
+    timed = DeviceTime([torch.device("cpu")])
+    for passed, known in ((False, 0.0), (False, 0.0), (True, 3.0)):
+        clock.passed = passed
+        timed.start()
+        clock.now += 3.0
+        assert timed.stop() == pytest.approx(known)
+        clock.now += 10.0
+    assert DeviceTime([]).stop() == 0.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("fused", [True, False])
+def test_on_cuda_nothing_synchronises(fused: bool) -> None:
+    model = classifier().cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    watch = optwatch.attach(optimizer, model=model)
+    measure_always(watch)
+    sent, data = Sent(watch), batches()
+    x, y = (each.cuda() for each in next(data))
+    for step in range(30):
+        if step == 3:  # the optimizer has its state, and the kernels are compiled
+            torch.cuda.set_sync_debug_mode("error")
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        watch.log(again=loss)
+    torch.cuda.set_sync_debug_mode("default")
+    assert not watch._agent.tracks[0].degraded
+    watch.detach()
+    sent.look(everything=True)
+    assert sent.order == list(range(1, 31))
+    assert len(sent.samples) > 20
+    assert all(np.isfinite(stats).all() for stats, _ in sent.samples.values())
