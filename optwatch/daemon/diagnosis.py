@@ -15,8 +15,9 @@ import numpy as np
 
 from optwatch.detect.base import Signal
 from optwatch.detect.panel import Panel
-from optwatch.policy.engine import Engine, Proposal
+from optwatch.policy.engine import Engine
 from optwatch.policy.load import DEFAULT
+from optwatch.policy.memory import Proposal
 from optwatch.policy.rules import Rules
 from optwatch.series.points import Points
 from optwatch.wire.actions import Command, Outcome

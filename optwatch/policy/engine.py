@@ -9,31 +9,28 @@ from typing import Any
 import msgspec
 
 from optwatch.policy.budget import (
-    IN_FORCE,
     action_of,
     by_policy,
-    inverse,
     is_cut,
     lr_cuts,
     lr_scale,
     rollbacks,
 )
-from optwatch.policy.facts import Facts, gather, is_back
+from optwatch.policy.facts import Facts, gather
 from optwatch.policy.history import KEPT, History
 from optwatch.policy.judge import judge
 from optwatch.policy.load import DEFAULT
-from optwatch.policy.planned import Plans
+from optwatch.policy.memory import Intervention, Memory, Proposal
 from optwatch.policy.rules import Rule, Rules
+from optwatch.policy.undoing import undo, why_withdraw
 from optwatch.series.points import Column, Points
 from optwatch.wire.actions import (
     OPEN_STATES,
     Action,
-    Clip,
     Command,
     Outcome,
     Rollback,
     ScaleLr,
-    Verdict,
     action_args,
 )
 from optwatch.wire.findings import ALARMS, Finding
@@ -45,63 +42,6 @@ WORTH = frozenset({*ALARMS, "info"})
 
 MARGIN = 3.0
 """A cut of an unusual LR brings it so far under the highest usual one: that is for the best of set-ups."""
-
-
-class Proposal(msgspec.Struct, frozen=True, kw_only=True):
-    """One command that the policy wants. `send`: at once (auto); else it waits for approval (advise)."""
-
-    action: str
-    args: dict[str, Any]
-    why: str
-    finding: int | None = None
-    undo_of: str | None = None
-    send: bool = False
-
-
-class Intervention(msgspec.Struct):
-    """The answer to a finding that is under way: the commands that a rule asked for together."""
-
-    rule: str
-    finding: int
-    onset: int
-    asked: int
-    """The run's step when it was proposed."""
-    former_lr: float
-    actions: int
-    """How many commands it asked for."""
-    commands: list[str] = []
-    verdicts: list[Verdict] = []
-
-
-class Memory(msgspec.Struct):
-    """What the engine knows beside the history of the loss."""
-
-    open: dict[int, Finding] = {}
-    """Findings that call for an answer."""
-    onsets: dict[str, list[int]] = {}
-    """Of each kind that calls for an answer, where its last findings began."""
-    passed: dict[int, Finding] = {}
-    """Findings that came to light as they ended: for one cooldown they call for an answer, too."""
-    dealt: set[int] = set()
-    """Those of them that were answered."""
-    converged: set[int] = set()
-    marks: list[int] = []
-    current: Intervention | None = None
-    asked: int | None = None
-    """The run's step at the last proposal."""
-    used: dict[str, int] = {}
-    """How often each rule acted since an intervention last helped."""
-    failures: int = 0
-    trials: dict[str, int] = {}
-    """Commands to be judged, and the step at which each was applied."""
-    verdicts: dict[str, Verdict] = {}
-    until_back: dict[str, float] = {}
-    """LR cuts to be taken back when the LR is down at this value again."""
-    undone: set[str] = set()
-    """Commands whose undoing was proposed."""
-    plans: Plans = msgspec.field(default_factory=Plans)
-    """What is scheduled."""
-    stopped: str = ""
 
 
 class Engine:
@@ -157,7 +97,7 @@ class Engine:
             for schedule in self._memory.plans.due(self.rules.schedule, self._history.now):
                 self._memory.plans.let_go(schedule, self._history.now)
             return []
-        if proposals := self._undo(commands):
+        if proposals := undo(self._memory, self._history.last_lr, commands, send=self.mode == "auto"):
             return proposals
         return self._intervene(commands, allow) or self._follow_schedule(commands, allow)
 
@@ -168,10 +108,13 @@ class Engine:
 
     def withdrawals(self, commands: Sequence[Command]) -> list[tuple[str, str]]:
         """Own proposals that wait for approval although their reason is gone: command id, and why."""
+        memory, lr = self._memory, self._history.last_lr
         return [
             (command.id, why)
             for command in commands
-            if command.state == "proposed" and by_policy(command) and (why := self._why_withdraw(command))
+            if command.state == "proposed"
+            and by_policy(command)
+            and (why := why_withdraw(memory, lr, command))
         ]
 
     def mark(self, step: int) -> None:
@@ -306,63 +249,6 @@ class Engine:
 
     # --- what to do -------------------------------------------------------------------------------------
 
-    def _undo(self, commands: Sequence[Command]) -> list[Proposal]:
-        """Take back what changed nothing, what hurt, and cuts whose reason is gone."""
-        memory, proposals = self._memory, []
-        answered = {command.undo_of for command in commands}
-        for command in commands:
-            if (
-                not by_policy(command)
-                or command.finding is None  # what was scheduled stays
-                or command.state not in IN_FORCE
-                or command.id in memory.undone | answered
-                or not (why := self._why_undo(command, commands))
-                or (action := inverse(command, commands)) is None
-            ):
-                continue
-            memory.undone.add(command.id)
-            proposals.append(
-                Proposal(
-                    action=command.action,
-                    args=action_args(action),
-                    why=why,
-                    finding=command.finding,
-                    undo_of=command.id,
-                    send=self.mode == "auto",
-                )
-            )
-        return proposals
-
-    def _why_undo(self, command: Command, commands: Sequence[Command]) -> str:
-        verdict = self._memory.verdicts.get(command.id)
-        rolled_back = any(c.action == "rollback" and c.finding == command.finding for c in commands)
-        if command.id in self._memory.until_back and (verdict == "neutral" or rolled_back):
-            # While the LR is up, what it was cut for is not over; and what hurt may be the steps given up.
-            return self._why_spare(command)
-        match action_of(command):
-            case Clip() if verdict == "neutral":
-                return ""  # it is there for the next such gradient
-            case ScaleLr(factor=float(factor)) if factor < 1 and verdict == "neutral":
-                if self._usual(lr_scale(commands) / factor) < 1:
-                    return ""  # back at an LR that is far too high, the run would go wrong again
-        if verdict in ("neutral", "hurt"):
-            return f"{command.action} at step {command.step} was judged {verdict}: take it back"
-        return self._why_spare(command)
-
-    def _why_spare(self, command: Command) -> str:
-        """Why an LR cut is needed no more, if it is not."""
-        former, lr = self._memory.until_back.get(command.id), self._history.last_lr
-        if former is not None and is_back(lr, former):
-            return f"the scheduled LR is back at {lr:.3g} (it was {former:.3g}): the cut is needed no more"
-        return ""
-
-    def _why_withdraw(self, command: Command) -> str:
-        if command.finding is None:
-            return ""
-        if command.undo_of is None and command.finding not in self._memory.open | self._memory.passed:
-            return "what it was proposed for is over"
-        return self._why_spare(command)
-
     def _intervene(self, commands: Sequence[Command], allow: Sequence[str]) -> list[Proposal]:
         """Answer the most urgent open finding that a rule has an answer to."""
         memory = self._memory
@@ -383,7 +269,7 @@ class Engine:
             return []
         urgency = ("critical", "warning", "info")
         waiting.sort(key=lambda each: (urgency.index(each.severity), each.onset_step, each.id))
-        usual = self._usual(lr_scale(commands))
+        usual = memory.usual(lr_scale(commands))
         for finding in waiting:
             if self._cooling(finding, commands) or self._near_mark(finding.onset_step):
                 continue
@@ -395,21 +281,6 @@ class Engine:
                 if actions := self._affordable(wanted, commands, allow):
                     return self._propose(facts, rule, actions)
         return []
-
-    def _usual(self, scale: float) -> float:
-        """What is left of the LR where it is brought to what the optimizer is used with, for the hint that
-        asks for the least; 1 where none is open, or the scale in force does so already."""
-        return min(
-            (
-                usual / (lr * scale)
-                for finding in self._memory.open.values()
-                if any(cause.cause == "lr_too_high" for cause in finding.causes)
-                and isinstance(lr := finding.evidence.get("lr"), int | float)
-                and isinstance(usual := finding.evidence.get("usual"), int | float)
-                and lr * scale > usual * (1 + 1e-9)
-            ),
-            default=1.0,
-        )
 
     def _to_known(self, action: Action, rule: Rule, facts: Facts) -> Action:
         """A cut for an LR that has risen brings it back to what it was; one of a rule for unusual LRs, well

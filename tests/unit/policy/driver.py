@@ -7,7 +7,8 @@ import msgspec
 import numpy as np
 
 from optwatch.policy.budget import ASKED_BY
-from optwatch.policy.engine import Engine, Proposal
+from optwatch.policy.engine import Engine
+from optwatch.policy.memory import Proposal
 from optwatch.series.points import Column, Points
 from optwatch.wire.actions import Command, Outcome
 from optwatch.wire.findings import Finding
