@@ -6,7 +6,7 @@ by zlib since few of its counts are not 0, step <i8[h], histograms <u4[h, T·WID
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.histograms import WIDTH
-from optwatch.wire.messages import Schema
 
 ChunkKind = Literal["s", "t", "h"]
 
@@ -34,7 +33,23 @@ def kind_of(text: str) -> ChunkKind:
     raise ValueError(f"a chunk of kind {text!r}")
 
 
-def widths(kind: ChunkKind, schema: Schema) -> tuple[tuple[str, int], ...]:
+class Shape(Protocol):
+    """As much of a schema as says how large the blocks of a chunk are."""
+
+    @property
+    def scalars(self) -> Sized: ...
+
+    @property
+    def tensors(self) -> Sized: ...
+
+    @property
+    def stats(self) -> Sized: ...
+
+    @property
+    def counts(self) -> Sized: ...
+
+
+def widths(kind: ChunkKind, schema: Shape) -> tuple[tuple[str, int], ...]:
     """Dtype and numbers per row of each block of a chunk."""
     if kind == "s":
         return ("<i8", 1), ("<f8", 1), ("<f8", len(schema.scalars)), ("|u1", len(schema.scalars))
@@ -56,7 +71,7 @@ def histogram_chunk(blocks: BatchBlocks) -> bytes:
     return pack_blocks("h", blocks.histogram_step, blocks.histograms)
 
 
-def split(kind: ChunkKind, schema: Schema, rows: int, data: bytes) -> list[npt.NDArray[Any]]:
+def split(kind: ChunkKind, schema: Shape, rows: int, data: bytes) -> list[npt.NDArray[Any]]:
     """The blocks of a chunk, each [rows, width], read-only.
 
     Raises:
@@ -86,7 +101,7 @@ class Readable(Protocol):
 
 
 def split_rows(
-    kind: Literal["s", "t"], schema: Schema, rows: int, blob: Readable, start: int, stop: int
+    kind: Literal["s", "t"], schema: Shape, rows: int, blob: Readable, start: int, stop: int
 ) -> list[npt.NDArray[Any]]:
     """Some rows of the blocks of a chunk, from `start` to `stop`, without reading the others.
 
@@ -106,7 +121,7 @@ def split_rows(
     return out
 
 
-def join(kind: ChunkKind, schema: Schema, parts: Sequence[tuple[int, bytes]]) -> bytes:
+def join(kind: ChunkKind, schema: Shape, parts: Sequence[tuple[int, bytes]]) -> bytes:
     """One chunk out of several (rows, blob) of the same schema, in their order.
 
     Raises:

@@ -1,6 +1,7 @@
 """The server: one thread that polls all sockets and moves everything on."""
 
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 BURST = 0.05
 """Seconds for which messages are taken from the socket before everything else gets its turn."""
+REST, LONGEST_REST = 3.0, 0.2
+"""How long messages alone are taken after everything else had its turn: so many times as long as that took,
+and seconds at most. Of a thousand ranks some have always sent something, and all would be looked through."""
 NOBLOCK = int(zmq.NOBLOCK)
 TICK = 0.05
 SLOW_TICK = 1.0
@@ -73,6 +77,7 @@ class Server:
         self._rereading = False
         self._busy = time.monotonic()
         self._next_slow = 0.0
+        self._next_move = 0.0
         self._held: list[tuple[bytes, list[Any]]] = []
         self._outbox: deque[tuple[int, bytes, list[Any]]] = deque()
         """What may go out once the store has what it rests on: (ticket, routing id, parts)."""
@@ -131,7 +136,9 @@ class Server:
             self._publisher.subscriptions(end)
 
     def _turn(self, timeout: float) -> None:
-        events = dict(self._poller.poll(int(timeout * 1_000)))
+        if (due := self._next_move - time.monotonic()) > 0:
+            timeout = min(timeout, due)
+        events = dict(self._poller.poll(math.ceil(timeout * 1_000)))
         now = time.monotonic()
         if self._rereading:
             self._rereading = False
@@ -143,16 +150,21 @@ class Server:
                 handshakes.look()
         if self._wake in events:
             os.read(self._wake, 4_096)
+            self._release()
         if self._xpub in events:
             self._publisher.subscriptions(now)
         if self._router in events:
             self._drain(now)
+        if (began := time.monotonic()) < self._next_move:
+            return
         self._leftovers.tick(now)
         self._advance(now)
         self._settle()
         self._publisher.tick(now)
         if self._readout.wanted:
             self._readout.take(self._runs, self._store, self._ingest, now)
+        ended = time.monotonic()
+        self._next_move = ended + min(REST * (ended - began), LONGEST_REST)
 
     def _drain(self, now: float) -> int:
         """Take the messages that are there, for a while; how many there were."""
