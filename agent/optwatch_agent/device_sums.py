@@ -1,7 +1,7 @@
 """The statistics of tensors that are on a device, worked out there.
 
 One kernel does it (`fused`) or, where there is none or it cannot read them, torch's own operations in
-float64: some fifty measure a matrix of rows (`rows`), however many tensors are in it. Nothing is read back,
+float64: some eighty measure a matrix of rows (`rows`), however many tensors are in it. Nothing is read back,
 and what follows from a count of steps that is on the device is worked out there as well.
 """
 
@@ -50,16 +50,6 @@ class Entry(NamedTuple):
         """What entries have in common that are measured together."""
         there = self.grad is None, self.first is None, self.second is None, *self.extra, self.updates
         return self.param.device, is_wide(self.param.numel()), there
-
-
-class Numbers(NamedTuple):
-    """What entries are reckoned with, a float64[entries] each: `form`, what sqrt(v) is multiplied by to give
-    sqrt(v̂), the floor of sqrt(v̂) in rms_t, and 10 ε."""
-
-    form: Form
-    hat: Tensor
-    floor: Tensor
-    low: Tensor
 
 
 class Tools:
@@ -167,7 +157,9 @@ class DeviceSums:
             if entries[0].param.device == device and not entries[0].extra and all(map(kernel.takes, of_kind)):
                 taken.append(kind)
                 tensors += of_kind
-                numbers.append(_stacked(entries, self._roles))
+                numbers.append(
+                    _harmless(entries) if entries[0].grad is None else _numbers_of(entries, self._roles)
+                )
         if not taken:
             return
         out = kernel.measure(tensors, torch.cat(numbers, 1), self._roles.root == "itself")
@@ -199,7 +191,7 @@ class DeviceSums:
 
 
 def _measured(
-    batch: Batch, entries: Sequence[Entry], numbers: Numbers | None, roles: Roles
+    batch: Batch, entries: Sequence[Entry], numbers: Tensor | None, roles: Roles
 ) -> tuple[Columns, Columns]:
     """Of each row of a batch, float64[rows]: what is to be added up, and of what the highest is wanted; the
     lowest of v as the highest of -v."""
@@ -209,6 +201,7 @@ def _measured(
     if numbers is None:
         return added, highest
     none = batch.padding()
+    *coefficients, hat_of_root, floor, low = batch.of_rows(numbers)
     g = batch.joined([each.grad for each in of_batch if each.grad is not None])
     added["grad"], highest["grad_max"] = g.square().sum(1), g.abs().amax(1)
     added["grad_zeros"] = (g == 0).masked_fill_(none, False).sum(1, dtype=torch.float64)
@@ -224,11 +217,9 @@ def _measured(
         added["second"], highest["second_max"] = v.sum(1), v.masked_fill(none, -torch.inf).amax(1)
         highest["second_min"] = v.neg().masked_fill_(none, -torch.inf).amax(1)
         added["moments_nonfinite"] = added.get("moments_nonfinite", 0.0) + _lost(v)
-        hat = root * batch.of_rows(numbers.hat)
-        added["rms_t"] = g.div(torch.maximum(hat, batch.of_rows(numbers.floor))).square().sum(1)
-        added["eps"] = (
-            (hat < batch.of_rows(numbers.low)).masked_fill_(none, False).sum(1, dtype=torch.float64)
-        )
+        hat = root * hat_of_root
+        added["rms_t"] = g.div(torch.maximum(hat, floor)).square().sum(1)
+        added["eps"] = (hat < low).masked_fill_(none, False).sum(1, dtype=torch.float64)
     extra = {name: batch.joined([each.extra[name] for each in of_batch]) for name in of_batch[0].extra}
     if of_batch[0].updates:
         if roles.update is rprop:
@@ -238,8 +229,7 @@ def _measured(
                 root = highest_v.sqrt()
             elif v is not None and (mean := extra.get("grad_avg")) is not None:
                 root = v.addcmul(mean, mean, value=-1).sqrt_()
-            coefficients = Form(*map(batch.of_rows, numbers.form))
-            update = _update(coefficients, g, m, p, root, none)
+            update = _update(Form(*coefficients), g, m, p, root, none)
         added["update"] = update.square().sum(1)
     return added, highest
 
@@ -262,40 +252,39 @@ def _lost(x: Tensor) -> Tensor:
     return lost
 
 
-def _numbers_of(entries: Sequence[Entry], roles: Roles) -> Numbers:
-    """What entries of one kind are reckoned with."""
+def _numbers_of(entries: Sequence[Entry], roles: Roles) -> Tensor:
+    """What entries of one kind are reckoned with, float64[9, entries]: the coefficients of their form; what
+    sqrt(v) is multiplied by to give sqrt(v̂), the floor of that in rms_t, and 10 ε."""
     device, rule = entries[0].param.device, roles.update
     of_groups = []
     for _, run in groupby(entries, key=lambda each: id(each.group)):
         members = list(run)
-        group = members[0].group
+        group, state = members[0].group, members[0].state
         steps = _vector([_steps(each.state, group) for each in members], device)
         begun = steps > 0
         found = Form()
         if members[0].updates and rule in FORMS:
-            keys = [key for key in ("step", "mu_product") if key in members[0].state]
-            held = {key: _vector([each.state[key] for each in members], device) for key in keys}
+            held = {"step": steps} if "step" in state else {}
+            if "mu_product" in state:
+                held["mu_product"] = _vector([each.state["mu_product"] for each in members], device)
             found = form(rule, rule.scalars(held, group), members[0].first is not None)
+        numbers = [torch.zeros_like(steps).add_(each) for each in found]
+        if "step" in state:  # a fused step that was skipped from the first has no update
+            numbers = [torch.where(begun, each, still) for each, still in zip(numbers, Form(), strict=True)]
         hat: Any = 1.0
         if roles.corrected:
             hat = torch.where(begun, (1.0 - number(group["betas"][1]) ** steps).rsqrt(), 1.0)
         epsilon = roles.epsilon(group)
-        numbers = [torch.zeros_like(steps).add_(each) for each in found]
-        if "step" in members[0].state:  # a fused step that was skipped from the first has no update
-            numbers = [torch.where(begun, each, still) for each, still in zip(numbers, Form(), strict=True)]
         others = (hat, max(epsilon, _TINY), 10 * epsilon)
-        of_groups.append([*numbers, *(torch.zeros_like(steps).add_(each) for each in others)])
-    columns = [torch.cat(parts) for parts in zip(*of_groups, strict=True)]
-    return Numbers(Form(*columns[:-3]), *columns[-3:])
+        numbers += [torch.zeros_like(steps).add_(each) for each in others]
+        of_groups.append(torch.stack(numbers))
+    return torch.cat(of_groups, 1)
 
 
-def _stacked(entries: Sequence[Entry], roles: Roles) -> Tensor:
-    """The numbers as float64[9, entries]; of entries without a gradient some that do no harm."""
-    if entries[0].grad is None:
-        of_each = np.array([[*Form(), 1.0, 1.0, 0.0]] * len(entries)).T
-        return uploaded(np.ascontiguousarray(of_each), entries[0].param.device)
-    numbers = _numbers_of(entries, roles)
-    return torch.stack([*numbers.form, numbers.hat, numbers.floor, numbers.low])
+def _harmless(entries: Sequence[Entry]) -> Tensor:
+    """The same of entries without a gradient, of which nothing is reckoned."""
+    of_each = np.array([[*Form(), 1.0, 1.0, 0.0]] * len(entries)).T
+    return uploaded(np.ascontiguousarray(of_each), entries[0].param.device)
 
 
 _OF_FIRST = ("first", "dot")
@@ -328,13 +317,10 @@ def _vector(values: Sequence[Any], device: torch.device) -> Tensor:
     there = [isinstance(value, Tensor) and on_device(value) for value in values]
     if not any(there):
         return uploaded(np.array([scalar(value) for value in values], dtype=np.float64), device)
-    each = [
-        value.detach().reshape(()).double()
-        if is_there
-        else torch.full((), scalar(value), dtype=torch.float64, device=device)
-        for value, is_there in zip(values, there, strict=True)
-    ]
-    return torch.stack(each)
+    if all(there) and len({value.dtype for value in values}) == 1:
+        return torch.stack([value.detach().reshape(()) for value in values]).double()
+    each = [number(value) if on_it else scalar(value) for value, on_it in zip(values, there, strict=True)]
+    return torch.stack([torch.zeros((), dtype=torch.float64, device=device).add_(value) for value in each])
 
 
 def _fitting(tensor: Any, param: Tensor) -> Tensor | None:

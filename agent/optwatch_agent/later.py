@@ -92,7 +92,7 @@ def carried(numbers: Tensor) -> tuple[Tensor, Any]:
     """A copy on the host, and the event after which it can be read."""
     if not numbers.is_cuda:
         return numbers, Arrived()
-    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    host = torch.empty(numbers.shape, dtype=numbers.dtype, device="cpu", pin_memory=True)
     host.copy_(numbers, non_blocking=True)
     make_event: Any = torch.cuda.Event
     passed = make_event()

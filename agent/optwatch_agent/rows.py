@@ -61,9 +61,9 @@ class Batch:
         torch._foreach_copy_(list(torch.split(out, self._split)[::2]), parts)
         return out.view(self._rows, self._width)
 
-    def of_rows(self, of_tensors: Tensor) -> Tensor:
-        """Numbers of all tensors, [tensors], as those of the rows, [rows, 1]."""
-        return of_tensors.index_select(0, self._owner).unsqueeze(1)
+    def of_rows(self, of_tensors: Tensor) -> tuple[Tensor, ...]:
+        """Numbers of all tensors of the layout, [n, tensors], as n columns of the rows, [rows, 1]."""
+        return of_tensors.index_select(1, self._owner).unsqueeze(2).unbind()
 
     def added(self, of_rows: Tensor) -> Tensor:
         """Sums over the rows of each tensor, [n, rows] to [n, tensors]."""

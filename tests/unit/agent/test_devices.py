@@ -278,12 +278,15 @@ def test_nothing_waits_for_the_device(device: Device, fused: bool) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 0.8)
         optimizer.step()
     assert mode.waits == []
+    assert not watch._agent.tracks[0].degraded
     watch.detach()
 
 
 def under(mode: NoWait, hook: Any) -> Any:
+    """A hook in this mode, and where tensors are made on some other device unless told otherwise."""
+
     def hooked(*args: Any) -> Any:
-        with mode:
+        with torch.device("meta"), mode:
             return hook(*args)
 
     return hooked
