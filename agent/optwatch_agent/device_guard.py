@@ -6,16 +6,18 @@ a step that is skipped. Any other takes it with gradients of zero: no NaN comes 
 applies and the step counts.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from optwatch_agent.device_norms import norms, total_norm
+from optwatch.wire.actions import AUTO_LEAST, AUTO_OVER
+from optwatch_agent.device_norms import clipped, norms, total_norm
 from optwatch_agent.globalnorm import gradients_of, is_spread, spread_energy
 from optwatch_agent.later import Later
-from optwatch_agent.reflexes import LAST, MOST_IN_A_ROW, MOST_OF_LAST, AdaptiveNorm
+from optwatch_agent.reflexes import LAST, MOST_IN_A_ROW, MOST_OF_LAST, REFRESH, AdaptiveNorm
 from optwatch_agent.tensors import local
 
 
@@ -24,7 +26,8 @@ class DeviceGuard:
 
     def __init__(self, skips: bool, adaptive: AdaptiveNorm | None) -> None:
         self._skips = skips
-        self._adaptive = adaptive
+        self._usual = None if adaptive is None else UsualNorm()
+        self._acted = 0
         self._later: Later[int] = Later()
         self._row: Tensor | None = None
         self._recent: Tensor | None = None
@@ -41,13 +44,14 @@ class DeviceGuard:
             skip = self._verdict(finite, step) if self._skips else torch.zeros_like(finite)
             if self._skips:
                 self._leave_out(optimizer, grads, skip)
-            if self._adaptive is not None and self._adaptive.limit is not None:
-                coefficient = (self._adaptive.limit / (norm + 1e-6)).clamp(max=1.0)
-                coefficient = torch.where(finite, coefficient, 1.0)
-                narrow = all(grad.dtype is not torch.float64 for grad in grads)
-                torch._foreach_mul_(grads, coefficient.float() if narrow else coefficient)
-                norm = norm * coefficient
-            self._later.put(step, torch.stack([norm, finite.double(), skip.double()]))
+            limit = torch.full_like(norm, math.inf)
+            if self._usual is not None:
+                if self._acted >= AUTO_LEAST:  # before, there is no limit
+                    norm = clipped(grads, norm, self._usual.limit)
+                self._usual.see(norm)
+                limit = self._usual.limit
+            self._acted += 1
+            self._later.put(step, torch.stack([norm, skip.double(), limit]))
 
     def end(self) -> None:
         """The step is over, or never came to its end."""
@@ -55,15 +59,15 @@ class DeviceGuard:
         if optimizer is not None:
             del optimizer.found_inf
 
-    def outcomes(self) -> Iterator[tuple[int, float, bool]]:
-        """(global_step, norm after the clip, whether it was skipped) of the steps that have arrived."""
-        for step, (norm, _, skipped) in self._later.take():
-            yield step, norm, bool(skipped)
+    def outcomes(self) -> Iterator["Outcome"]:
+        """What became of the steps that have arrived."""
+        for step, (norm, skipped, limit) in self._later.take():
+            yield Outcome(step, norm, bool(skipped), limit)
 
-    def last_outcomes(self) -> Iterator[tuple[int, float, bool]]:
-        """The same of all steps, for which this waits."""
-        for step, (norm, _, skipped) in self._later.finish():
-            yield step, norm, bool(skipped)
+    def last_outcomes(self) -> Iterator["Outcome"]:
+        """What became of all steps, for which this waits."""
+        for step, (norm, skipped, limit) in self._later.finish():
+            yield Outcome(step, norm, bool(skipped), limit)
 
     def _verdict(self, finite: Tensor, step: int) -> Tensor:
         """Whether to skip, which no more than so many steps are."""
@@ -84,6 +88,51 @@ class DeviceGuard:
             return
         for grad in grads:
             grad.masked_fill_(skip, 0.0)
+
+
+class Outcome(NamedTuple):
+    """What became of a step: the norm after the clip, whether it was skipped, and the limit from then on."""
+
+    step: int
+    norm: float
+    skipped: bool
+    limit: float
+    """inf as long as too few norms are known."""
+
+
+class UsualNorm:
+    """`AdaptiveNorm` on the device: a limit that the host kept would be another one on each rank, since each
+    hears of its norms when its device has got that far."""
+
+    def __init__(self) -> None:
+        self.limit = torch.tensor(math.inf, dtype=torch.float64)
+        """float64[]; inf as long as too few norms are known."""
+        self._logs = torch.full((AUTO_OVER,), math.inf, dtype=torch.float64)
+        self._seen = torch.zeros((), dtype=torch.int64)
+
+    def see(self, norm: Tensor) -> None:
+        """Take account of a norm, float64[], after the clip. One that is 0 or not finite does not count."""
+        if self._logs.device != norm.device:
+            self.limit = torch.full_like(norm, math.inf)
+            self._logs = norm.new_full((AUTO_OVER,), math.inf)
+            self._seen = torch.zeros((), dtype=torch.int64, device=norm.device)
+        counts = (norm > 0) & norm.isfinite()
+        here = torch.arange(AUTO_OVER, device=norm.device) == self._seen % AUTO_OVER
+        self._logs = torch.where(here & counts, norm.log(), self._logs)
+        self._seen = self._seen + counts
+        due = (self._seen % REFRESH == 0) | self.limit.isinf()
+        self.limit = torch.where(counts & due & (self._seen >= AUTO_LEAST), self._of_logs(), self.limit)
+
+    def _of_logs(self) -> Tensor:
+        """exp(median + 4 MAD) of those there are."""
+        known = self._seen.clamp(max=AUTO_OVER)
+        middle = torch.stack([(known - 1).clamp(min=0) // 2, known // 2])
+
+        def median(values: Tensor) -> Tensor:
+            return values.sort().values.index_select(0, middle).mean()
+
+        centre = median(self._logs)
+        return (centre + 4 * median((self._logs - centre).abs())).exp()
 
 
 def _norm(optimizer: torch.optim.Optimizer) -> Tensor:

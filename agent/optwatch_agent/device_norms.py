@@ -29,3 +29,12 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all tensors together, float64[]; inf or NaN if an element is."""
     total: Tensor = torch.linalg.vector_norm(norms(tensors))
     return total
+
+
+def clipped(tensors: Sequence[Tensor], norm: Tensor, limit: Tensor | float) -> Tensor:
+    """Clip tensors whose total norm is `norm`, float64[], in place to another, as
+    `torch.nn.utils.clip_grad_norm_` does; the norm after. One that is not finite clips nothing."""
+    coefficient = torch.where(norm.isfinite(), (limit / (norm + 1e-6)).clamp(max=1.0), 1.0)
+    narrow = all(tensor.dtype is not torch.float64 for tensor in tensors)
+    torch._foreach_mul_(list(tensors), coefficient.float() if narrow else coefficient)
+    return norm * coefficient

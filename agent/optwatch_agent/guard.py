@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optwatch_agent.device_guard import DeviceGuard
+from optwatch_agent.device_guard import DeviceGuard, Outcome
 from optwatch_agent.globalnorm import is_spread
 from optwatch_agent.reflexes import LAST, MOST_IN_A_ROW, MOST_OF_LAST, AdaptiveNorm
 from optwatch_agent.roles import counters_of, fresh
@@ -96,17 +96,17 @@ class Guard:
         if self.on_device is not None:
             self._tell(self.on_device.last_outcomes())
 
-    def _tell(self, outcomes: Iterable[tuple[int, float, bool]]) -> None:
+    def _tell(self, outcomes: Iterable[Outcome]) -> None:
         """Take account of steps that the device has done with."""
-        for former, norm, skipped in outcomes:
+        for former, norm, skipped, limit in outcomes:
             if self.skips and skipped:
                 self.skipped += 1
                 self.news.append((former, "guard: a step was skipped, its gradients were not finite"))
             elif self.skips and not math.isfinite(norm):
                 limits = f"{MOST_IN_A_ROW} in a row or {MOST_OF_LAST} of the last {LAST:,} were skipped"
                 self.news.append((former, f"guard: gradients that are not finite were let through, {limits}"))
-            if self.adaptive is not None:
-                self.adaptive.see(norm)
+            if self.adaptive is not None and math.isfinite(limit):
+                self.adaptive.limit = limit
 
     def end(self) -> None:
         """Put back what a step was kept from. Also before a step, since one that raised has no end."""

@@ -10,7 +10,7 @@ MOST_IN_A_ROW = 3
 MOST_OF_LAST = 20
 LAST = 1_000
 """Steps that are skipped at most: in a row, and of the last 1,000. More than that is no accident."""
-_REFRESH = 8
+REFRESH = 8
 """Steps between two looks at what is usual."""
 
 
@@ -32,5 +32,5 @@ class AdaptiveNorm:
             return
         self._norms.append(norm)
         self._seen += 1
-        if len(self._norms) >= AUTO_LEAST and (self._seen % _REFRESH == 0 or self.limit is None):
+        if len(self._norms) >= AUTO_LEAST and (self._seen % REFRESH == 0 or self.limit is None):
             self.limit = usual_norm(self._norms)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optwatch_agent.device_guard import DeviceGuard
+from optwatch_agent.device_guard import DeviceGuard, UsualNorm
 from optwatch_agent.guard import Guard
-from optwatch_agent.reflexes import MOST_IN_A_ROW, MOST_OF_LAST
+from optwatch_agent.reflexes import MOST_IN_A_ROW, MOST_OF_LAST, AdaptiveNorm
 from tests.unit.agent.elsewhere import Device, device
 from tests.unit.agent.models import batches, classifier
 
@@ -154,6 +154,36 @@ def test_a_spike_is_clipped_to_what_is_usual_and_does_not_raise_it() -> None:
             assert limit < 5
         else:
             assert torch.equal(-param.detach(), grad)
+
+
+def test_the_limit_is_that_of_the_host_step_for_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    here, there = AdaptiveNorm(), UsualNorm()
+    for step in range(500):
+        norm = float(torch.randn((), generator=generator).exp())
+        norm = {7: 0.0, 12: math.nan, 300: math.inf}.get(step, norm)
+        here.see(norm)
+        there.see(torch.tensor(norm, dtype=torch.float64))
+        assert float(there.limit) == pytest.approx(here.limit or math.inf, rel=1e-12)
+
+
+def test_the_limit_does_not_depend_on_when_the_host_hears(device: Device) -> None:
+    """Else each of several ranks would clip to one of its own."""
+
+    def run(delay: int) -> Tensor:
+        device.delay = delay
+        param = nn.Parameter(torch.zeros(4))
+        optimizer = torch.optim.SGD([param], lr=1.0)
+        guard = on_device(("clip",), optimizer)
+        for step in range(1, 60):
+            param.grad = torch.tensor([1.0, 2.0, 0.0, 0.0]) * (1 + 0.1 * math.sin(step))
+            if step > 40:
+                param.grad *= 1e3
+            guard.act_on_device(optimizer, step)
+            optimizer.step()
+        return param.detach()
+
+    assert torch.equal(run(0), run(13))
 
 
 def test_the_end_waits_for_the_last_outcome(device: Device) -> None:
