@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy.ma  # noqa: F401  numpy loads it at its first median, when there may be no file left to open
 import zmq
@@ -16,7 +17,6 @@ from optwatch.daemon.announcement import Announcement
 from optwatch.daemon.boards import Boards, Ranks
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.herald import Herald
-from optwatch.daemon.meters import Meters
 from optwatch.daemon.readout import Readout
 from optwatch.daemon.refusals import Handshakes
 from optwatch.daemon.retention import Limits
@@ -37,6 +37,9 @@ from optwatch.wire.places import (
     state_dir,
 )
 from optwatch.wire.requests import Mode
+
+if TYPE_CHECKING:
+    from optwatch.daemon.meters import Meters
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +92,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
             boards = Boards(
                 settings.tensorboard, store.path, settings.tensorboard_ranks, settings.tensorboard_tensors
             )
-        meters = Meters(settings.metrics, readout) if settings.metrics else None
+        meters = _meters(settings, readout)
         telemetry = Telemetry(settings.otlp, readout) if settings.otlp is not None else None
         herald = Herald(notify_file())
         runs = Runs(store, settings.mode, rules)
@@ -159,6 +162,14 @@ def _access(context: "zmq.Context[zmq.Socket[bytes]]", settings: Settings) -> Ac
         raise StartError(str(error)) from None
     except OSError as error:
         raise StartError(f"cannot keep keys in {error.filename}: {error.strerror}") from None
+
+
+def _meters(settings: Settings, readout: Readout) -> "Meters | None":
+    if settings.metrics is None:
+        return None
+    from optwatch.daemon.meters import Meters  # with it comes an HTTP server
+
+    return Meters(settings.metrics, readout)
 
 
 def _reread(policy: Path | None, runs: Runs, herald: Herald) -> None:

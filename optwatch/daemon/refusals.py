@@ -1,12 +1,12 @@
 """Refusals: who was turned away, and why, in the log. A flood of them is a line and a number."""
 
 import logging
+import struct
 import time
 from collections import OrderedDict
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +15,9 @@ PERIOD = 60.0
 MOST = 30
 """Lines in `PERIOD`, whoever is turned away."""
 MOST_KNOWN = 1_000
+
+_EVENT = struct.Struct("=hi")
+"""What a monitor tells: the event, and its value. `zmq.utils.monitor` reads it too, and imports asyncio."""
 
 _HANDSHAKES: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it presents no key",
@@ -68,8 +71,9 @@ class Handshakes:
         """Note what has failed since."""
         while True:
             try:
-                event = parse_monitor_message(self.socket.recv_multipart(zmq.NOBLOCK))
+                event, _ = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            why = _HANDSHAKES.get(event["value"], "it does not speak as ZeroMQ does")
+            (_, value) = _EVENT.unpack(event)
+            why = _HANDSHAKES.get(value, "it does not speak as ZeroMQ does")
             self._refusals.note("a connection", why)

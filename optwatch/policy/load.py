@@ -1,6 +1,5 @@
 """Policies from TOML files; what is wrong in one is said with its line."""
 
-from importlib import resources
 from pathlib import Path
 
 from optwatch.policy.rules import Rules
@@ -46,7 +45,7 @@ def parse_rules(text: str, source: str) -> Rules:
 
 def default_text() -> str:
     """The policy that optwatch ships, with its comments."""
-    return resources.files("optwatch.policy").joinpath("default.toml").read_text(encoding="utf-8")
+    return Path(__file__).with_name("default.toml").read_text(encoding="utf-8")
 
 
 DEFAULT = parse_rules(default_text(), "the shipped policy")
