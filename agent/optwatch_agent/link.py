@@ -77,6 +77,8 @@ _REJECTED = 5.0
 """Seconds until a daemon that refuses this agent is asked again."""
 _HANDSHAKE = 3.0
 """Seconds that a connection may take to be there."""
+_PROBE = 0.5
+"""Seconds between two looks, while it is not there, at whether anybody listens any more."""
 _BLOCKED = 0.5
 """Seconds for which a socket takes nothing after which the connection is held lost."""
 _WELCOME = 10.0
@@ -157,6 +159,9 @@ class Link:
         """When the socket last would have taken a message, or was made."""
         self._greeted = 0.0
         """When hello was said, or the socket was made."""
+        self._at = ""
+        """The address that the socket is connected to, or is to be."""
+        self._next_probe = 0.0
         self._next_try = 0.0
         self._retry = _RETRY[0]
         self._next_beat = 0.0
@@ -318,8 +323,9 @@ class Link:
             self._warn(f"cannot connect to {address}: {error}")
             socket.close(0)
             return
-        self._socket = socket
+        self._socket, self._at = socket, address
         self._writable = self._greeted = now
+        self._next_probe = now + _PROBE
 
     def _watch_connection(self, now: float) -> None:
         """Say hello as soon as the connection is there, and notice when it is lost."""
@@ -333,7 +339,11 @@ class Link:
                 self._greeted = now
                 self._known.clear()
         limit = _BLOCKED if self._connected else _HANDSHAKE
-        if now - self._writable > limit or (not self.welcomed and now - self._greeted > _WELCOME):
+        gone = False
+        if not self._connected and now >= self._next_probe:
+            self._next_probe = now + _PROBE
+            gone = refused(self._at)  # a daemon that ended in the handshake: ZeroMQ does not say so
+        if gone or now - self._writable > limit or (not self.welcomed and now - self._greeted > _WELCOME):
             self._disconnect()
 
     def _disconnect(self) -> None:

@@ -366,7 +366,8 @@ class Run:
             session, reduced = rank.session, number in spare
             if session.beat is None or session.link(now) != "up" or number not in known:
                 continue
-            if session.beat.reduced != reduced:
+            if session.beat.reduced != reduced and session.beat is not session.assigned:
+                session.assigned = session.beat
                 tell(session.hello.session, Assign(session=session.hello.session, reduced=reduced))
         if text := self.duties.news():
             self._remark("note", text)

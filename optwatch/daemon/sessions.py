@@ -36,6 +36,8 @@ class Session:
     stepped: float = float("-inf")
     """Monotonic time at which `steps` was learned."""
     beat: Beat | None = None
+    assigned: Beat | None = None
+    """The beat that was answered with what to send: it is told again where a later one shows it was lost."""
     stack: Stack | None = None
     stacked: float = float("-inf")
     """The last answer to a question for its stack, and the monotonic time at which it came."""

@@ -1,6 +1,8 @@
 """A daemon that is killed at any moment gives back all that it acknowledged, and goes on."""
 
 import random
+import socket
+import time
 from pathlib import Path
 
 import msgspec
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from optwatch.wire.messages import Prepare
-from tests.daemons import DaemonProcess
+from tests.daemons import GUARD, DaemonProcess
 from tests.integration.test_daemon_commands import state_of
 from tests.peers import AgentPeer, values
 
@@ -24,6 +26,33 @@ def test_all_that_was_acknowledged_survives_kills_under_load(home: Path, kills: 
     outcome = onslaught(home / "daemon", kills, seed)
     print(outcome)
     assert not outcome.problems
+
+
+def test_a_link_notices_that_its_daemon_ended_in_the_handshake(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")  # the link is the agent's own
+    from optwatch_agent import link
+    from tests.simulated import SimulatedRun
+
+    monkeypatch.setattr(link, "_HANDSHAKE", float("inf"))
+    daemon.kill()
+    host, port = daemon.address.removeprefix("tcp://").split(":")
+    with socket.create_server((host, int(port))) as ending:
+        ending.settimeout(GUARD)
+        run = SimulatedRun("alone", daemon.address, 0, False, numbers=[0], world_size=1)
+        rank = run.ranks[0]
+        rank.link.start()
+        for _ in range(2):  # it looks whether anybody listens, and connects
+            connection, _ = ending.accept()
+            connection.recv(1)
+            connection.close()
+    daemon.start()
+    end = time.monotonic() + GUARD
+    while not rank.link.welcomed:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    rank.link.stop("done")
 
 
 def test_a_record_whose_parts_come_before_and_after_a_kill_is_whole(daemon: DaemonProcess) -> None:
