@@ -222,7 +222,8 @@ class Link:
         """Seconds to the next turn. No two ranks of a job keep the same beat for long."""
         if time.monotonic() < self._hasty_until:
             return _QUICK_TURN
-        return self._turn_time * _JITTER.uniform(0.9, 1.1)
+        turn = self._turn_time if self.welcomed else TURN  # a link that is away is soon back
+        return turn * _JITTER.uniform(0.9, 1.1)
 
     def _turn(self, everything: bool = False) -> None:
         for message, blocks, schema in self._source.collect(everything):
