@@ -9,6 +9,7 @@ import functools
 import math
 import types
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from optwatch.wire.actions import (
     usual_norm,
 )
 from optwatch_agent import shards
+from optwatch_agent.device_guard import UsualNorm, norm_there
+from optwatch_agent.device_norms import clipped
 from optwatch_agent.globalnorm import global_norm, gradients_of, is_spread, is_unsummed
 from optwatch_agent.loose import Loose
 from optwatch_agent.noise import Noise, perturb_parameters
@@ -35,7 +38,7 @@ from optwatch_agent.quantised import set_all
 from optwatch_agent.reflexes import AdaptiveNorm
 from optwatch_agent.roles import Roles, fresh, roles_of
 from optwatch_agent.snapshots import Snapshots
-from optwatch_agent.tensors import on_cpu, scalar
+from optwatch_agent.tensors import local, on_cpu, on_device, scalar
 
 
 class Actuators:
@@ -48,8 +51,8 @@ class Actuators:
         self.loss: Any = None
         """The loss of the step that ends, for a snapshot that is taken after it."""
         self.max_norm: float | None = None
-        self.adaptive: AdaptiveNorm | None = None
-        """What `max_norm` follows, where it does."""
+        self.adaptive: AdaptiveNorm | UsualNorm | None = None
+        """What `max_norm` follows, where it does: on a device, some steps later."""
         self.noise: Noise | None = None
         self.sparse = False
         """Whether there was a sparse gradient when they were last looked at."""
@@ -136,10 +139,11 @@ class Actuators:
                 self.adaptive = None
                 if action.max_norm == "auto":
                     self.max_norm = usual_norm(self.recent_norms)
-                    self.adaptive = AdaptiveNorm(self.recent_norms, self.max_norm)
+                    self.adaptive = self._following(self.recent_norms, self.max_norm)
                 else:
                     self.max_norm = action.max_norm
-                    self.adaptive = AdaptiveNorm((), self.max_norm) if action.adapt else None
+                    if action.adapt and self.max_norm is not None:
+                        self.adaptive = self._following((), self.max_norm)
                 return {} if self.max_norm is None else {"max_norm": self.max_norm}
             case Perturb(target="param"):
                 perturb_parameters(self._optimizer, action, step)
@@ -181,9 +185,47 @@ class Actuators:
 
     def see_clipped(self, norm: float) -> None:
         """Take account of a norm as it was after the clip."""
-        if self.adaptive is not None:
+        if isinstance(self.adaptive, AdaptiveNorm):
             self.adaptive.see(norm)
             self.max_norm = self.adaptive.limit
+
+    @property
+    def there(self) -> bool:
+        """Whether the gradients are on a device."""
+        return any(on_device(local(param)) for group in self._groups for param in group["params"])
+
+    def clip_there(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Clip gradients on a device to `max_norm`: the norm before and after, float64[], and the limit from
+        then on, if that follows what is usual. Nothing waits for it."""
+        assert self.max_norm is not None
+        grads = [local(grad) for grad in gradients_of(self._optimizer)]
+        scaled_by = getattr(self._optimizer, "grad_scale", None)
+        with torch.no_grad():
+            norm = norm_there(self._optimizer)
+            if scaled_by is not None:
+                norm = norm / scaled_by
+            usual = self.adaptive if isinstance(self.adaptive, UsualNorm) else None
+            after = clipped(grads, norm, self.max_norm if usual is None else usual.limit)
+            if usual is None:
+                return norm, after, None
+            usual.see(after)
+            return norm, after, usual.limit
+
+    def hear_norm(self, numbers: list[float]) -> dict[str, float]:
+        """Take account of a norm before any clip that a device has worked out; no columns follow."""
+        self.recent_norms.append(numbers[0])
+        return {}
+
+    def hear_limit(self, numbers: list[float]) -> dict[str, float]:
+        """Take account of the limit that a device follows; no columns follow."""
+        if isinstance(self.adaptive, UsualNorm):
+            self.max_norm = numbers[0]
+        return {}
+
+    def _following(self, norms: Iterable[float], limit: float) -> AdaptiveNorm | UsualNorm:
+        if self.there:
+            return UsualNorm(local(self._groups[0]["params"][0]).device, [*norms], limit)
+        return AdaptiveNorm(norms, limit)
 
     def _noise_refusal(self) -> str | None:
         """Why the gradients cannot be given noise."""
@@ -200,8 +242,12 @@ class Actuators:
         that left one out would leave the others waiting."""
         if unsummed:
             return "clip: the gradients are yet to be summed over ranks when the optimizer steps"
-        if not all(on_cpu(param) for group in self._groups for param in group["params"]):
-            return "clip: the gradients are on a device, and each step would have to wait for their norm"
+        params = [local(param) for group in self._groups for param in group["params"]]
+        if not all(map(on_cpu, params)):
+            if not all(map(on_device, params)) or len({param.device for param in params}) > 1:
+                return "clip: the gradients are on several devices, or on one that is neither CPU nor CUDA"
+            if self.sparse:
+                return "clip: there are sparse gradients, on a device"
         if not is_spread(self._optimizer):
             return None
         if self.scaled:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from optwatch_agent.device_norms import clipped, norms, total_norm
 from optwatch_agent.globalnorm import gradients_of, is_spread, spread_energy
 from optwatch_agent.later import Later
 from optwatch_agent.reflexes import LAST, MOST_IN_A_ROW, MOST_OF_LAST, REFRESH, AdaptiveNorm
+from optwatch_agent.rows import uploaded
 from optwatch_agent.tensors import local
 
 
@@ -26,7 +28,8 @@ class DeviceGuard:
 
     def __init__(self, skips: bool, adaptive: AdaptiveNorm | None) -> None:
         self._skips = skips
-        self._usual = None if adaptive is None else UsualNorm()
+        self._adapts = adaptive is not None
+        self._usual: UsualNorm | None = None
         self._acted = 0
         self._later: Later[int] = Later()
         self._row: Tensor | None = None
@@ -39,13 +42,15 @@ class DeviceGuard:
         if not grads and not is_spread(optimizer):
             return
         with torch.no_grad():
-            norm = _norm(optimizer)
+            norm = norm_there(optimizer)
             finite = norm.isfinite()
             skip = self._verdict(finite, step) if self._skips else torch.zeros_like(finite)
             if self._skips:
                 self._leave_out(optimizer, grads, skip)
             limit = torch.full_like(norm, math.inf)
-            if self._usual is not None:
+            if self._adapts:
+                if self._usual is None:
+                    self._usual = UsualNorm(norm.device)
                 if self._acted >= AUTO_LEAST:  # before, there is no limit
                     norm = clipped(grads, norm, self._usual.limit)
                 self._usual.see(norm)
@@ -104,18 +109,16 @@ class UsualNorm:
     """`AdaptiveNorm` on the device: a limit that the host kept would be another one on each rank, since each
     hears of its norms when its device has got that far."""
 
-    def __init__(self) -> None:
-        self.limit = torch.tensor(math.inf, dtype=torch.float64)
+    def __init__(self, device: torch.device, norms: Sequence[float] = (), limit: float = math.inf) -> None:
+        """`norms`: the last ones, 200 at most; `limit`: the one at first."""
+        logs = [math.log(norm) for norm in norms if 0 < norm < math.inf]
+        self.limit = uploaded(np.array(limit, dtype=np.float64), device)
         """float64[]; inf as long as too few norms are known."""
-        self._logs = torch.full((AUTO_OVER,), math.inf, dtype=torch.float64)
-        self._seen = torch.zeros((), dtype=torch.int64)
+        self._logs = uploaded(np.array([*logs, *[math.inf] * (AUTO_OVER - len(logs))]), device)
+        self._seen = uploaded(np.array(len(logs)), device)
 
     def see(self, norm: Tensor) -> None:
         """Take account of a norm, float64[], after the clip. One that is 0 or not finite does not count."""
-        if self._logs.device != norm.device:
-            self.limit = torch.full_like(norm, math.inf)
-            self._logs = norm.new_full((AUTO_OVER,), math.inf)
-            self._seen = torch.zeros((), dtype=torch.int64, device=norm.device)
         counts = (norm > 0) & norm.isfinite()
         here = torch.arange(AUTO_OVER, device=norm.device) == self._seen % AUTO_OVER
         self._logs = torch.where(here & counts, norm.log(), self._logs)
@@ -135,8 +138,8 @@ class UsualNorm:
         return (centre + 4 * median((self._logs - centre).abs())).exp()
 
 
-def _norm(optimizer: torch.optim.Optimizer) -> Tensor:
-    """The global norm of the gradients, float64[]; where they are spread over ranks by an all_reduce."""
+def norm_there(optimizer: torch.optim.Optimizer) -> Tensor:
+    """The global norm of gradients on a device, float64[]; an all_reduce where ranks have parts of them."""
     if is_spread(optimizer):
         return spread_energy(optimizer, _energy).sqrt()
     return total_norm([local(grad) for grad in gradients_of(optimizer)])

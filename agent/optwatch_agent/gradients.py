@@ -49,10 +49,9 @@ class Gradients:
         return values
 
 
-def before_clipping(values: Mapping[str, Value]) -> float | None:
+def before_clipping(values: Mapping[str, Value]) -> Value | None:
     """The norm before any clipping among measured columns, None where none was measured."""
-    norm = values.get("grad_norm_raw", values.get("grad_norm"))
-    return norm if isinstance(norm, float) else None
+    return values.get("grad_norm_raw", values.get("grad_norm"))
 
 
 def _norm_on_device(grads: list[Tensor]) -> Tensor | None:

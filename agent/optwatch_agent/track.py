@@ -127,7 +127,7 @@ class Track:
         self._passes = 1
         self._awaits_closure = False
         """Whether the gradients of the step are yet to come, within it."""
-        self._clipped: tuple[float, float] | None = None
+        self._clipped: tuple[Value, Value] | None = None
         self._noise: float | None = None
         self._acting = 0.0
         """Seconds in the pre-hook that are no cost of every step: a clip, a copy for a sample."""
@@ -340,7 +340,9 @@ class Track:
             if decides and guard.on_device is not None:
                 guard.act_on_device(self.optimizer, self.under_way)
                 decides = False
-            if decides or actuators.max_norm is not None:
+            if actuators.max_norm is not None and actuators.there:
+                self._clip_there()
+            elif decides or actuators.max_norm is not None:
                 self._guard_and_clip(decides)
         except Exception as error:
             if guard.on and guard.collective:  # the other ranks may be gone
@@ -348,6 +350,13 @@ class Track:
             raise
         if actuators.noise is not None and not self._awaits_closure and not guard.skipping:
             self._noise = actuators.noise.add(self.optimizer, self.under_way)
+
+    def _clip_there(self) -> None:
+        """Clip gradients on a device, and hear later to what."""
+        before, after, limit = self.actuators.clip_there()
+        self._clipped = before, after
+        if limit is not None:
+            self.recorder.expect(limit, self.actuators.hear_limit)
 
     def _guard_and_clip(self, decides: bool) -> None:
         """`decides`: the guard has a say."""
@@ -365,10 +374,11 @@ class Track:
         limits = [actuators.max_norm, adaptive.limit if adaptive is not None else None]
         limit = min((each for each in limits if each is not None), default=None)
         if limit is not None:
-            self._clipped = actuators.clip(limit, norm)
-            actuators.see_clipped(self._clipped[1])
+            before, norm = actuators.clip(limit, norm)
+            self._clipped = before, norm
+            actuators.see_clipped(norm)
         if adaptive is not None:
-            adaptive.see(norm if self._clipped is None else self._clipped[1])
+            adaptive.see(norm)
 
     def _disarm_when_idle(self) -> None:
         waiting = self.control is not None and any(
@@ -533,7 +543,10 @@ class Track:
             values.update(norms)
         else:
             values.update(self._gradients.norms(self.optimizer, self._parts))
-        if (norm := before_clipping(values)) is not None:
+        norm = before_clipping(values)
+        if isinstance(norm, Tensor):
+            self.recorder.expect(norm, self.actuators.hear_norm)
+        elif norm is not None:
             self.actuators.recent_norms.append(norm)
         return earlier + time.thread_time() - began
 

@@ -158,7 +158,7 @@ def test_a_spike_is_clipped_to_what_is_usual_and_does_not_raise_it() -> None:
 
 def test_the_limit_is_that_of_the_host_step_for_step() -> None:
     generator = torch.Generator().manual_seed(0)
-    here, there = AdaptiveNorm(), UsualNorm()
+    here, there = AdaptiveNorm(), UsualNorm(torch.device("cpu"))
     for step in range(500):
         norm = float(torch.randn((), generator=generator).exp())
         norm = {7: 0.0, 12: math.nan, 300: math.inf}.get(step, norm)

@@ -20,7 +20,7 @@ from optwatch_agent.probe import measure, take
 from optwatch_agent.roles import roles_of
 from tests.unit.agent.elsewhere import Device, NoWait, device
 from tests.unit.agent.models import OPTIMIZERS, WITHOUT_RULE, batches, classifier, fingerprint, train
-from tests.unit.agent.observed import measure_always
+from tests.unit.agent.observed import Hand, measure_always
 
 __all__ = ["device"]
 
@@ -320,6 +320,44 @@ def test_the_parts_of_a_sharded_norm(device: Device) -> None:
     here = parts.gradients(params)
     assert len(here) == 3
     assert there == pytest.approx(here, rel=1e-6)
+
+
+@pytest.mark.parametrize("delay", [0, 6])
+def test_the_command_clip_works_there(device: Device, delay: int) -> None:
+    """Bit for bit the same whenever the host hears of it; what it did comes with its step."""
+
+    def run() -> tuple[list[Tensor], Sent]:
+        model = classifier()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        watch = optwatch.attach(optimizer)
+        measure_always(watch)
+        sent, hand, data = Sent(watch), Hand(watch._agent), batches()
+        for step in range(1, 61):
+            if step == 21:
+                hand.command("clip", max_norm=0.3, adapt=True)
+            x, y = next(data)
+            optimizer.zero_grad()
+            (nn.functional.cross_entropy(model(x), y) * (100 if step > 50 else 1)).backward()
+            optimizer.step()
+            assert step <= 20 or true_norm(model) <= 1.0
+        assert not watch._agent.tracks[0].degraded
+        assert [state for _, state, _ in hand.outcomes()][-1] == "applied"
+        watch.detach()
+        sent.look(everything=True)
+        return [param.detach().clone() for param in model.parameters()], sent
+
+    device.delay = delay
+    params, sent = run()
+    device.delay = 0
+    at_once, _ = run()
+    assert all(torch.equal(one, other) for one, other in zip(params, at_once, strict=True))
+    assert "clip" not in sent.values[20]
+    assert sent.values[21]["clip"] == 0.3
+    assert sent.values[60]["clip"] != 0.3, "it follows what is usual"
+    for step in range(21, 61):
+        values = sent.values[step]
+        assert values["grad_norm"] <= values["grad_norm_raw"] * (1 + 1e-9)
+    assert sent.values[60]["grad_norm"] < 1.0 < sent.values[60]["grad_norm_raw"]
 
 
 def test_gradients_on_the_host_and_on_a_device(device: Device) -> None:
