@@ -35,7 +35,8 @@ def test_a_link_notices_that_its_daemon_ended_in_the_handshake(
     from optwatch_agent import link
     from tests.simulated import SimulatedRun
 
-    monkeypatch.setattr(link, "_HANDSHAKE", float("inf"))
+    for patience in ("_HANDSHAKE", "_WELCOME"):  # which would run out in the end
+        monkeypatch.setattr(link, patience, float("inf"))
     daemon.kill()
     host, port = daemon.address.removeprefix("tcp://").split(":")
     with socket.create_server((host, int(port))) as ending:
