@@ -129,23 +129,16 @@ class DeviceSums:
             each is not None and each is not state.get(key or "")
             for each, key in ((first, roles.first), (second, roles.second))
         )
-        held = {name: state.get(name) for name in (() if rule is None else rule.extra)}
-        fitting = {name: _fitting(each, param) for name, each in held.items()}
-        known = rule is not None and all(key in state for key in rule.needs)
-        entry = Entry(
-            i,
-            param.reshape(-1),
-            grad.reshape(-1),
-            _fitting(first, param),
-            _fitting(second, param),
-            {name: each for name, each in fitting.items() if each is not None},
-            state,
-            group,
-            known,
-        )
-        # A moment that is elsewhere is not taken for one that does not exist.
-        lost = (first is None) != (entry.first is None) or (second is None) != (entry.second is None)
-        return entry._replace(updates=known and not lost), made
+        extra = {name: state.get(name) for name in (() if rule is None else rule.extra)}
+        held: dict[str, Any] = {"first": first, "second": second, **extra}
+        held = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
+        fitting = {name: local(tensor) for name, tensor in held.items() if _fits(tensor, param)}
+        # What is elsewhere is not taken for what does not exist.
+        known = rule is not None and all(key in state for key in rule.needs) and len(fitting) == len(held)
+        flat = _flat({"param": param, "grad": grad, **fitting})
+        first, second = flat.pop("first", None), flat.pop("second", None)
+        param, grad = flat.pop("param"), flat.pop("grad")
+        return Entry(i, param, grad, first, second, flat, state, group, known), made
 
     def _measure_fused(self, device: torch.device, kernel: Kernel) -> None:
         """Launch the measurement of all entries on a device that its kernel can read."""
@@ -323,10 +316,23 @@ def _vector(values: Sequence[Any], device: torch.device) -> Tensor:
     return torch.stack([torch.zeros((), dtype=torch.float64, device=device).add_(value) for value in each])
 
 
-def _fitting(tensor: Any, param: Tensor) -> Tensor | None:
-    """A state tensor, flat, if it has the parameter's elements on its device."""
-    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
-        return None
+def _fits(tensor: Tensor, param: Tensor) -> bool:
+    """Whether a state tensor has the parameter's elements on its device."""
+    if tensor.layout is not torch.strided:
+        return False
     tensor = local(tensor)
-    fits = tensor.numel() == param.numel() and tensor.device == param.device
-    return tensor.reshape(-1) if fits else None
+    return tensor.numel() == param.numel() and tensor.device == param.device
+
+
+def _flat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of one parameter, flat: in the order in which they lie in memory, where that is the same for
+    all and without gaps (channels_last), and so without a copy."""
+    one, *others = tensors.values()
+    as_they_lie = (
+        not one.is_contiguous()
+        and all(other.stride() == one.stride() for other in others)
+        and torch.ops.aten.is_non_overlapping_and_dense(one)
+    )
+    if as_they_lie:
+        return {name: tensor.as_strided((tensor.numel(),), (1,)) for name, tensor in tensors.items()}
+    return {name: tensor.reshape(-1) for name, tensor in tensors.items()}

@@ -292,10 +292,13 @@ def under(mode: NoWait, hook: Any) -> Any:
     return hooked
 
 
-def test_a_training_on_a_device_is_bitwise_the_same(device: Device) -> None:
+@pytest.mark.parametrize(
+    "name", [name if name == "adamw" else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS]
+)
+def test_a_training_on_a_device_is_bitwise_the_same(device: Device, name: str) -> None:
     def run(watched: bool) -> list[Any]:
         model = classifier()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+        optimizer = OPTIMIZERS[name](model.parameters())
         watch = optwatch.attach(optimizer, model=model) if watched else None
         if watch is not None:
             measure_always(watch)
@@ -320,6 +323,18 @@ def test_the_parts_of_a_sharded_norm(device: Device) -> None:
     here = parts.gradients(params)
     assert len(here) == 3
     assert there == pytest.approx(here, rel=1e-6)
+
+
+def test_a_moment_that_is_elsewhere_is_not_taken_for_none(device: Device) -> None:
+    param = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([param], lr=0.1, momentum=0.9)
+    param.grad = torch.ones(4)
+    optimizer.step()
+    optimizer.state[param]["momentum_buffer"] = torch.ones(4, device="meta")
+    sample = measure(optimizer, [param], roles_of(optimizer))
+    assert np.isnan(sample.stats[0, STATS.index("update_rms")])
+    assert sample.stats[0, STATS.index("grad_rms")] == 1.0
+    assert sample.update_norm is None
 
 
 @pytest.mark.parametrize("delay", [0, 6])

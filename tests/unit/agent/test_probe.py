@@ -166,6 +166,21 @@ def test_parameters_of_two_dtypes_side_by_side(place: str) -> None:
         assert sample.stats[i, STATS.index("grad_rms")] == pytest.approx(rms(param.grad), rel=1e-6)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_tensors_with_the_channels_last(place: str, same: bool) -> None:
+    """All of them, or the gradient not."""
+    layout = torch.channels_last
+    param = nn.Parameter(torch.randn(6, 5, 3, 3, dtype=torch.float64).to(memory_format=layout))
+    optimizer = torch.optim.AdamW([param], lr=0.1)
+    for _ in range(2):
+        before = param.detach().clone()
+        grad = torch.randn(6, 5, 3, 3, dtype=torch.float64)
+        param.grad = grad.to(memory_format=layout) if same else grad
+        optimizer.step()
+    sample = measure(optimizer, [param], roles_of(optimizer))
+    check(sample, 0, expected(optimizer, param, before), 1e-6)
+
+
 def test_complex_parameters(place: str) -> None:
     param = nn.Parameter(torch.randn(5, 3, dtype=torch.complex64))
     optimizer = torch.optim.Adam([param], lr=0.1)
