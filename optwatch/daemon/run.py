@@ -1,8 +1,6 @@
 """Run: one training, its ranks merged, its findings, its commands."""
 
 import logging
-import math
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -10,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from optwatch.daemon import resume
+from optwatch.daemon import choices, resume
 from optwatch.daemon.assembly import Record
 from optwatch.daemon.blocks import scalar_points, with_samples
 from optwatch.daemon.changes import Changes
@@ -34,7 +32,6 @@ from optwatch.policy.load import DEFAULT
 from optwatch.policy.rules import Rules
 from optwatch.series.merge import select
 from optwatch.series.points import Points
-from optwatch.wire.actions import ACTIONS, AUTO_LEAST, AUTO_OVER, usual_norm
 from optwatch.wire.findings import ALARMS, SEVERITIES, Finding
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.messages import Ask, Assign, Checked, Event, Follow, Hello, Report, Schema, Stack, Sums
@@ -49,10 +46,6 @@ LOOK = 0.25
 REPLAYED_RECORDS = 1_024
 MAX_MARKERS = 2_000
 RATE_POINTS = 200
-CLEAR = 50
-"""Steps before an onset by which a snapshot is held good: trouble begins before it is seen, but for a value
-that is not finite."""
-LAST_GOOD = "last-good"
 MIN_STEP_TIME = 1e-9
 MAX_RECORDS = 16
 """Per-tensor records that one batch hands on to the screens."""
@@ -455,7 +448,8 @@ class Run:
     def _conclude(self, points: Points, mode: Mode) -> None:
         """Let detectors and policy see points, and enter what they want."""
         was_broken, was_stopped = self.diagnosis.broken, self.diagnosis.stopped
-        conclusions = self.diagnosis.take(points, self.book.commands, self._possible(), mode)
+        possible = choices.possible(self.head.allow, self.ranks, self.snapshots, self._alarms)
+        conclusions = self.diagnosis.take(points, self.book.commands, possible, mode)
         if self.diagnosis.broken and not was_broken:
             self._note(Marker(self.diagnosis.step, "note", self.diagnosis.broken))
         if self.diagnosis.stopped and not was_stopped:
@@ -488,79 +482,26 @@ class Run:
         return self.book.undo(number, user, steady(), self.head.allow, resolve=self.resolve)
 
     def resolve(self, action: str, args: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a command as all ranks are to have them: "auto" becomes one number for all,
-        "last-good" one step, and noise gets its seed.
-
-        Raises:
-            CommandError: there is none.
-        """
-        if action == "rollback" and args.get("to_step", LAST_GOOD) == LAST_GOOD:
-            return {**args, "to_step": self._last_good()}
-        if action == "perturb" and not args.get("off") and args.get("seed") is None:
-            return {**args, "seed": secrets.randbits(63)}
-        if action != "clip" or args.get("max_norm") != "auto" or self.head.world_size == 1:
-            return args
-        if len(self.head.optimizers) > 1:
-            raise CommandError(
-                "bad_request",
-                "clip auto has no one number for several optimizers: give it a --max-norm",
-            )
-        points = self.lane(0).timeline.newest(("grad_norm_raw", "grad_norm"), AUTO_OVER)
-        norms = [norm for norm in points if norm > 0 and math.isfinite(norm)]
-        if len(norms) < AUTO_LEAST:
-            raise CommandError(
-                "unavailable",
-                f"clip auto needs {AUTO_LEAST} measured gradient norms, there are {len(norms)} yet",
-            )
-        return {**args, "max_norm": usual_norm(norms), "adapt": True}
+        """The arguments of a command as all ranks are to have them; raises `CommandError` for none."""
+        return choices.resolve(
+            action,
+            args,
+            snapshots=self.snapshots,
+            alarms=self._alarms,
+            timeline=self.lane(0).timeline,
+            optimizers=len(self.head.optimizers),
+            world_size=self.head.world_size,
+        )
 
     @property
     def snapshots(self) -> tuple[int, ...]:
         """The steps of the snapshots that every rank holds, the oldest first."""
-        beats = [rank.session.beat for rank in self.ranks.values()]
-        if not beats or len(beats) < self.head.world_size:
-            return ()
-        held = [set(beat.snapshots) if beat is not None else set() for beat in beats]
-        return tuple(sorted(set.intersection(*held)))
-
-    def _possible(self) -> tuple[str, ...]:
-        """The actions that the policy may ask for now: no rollback where there is nothing to go back to, and
-        none at all before every rank that would roll back has said what to."""
-        allow = tuple(ACTIONS) if "all" in self.head.allow else self.head.allow
-        if "rollback" not in allow:
-            return allow
-        if any(rank.session.beat is None for rank in self.ranks.values()):
-            return ()
-        if not self._before_trouble()[0]:
-            return tuple(action for action in allow if action != "rollback")
-        return allow
+        return choices.held_by_all(self.ranks, self.head.world_size)
 
     @property
     def _alarms(self) -> list[Finding]:
         """The alarms that are open."""
         return [f for f in self.findings.values() if f.resolved_step is None and f.severity in ALARMS]
-
-    def _before_trouble(self) -> tuple[list[int], int | None]:
-        """The steps of the snapshots from before what is found began, and where that is, None of nothing."""
-        onset = min((finding.onset_step for finding in self._alarms), default=None)
-        return [step for step in self.snapshots if onset is None or step < onset], onset
-
-    def _last_good(self) -> int:
-        """The newest snapshot that all ranks hold and that was taken well before what is found began.
-
-        Raises:
-            CommandError: there is none.
-        """
-        before, onset = self._before_trouble()
-        if not before:
-            steps = self.snapshots
-            held = f"those of {', '.join(map(str, steps))}" if steps else "none"
-            since = "" if onset is None else f" before step {onset}, where the trouble began"
-            raise CommandError("unavailable", f"no snapshot{since} is held by every rank: there are {held}")
-        at_once = all(finding.kind == "non_finite" for finding in self._alarms)
-        margin = 0 if at_once else CLEAR
-        clear = [step for step in before if onset is None or step <= onset - margin]
-        return max(clear) if clear else min(before)
 
     def _note(self, marker: Marker) -> None:
         self.markers.append(marker)
