@@ -77,8 +77,9 @@ _REJECTED = 5.0
 """Seconds until a daemon that refuses this agent is asked again."""
 _HANDSHAKE = 3.0
 """Seconds that a connection may take to be there."""
-_PROBE = 0.5
-"""Seconds between two looks, while it is not there, at whether anybody listens any more."""
+_PROBE = 0.15
+"""Seconds until the first look, while it is not there, at whether anybody listens any more. Each later one
+comes after twice the time: a daemon that is started anew is soon back, a busy one is not asked often."""
 _BLOCKED = 0.5
 """Seconds for which a socket takes nothing after which the connection is held lost."""
 _WELCOME = 10.0
@@ -342,7 +343,7 @@ class Link:
         limit = _BLOCKED if self._connected else _HANDSHAKE
         gone = False
         if not self._connected and now >= self._next_probe:
-            self._next_probe = now + _PROBE
+            self._next_probe = now + (now - self._greeted)
             gone = refused(self._at)  # a daemon that ended in the handshake: ZeroMQ does not say so
         if gone or now - self._writable > limit or (not self.welcomed and now - self._greeted > _WELCOME):
             self._disconnect()
