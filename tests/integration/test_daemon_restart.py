@@ -71,6 +71,7 @@ def test_a_record_whose_parts_come_before_and_after_a_kill_is_whole(daemon: Daem
             ),
         )
         agent.greet()
+    for number, agent in enumerate((first, second)):
         agent.batch(np.full((10, 4), float(number)), sampled=True)
         agent.wait_acked()
     first.batch(np.full((10, 4), 0.0), sampled=True)
