@@ -43,6 +43,7 @@ from tests.peers import OPTIMIZER
 
 COLUMNS = ("loss", "grad_norm", "step_time", "update_norm", "param_norm", "lr", "arrival")
 LOSS, NORM = COLUMNS.index("loss"), COLUMNS.index("grad_norm")
+TIMES = [COLUMNS.index("step_time"), COLUMNS.index("arrival")]
 MOMENT = 0.01
 """Seconds between two moments at which ranks take their turns, a part of them at each."""
 KEPT = 256
@@ -298,6 +299,7 @@ class Measured:
             values = self._noise.normal(1.0, 0.01, size=len(COLUMNS))
             values[LOSS] += np.exp(-len(self._values) / 200) + (self.grown - 1) * 0.1
             values[NORM] *= self.grown
+            values[TIMES] *= 1 / self._crowd.rate, 0.5 / self._crowd.rate  # from which a vote's step follows
             self._values.append(values)
 
     def blocks(self, first: int, last: int, full: bool) -> tuple[Sequence[Buffer], int]:
