@@ -54,6 +54,8 @@ IN_FLIGHT = 64
 HASTE, CALM = 0.25, 1.0
 """Seconds for which a link looks more often after something unusual, and in which it does so once: as the
 agent's own."""
+GROWN = 1e6
+"""The factor by which gradients grow at most."""
 VOTES = 256
 """Votes of a run that are kept apart."""
 UNDECIDED, COMMIT, ABORT = range(3)
@@ -295,7 +297,7 @@ class Measured:
     def reach(self, step: int, wrong: bool) -> None:
         """Go on to a step."""
         while len(self._values) < step:
-            self.grown = min(self.grown * 3, 1e6) if wrong else 1.0
+            self.grown = min(self.grown * 3, GROWN) if wrong else 1.0
             values = self._noise.normal(1.0, 0.01, size=len(COLUMNS))
             values[LOSS] += np.exp(-len(self._values) / 200) + (self.grown - 1) * 0.1
             values[NORM] *= self.grown
@@ -375,9 +377,8 @@ def step_all(crowd: Crowd, ranks: list[Rank], seed: int, wrong: Event, ended: Ev
         behind = max(behind, now - due)
         step = int((now - began) * crowd.rate)
         measured.reach(step, wrong.is_set())
-        if (
-            measured.grown > 1 and now > calm_until
-        ):  # a loss out of its range: the links are quick for a while
+        # A loss that leaves its range, not one that stays where it is: the links are quick for a while.
+        if 1 < measured.grown < GROWN and now > calm_until:
             hasty_until, calm_until = now + HASTE, now + CALM
         over = ended.is_set()
         for rank in ranks if over or now < hasty_until else ranks[part::slices]:
