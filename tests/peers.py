@@ -172,7 +172,13 @@ class AgentPeer:
         self.durable(Bye(session=self.session, seq=self.seq, reason="done"))
 
     def beat(
-        self, step: int | None = None, oldest: int = 0, control: str = "armed", reduced: bool = False
+        self,
+        step: int | None = None,
+        oldest: int = 0,
+        control: str = "armed",
+        reduced: bool = False,
+        queued: int | None = None,
+        sent: int = 0,
     ) -> None:
         self.send(
             Beat(
@@ -182,11 +188,12 @@ class AgentPeer:
                 phase_time=0.0,
                 overhead=0.005,
                 sample_every=10,
-                queued=len(self.held),
+                queued=len(self.held) if queued is None else queued,
                 dropped=0,
                 control=control,
                 oldest=oldest,
                 reduced=reduced,
+                sent=sent,
             )
         )
 

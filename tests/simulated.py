@@ -192,6 +192,7 @@ class SimulatedRank:
             oldest=self.link.oldest,
             reduced=self.reduced,
             thinned=self.link.ring.thinned,
+            sent=self.link.sent,
         )
 
     def follow(self) -> Follow | None:

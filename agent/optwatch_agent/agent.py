@@ -309,6 +309,7 @@ class Agent:
             reduced=first.reduced,
             snapshots=self._told_snapshots,
             thinned=self.link.ring.thinned,
+            sent=self.link.sent,
         )
 
     def pressing(self) -> bool:

@@ -180,6 +180,11 @@ class Link:
         return len(self.ring)
 
     @property
+    def sent(self) -> int:
+        """The last seq that was sent by this connection."""
+        return self._sent
+
+    @property
     def oldest(self) -> int:
         """The lowest seq that can still be sent, or that comes next."""
         return self.ring.oldest or self._seq + 1

@@ -231,7 +231,7 @@ class Ingest:
             self._run(session).take_schema(session, schema)
 
     def _beat(self, session: Session, beat: Beat, now: float) -> None:
-        if beat.oldest > MAX_SEQ or not all(0 <= step <= MAX_STEP for step in beat.steps):
+        if max(beat.oldest, beat.sent) > MAX_SEQ or not all(0 <= step <= MAX_STEP for step in beat.steps):
             raise WireError("a beat with a number out of range")
         if beat.steps and len(beat.steps) != max(len(session.hello.optimizers), 1):
             raise WireError(f"a beat of {len(beat.steps)} optimizers")
@@ -242,10 +242,21 @@ class Ingest:
             log.warning("%d messages of %s were lost", lost, _name(session))
             self._taken.append((session, session.received))
             self._nudge(session, now)
-        elif beat.queued and session.received == session.received_at_beat and not session.unsettled:
-            self._nudge(session, now)  # it waits for an answer that was lost
+        elif beat.queued and not session.unsettled:
+            self._look_after(session, beat, now)
         session.received_at_beat = session.received
         self._run(session).touched = True
+
+    def _look_after(self, session: Session, beat: Beat, now: float) -> None:
+        """See whether an agent waits for something that was lost. If it sent again without need, a daemon
+        that is behind would never catch up."""
+        lost = beat.sent > session.received or (
+            not beat.sent and session.received == session.received_at_beat
+        )
+        if lost:
+            self._nudge(session, now)
+        elif 0 < beat.oldest <= session.acked:  # it has not heard that all this is in the store
+            self._send(session.identity, Ack(session=session.hello.session, acked=session.acked))
 
     def _durable(self, session: Session, message: Durable, blocks: Sequence[Buffer], now: float) -> None:
         expected = session.expects(message.seq)

@@ -237,6 +237,9 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     thinned: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     """Per-tensor records and histograms that were let go of so far, since too much waits to be sent: they go
     before any scalar does."""
+    sent: int = 0
+    """The last `seq` that was sent before this beat: all up to it have come when the beat has, or were lost.
+    0: not said."""
 
 
 class Sums(msgspec.Struct, tag="sums", frozen=True, kw_only=True):

@@ -256,6 +256,7 @@ class Rank:
             oldest=self.ring.oldest or self._seq + 1,
             reduced=self.reduced,
             thinned=self.ring.thinned,
+            sent=self._sent,
         )
 
     def _send(self, parts: Sequence[Buffer]) -> bool:

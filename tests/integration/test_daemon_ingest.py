@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from optwatch.client import Refusal
-from optwatch.wire.messages import Welcome
+from optwatch.wire.messages import Ack, Welcome
 from tests.daemons import DaemonProcess
 from tests.peers import COLUMNS, AgentPeer, values
 
@@ -102,6 +102,22 @@ def test_an_agent_that_waits_for_an_answer_that_was_lost_is_asked_again(daemon: 
     agent.beat()
     agent.beat()
     assert agent.wait_for(Welcome).acked == 1
+    agent.close()
+
+
+def test_who_has_not_heard_of_an_answer_hears_it_again_and_sends_nothing_again(daemon: DaemonProcess) -> None:
+    agent = AgentPeer(daemon.address)
+    agent.greet()
+    agent.batch(values(10))
+    agent.batch(values(10, start=100))
+    agent.wait_acked()
+    agent.messages.clear()
+    for _ in range(3):  # as if the answers were still on the way: all that was sent has come
+        agent.beat(oldest=1, queued=2, sent=2)
+        assert agent.wait_for(Ack).acked == 2
+    assert not any(isinstance(message, Welcome) for message in agent.messages)
+    agent.beat(oldest=1, queued=3, sent=3)  # of which the third was lost
+    assert agent.wait_for(Welcome).acked == 2
     agent.close()
 
 
