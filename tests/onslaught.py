@@ -264,8 +264,11 @@ def _settle(daemon: DaemonProcess, run: SimulatedRun, outcome: Outcome) -> None:
             "the commands to come to their end",
         )
         scale = 1.0
-        for command in sorted(client.commands(run.run), key=lambda command: command.step or 0):
-            if command.action == "scale_lr" and command.state in ("applied", "judged", "undone"):
+        commands = {command.id: command for command in client.commands(run.run)}
+        for number, _ in run.ranks[
+            0
+        ].applied:  # several may be of one step: in the order that a rank took them
+            if (command := commands[number]).action == "scale_lr":
                 scale = 1.0 if "reset" in command.args else scale * command.args["factor"]
         if not np.isclose(client.status(run.run).lr_scale, scale):
             outcome.problems.append(
