@@ -1,12 +1,15 @@
-"""The Triton kernel that measures the tensors of a device in one read, where it can be had.
+"""The Triton kernel that measures the tensors of a device in one read, where it is asked for and can be had.
 
-It is compiled when it is made, which `attach` does: a second or two where no earlier process did it on this
-host. Where Triton is not there, or anything fails, `device_sums` measures with torch's own operations.
+Asked for, with $OPTWATCH_TRITON=1: it reads by addresses, and what a kernel does wrong no `try` can catch, so
+that one which no GPU has proven yet is not to decide over anybody's training. It is compiled when it is made,
+which `attach` does: a second or two where no earlier process did it on this host. Where it is not asked for,
+Triton is not there, or anything fails, `device_sums` measures with torch's own operations.
 """
 
 import contextlib
 import importlib
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,7 +107,9 @@ class Kernel:
 
 
 def kernel_for(device: torch.device) -> Kernel | None:
-    """The kernel on a device, None where it cannot be had."""
+    """The kernel on a device, None where it is not asked for or cannot be had."""
+    if os.environ.get("OPTWATCH_TRITON") != "1":
+        return None
     try:
         return Kernel(device)
     except Exception as error:  # noqa: BLE001 - whatever is wrong, torch's own operations are there

@@ -26,10 +26,18 @@ def test_in_tritons_interpreter(which: str) -> None:
     assert run.returncode == 0, run.stdout
 
 
-def test_without_triton_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "optwatch")
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "optwatch_agent.triton_kernels", raising=False)
+    monkeypatch.delenv("OPTWATCH_TRITON", raising=False)
     assert kernel_for(torch.device("cpu")) is None
+    assert caplog.text == ""  # nobody asked
+    monkeypatch.setenv("OPTWATCH_TRITON", "1")
+    assert kernel_for(torch.device("cpu")) is None
+    assert "without Triton" in caplog.text
 
 
 _COMPILE = """
