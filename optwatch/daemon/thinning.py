@@ -194,6 +194,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # what cut it short may have rolled it back
+            connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
