@@ -265,9 +265,7 @@ def _settle(daemon: DaemonProcess, run: SimulatedRun, outcome: Outcome) -> None:
         )
         scale = 1.0
         commands = {command.id: command for command in client.commands(run.run)}
-        for number, _ in run.ranks[
-            0
-        ].applied:  # several may be of one step: in the order that a rank took them
+        for number, _ in run.ranks[0].applied:  # in the order in which it took those of one step, too
             if (command := commands[number]).action == "scale_lr":
                 scale = 1.0 if "reset" in command.args else scale * command.args["factor"]
         if not np.isclose(client.status(run.run).lr_scale, scale):
