@@ -331,11 +331,17 @@ class Measured:
         return [block.tobytes() for block in blocks.blocks()], len(sampled)
 
 
+def stay() -> None:
+    """Leave it to the program, which such a signal ends early, to end this process: it is yet to report."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def send(
     crowd: Crowd, numbers: range, ballot: Ballot, begin: Event, wrong: Event, ended: Event, told: Any
 ) -> None:
     """Some of the ranks, in a process of their own. `told`: an array of `TOLD`, kept up to date."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; what it ends is said by `ended`
+    stay()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 2 * len(numbers) + 16)
     address, key = resolve(crowd.address)

@@ -30,7 +30,7 @@ from optwatch.client import Client, DaemonError
 from optwatch.client.link import connect, resolve
 from optwatch.daemon.store import FILE
 from optwatch.wire.places import state_dir
-from tests.benchmarks.crowd import TOLD, Ballot, Crowd, start
+from tests.benchmarks.crowd import TOLD, Ballot, Crowd, start, stay
 from tests.benchmarks.ingest import cpu, memory
 from tests.daemons import DaemonProcess, home_of_its_own
 
@@ -55,7 +55,7 @@ class _Delta(msgspec.Struct, tag="delta"):
 
 def watch(address: str, run: str, viewers: int, ended: Event, told: Any) -> None:
     """Viewers that follow the run. `told`: for each of them, the changes that it got and those it missed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stay()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with Client(address, timeout=JOINING) as client:
         publish = client.greeting.publish
@@ -96,7 +96,8 @@ def main() -> int:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cut short, it reports all the same
     with home_of_its_own() as home:
-        daemon = DaemonProcess(home, "--mode", "auto").start()
+        # In a session of its own: what ends this program early does not end the daemon that it reports of.
+        daemon = DaemonProcess(home, "--mode", "auto", prefix=("setsid",)).start()
         try:
             report = Load(daemon, args).report()
         finally:
@@ -160,12 +161,14 @@ class Load:
             self._short.append(str(error))
         self._wrong.clear()
         self._ended.set()
-        self._settle()
-        self._sum_up()
-        for process in (*self._senders, self._viewers):
-            if process.ident is not None:
-                process.join(5)
-                process.kill()
+        try:
+            self._settle()
+            self._sum_up()
+        finally:
+            for process in (*self._senders, self._viewers):
+                if process.ident is not None:
+                    process.join(5)
+                    process.kill()
         return {"short": self._short, **self._out}
 
     def _join(self) -> None:
