@@ -13,6 +13,7 @@ import numpy as np
 from optwatch.daemon.assembly import Record, add_up, assemble
 from optwatch.daemon.blocks import scalar_points, with_samples
 from optwatch.daemon.chunks import ChunkKind, split, split_rows
+from optwatch.daemon.tables import again
 from optwatch.daemon.writer import read_schema
 from optwatch.series.coverage import Coverage
 from optwatch.series.merge import merge, select
@@ -317,15 +318,21 @@ class History:
 
     @contextmanager
     def _one_state(self) -> Iterator[None]:
-        """See one state of the store in several reads: the writer merges chunks into others meanwhile."""
+        """See one state of the store in several reads: the writer merges chunks into others meanwhile.
+
+        Through a connection of its own, since each blob that was read in part leaves something behind in its
+        connection until that is closed.
+        """
         if self._connection.in_transaction:  # inside a longer read
             yield
             return
-        self._connection.execute("BEGIN")
+        lasting, self._connection = self._connection, again(self._connection)
         try:
+            self._connection.execute("BEGIN")
             yield
         finally:
-            self._connection.execute("ROLLBACK")
+            self._connection.close()
+            self._connection = lasting
 
     def _chunks(
         self, run: str, optimizer: int, kind: str, rank: int | None, first: int | None, last: int | None

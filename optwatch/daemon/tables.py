@@ -81,6 +81,12 @@ def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
     return connection
 
 
+def again(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Another connection to the same store, to read only."""
+    ((_, _, path),) = connection.execute("PRAGMA database_list").fetchall()
+    return connect(path, read_only=True)
+
+
 def migrate(connection: sqlite3.Connection, path: str) -> None:
     """Bring a store to this version, each step in one transaction.
 
