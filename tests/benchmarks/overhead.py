@@ -4,11 +4,11 @@
 
 Every way has a copy of the model. The ways take turns of a fraction of a second in one process on one
 thread; a figure is the median over rounds of (CPU time of a step - that of nothing in the same round) /
-that of nothing, with the quartiles. What optwatch does by default it does not do in every step: its figure
-is that of all rounds together, with the 95 % interval of a bootstrap over rounds. So is that of "nothing,
-again", a second copy without anything: what it differs from nothing by is the error of the method. CPU time
-of the whole process counts the agent's thread too, and neighbours on the machine disturb it less than the
-wall clock; what wandb's own process does is not counted. No daemon listens.
+that of nothing, with the quartiles. What optwatch does by default it does not do in every step: there single
+steps with it alternate with steps of nothing, and the figure is that of all of them, with the 95 % interval
+of a bootstrap. So is that of "nothing, again", a second copy without anything: what it differs from nothing
+by is the error of the method. The CPU time of the agent's thread is counted too, and neighbours on the
+machine disturb it less than the wall clock; what wandb's own process does is not counted. No daemon listens.
 """
 
 import argparse
@@ -132,9 +132,6 @@ MODELS: dict[str, tuple[str, Callable[[], tuple[nn.Module, Tensor]]]] = {
 class Way:
     """One way to watch a training: what is done before and after each step."""
 
-    turns = 1
-    """In a round: more of them where the difference is small."""
-
     @staticmethod
     def missing() -> str:
         """Why it cannot be measured here, "" where it can."""
@@ -149,13 +146,10 @@ class Way:
     def after(self) -> None: ...
 
 
-class Nothing(Way):
-    turns = 3
+class Nothing(Way): ...
 
 
 class Default(Way):
-    turns = 3
-
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stack: ExitStack) -> None:
         super().__init__(model, optimizer, stack)
         self.watch = stack.enter_context(optwatch.attach(optimizer, model=model))
@@ -271,7 +265,8 @@ WAYS: dict[str, type[Way]] = {
     "TensorBoard histograms": Histograms,
     "wandb.watch, offline": Wandb,
 }
-NOW_AND_THEN = ("nothing, again", "optwatch, default")
+DEFAULT = "optwatch, default"
+NOW_AND_THEN = ("nothing, again", DEFAULT)
 EVERY = ("every tensor, every step", "every tensor, every step, compiled")
 FLOOR = "floor: one read of the same bytes"
 
@@ -311,19 +306,37 @@ Round = dict[str, float]
 def compare(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> list[Round]:
     """Rounds of all ways; those whose step takes long are in the first ones only."""
     with ExitStack() as stack:
-        trainings = {name: Training(make, kind, stack) for name, kind in WAYS.items() if not kind.missing()}
+        others = {
+            name: kind for name, kind in WAYS.items() if name not in NOW_AND_THEN and not kind.missing()
+        }
+        trainings = {name: Training(make, kind, stack) for name, kind in others.items()}
         rounds: list[Round] = []
         end = time.monotonic() + seconds
         while time.monotonic() < end or len(rounds) < FEWEST:
-            seen: dict[str, list[float]] = {}
-            for i in range(Nothing.turns):
-                for name, training in trainings.items():
-                    if i < training.way.turns:
-                        seen.setdefault(name, []).append(training.turn())
-            rounds.append({name: statistics.mean(values) for name, values in seen.items()})
+            rounds.append({name: training.turn() for name, training in trainings.items()})
             if len(rounds) == FEWEST:
                 limit = SLOW * rounds[-1]["nothing"]
                 trainings = {name: t for name, t in trainings.items() if rounds[-1][name] < limit}
+        return rounds
+
+
+def alternate(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> list[Round]:
+    """Rounds of a single step of each way that is measured over all rounds together."""
+    with ExitStack() as stack:
+        trainings = {name: Training(make, WAYS[name], stack) for name in ("nothing", *NOW_AND_THEN)}
+        rounds: list[Round] = []
+        own, all_threads, began = time.thread_time(), time.process_time(), time.monotonic()
+        while time.monotonic() < began + seconds or len(rounds) < FEWEST:
+            seen = {}
+            for name in sorted(trainings, reverse=bool(len(rounds) % 2)):
+                before = time.thread_time()
+                trainings[name].step()
+                seen[name] = time.thread_time() - before
+            rounds.append(seen)
+        # The agent's thread wakes by the clock: in a training alone, as often as a step of it is long.
+        others = (time.process_time() - all_threads) - (time.thread_time() - own)
+        for each in rounds:
+            each[DEFAULT] *= 1 + others / (time.monotonic() - began)
         return rounds
 
 
@@ -387,15 +400,15 @@ def added_in_all(rounds: list[Round], way: str) -> tuple[float, float, float]:
     return float(low), float(ours / nothing - 1), float(high)
 
 
-def cell(rounds: list[Round], way: str) -> str:
+def cell(rounds: list[Round], alternating: list[Round], way: str) -> str:
+    if way in NOW_AND_THEN:
+        low, middle, high = added_in_all(alternating, way)
+        return f"{middle:+.1%} ({low:+.1%} … {high:+.1%})"
     if way not in rounds[0]:
         return WAYS[way].missing()
     if way == "nothing":
         return f"{statistics.median(each[way] for each in rounds) * 1e3:.2f} ms"
-    if way in NOW_AND_THEN:
-        low, middle, high = added_in_all(rounds, way)
-    else:
-        low, middle, high = statistics.quantiles(added(rounds, way), n=4)
+    low, middle, high = statistics.quantiles(added(rounds, way), n=4)
     text = f"{middle:+.1%} ({low:+.1%} … {high:+.1%})"
     if way in EVERY:
         floor = statistics.median(added(rounds, FLOOR))
@@ -412,17 +425,18 @@ def main() -> None:
     models = options.models.split(",")
     print(f"about {(options.seconds + 15) * len(models) / 60:.0f} minutes", flush=True)
     torch.set_num_threads(1)
-    results: dict[str, list[Round]] = {}
+    results: dict[str, tuple[list[Round], list[Round]]] = {}
     with home():
         fixed = fixed_cost()
         for name in models:
             print(f"{name} …", flush=True)
-            results[name] = compare(MODELS[name][1], options.seconds)
+            make = MODELS[name][1]
+            results[name] = compare(make, options.seconds / 2), alternate(make, options.seconds / 2)
             gc.collect()
     print(f"\n| added CPU time per step | {' | '.join(MODELS[name][0] for name in models)} |")
     print(f"|---|{'---|' * len(models)}")
     for way in WAYS:
-        print(f"| {way} | {' | '.join(cell(results[name], way) for name in models)} |")
+        print(f"| {way} | {' | '.join(cell(*results[name], way) for name in models)} |")
     print("\nFixed cost of every step: " + ", ".join(f"{name} {us:.1f} µs" for name, us in fixed.items()))
     if options.json:
         options.json.write_text(json.dumps({"fixed_us": fixed, "seconds_per_step": results}, indent=1))
