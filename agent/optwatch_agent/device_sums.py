@@ -124,11 +124,7 @@ class DeviceSums:
     ) -> tuple[Entry, bool]:
         """The entry, and whether a tensor of it was made for this."""
         roles, rule = self._roles, self._roles.update
-        first, second = roles.first_moment(state), roles.second_moment(state, group)
-        made = any(
-            each is not None and each is not state.get(key or "")
-            for each, key in ((first, roles.first), (second, roles.second))
-        )
+        first, second, made = roles.moments(state, group)
         extra = {name: state.get(name) for name in (() if rule is None else rule.extra)}
         held: dict[str, Any] = {"first": first, "second": second, **extra}
         held = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}

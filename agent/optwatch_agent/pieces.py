@@ -62,11 +62,7 @@ class Reader:
     ) -> tuple[Piece, tuple[object, ...]]:
         """A parameter's tensors, and what has to be equal for parameters to be packed together."""
         roles, numel = self._roles, param.numel()
-        first, second = roles.first_moment(state), roles.second_moment(state, self._group)
-        made = any(
-            each is not None and each is not state.get(key or "")
-            for each, key in ((first, roles.first), (second, roles.second))
-        )
+        first, second, made = roles.moments(state, self._group)
         first, second = _of_size(first, numel), _of_size(second, numel)
         extra: dict[str, Tensor] = {}
         if (rule := roles.update) is not None:

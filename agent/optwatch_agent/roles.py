@@ -68,6 +68,15 @@ class Roles:
             return multiplied(self.factors, state, group)
         return whole
 
+    def moments(self, state: State, group: Group) -> tuple[Tensor | None, Tensor | None, bool]:
+        """Both moments, and whether one is no tensor of the state's but was made for this call."""
+        first, second = self.first_moment(state), self.second_moment(state, group)
+        made = any(
+            each is not None and each is not state.get(key or "")
+            for each, key in ((first, self.first), (second, self.second))
+        )
+        return first, second, made
+
     def correction(self, state: State, group: Group) -> float:
         """What the second moment is divided by to give v̂."""
         if not self.corrected:
