@@ -191,8 +191,9 @@ class Actuators:
 
     @property
     def there(self) -> bool:
-        """Whether the gradients are on a device."""
-        return any(on_device(local(param)) for group in self._groups for param in group["params"])
+        """Whether the gradients are on a device; a clip was refused unless all of them are where one is."""
+        param = next((param for group in self._groups for param in group["params"]), None)
+        return param is not None and on_device(local(param))
 
     def clip_there(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Clip gradients on a device to `max_norm`: the norm before and after, float64[], and the limit from
