@@ -1,6 +1,6 @@
-"""The link to the daemon: a thread that wakes ten times a second, sends what is ready, takes what came; in a
-job of many ranks less often (`wire.pace`).
-For a quarter of a second after something unusual it wakes more often, so that a command can come in time.
+"""The link to the daemon: a thread that wakes ten times a second and sends what is ready; in a job of many
+ranks less often (`wire.pace`). What the daemon says it takes as it comes.
+For a while after something unusual it wakes more often, so that the daemon hears of it in time.
 
 Training never waits for it. Durable messages are numbered and kept in a ring until the daemon has
 acknowledged them, so a daemon that was away is sent what it missed. Each connection is a socket of its
@@ -13,8 +13,10 @@ it holds the interpreter, and training with it.
 """
 
 import logging
+import math
 import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -56,7 +58,7 @@ from optwatch.wire.messages import (
     Sums,
     Welcome,
 )
-from optwatch.wire.pace import TURN, turn_time
+from optwatch.wire.pace import CALM, TURN, Pace
 from optwatch.wire.places import find_daemon
 from optwatch_agent.reach import refused
 from optwatch_agent.ring import Ring
@@ -66,10 +68,6 @@ log = logging.getLogger("optwatch")
 _JITTER = random.Random()  # noqa: S311
 """Not the generator that the training draws from."""
 
-_QUICK_TURN = 0.005
-_HASTE = 0.25
-"""Seconds that the link is quick after something unusual, once in `_CALM` at most."""
-_CALM = 1.0
 _BEAT = 1.0
 _RETRY = (0.2, 0.6)
 """Seconds between two attempts to connect: at first, and at most."""
@@ -169,9 +167,10 @@ class Link:
         self._warned = ""
         self._reason = ""
         self._hasty_until = self._next_haste = 0.0
-        self._turn_time = TURN
+        self._pace = Pace(1)
         self._stopping = False
-        self._wake = threading.Event()
+        self._waker: tuple[socket.socket, socket.socket] | None = None
+        """What other threads wake this one by: both ends."""
         self._thread = threading.Thread(target=self._run, name="optwatch-link", daemon=True)
 
     @property
@@ -190,30 +189,39 @@ class Link:
         return self.ring.oldest or self._seq + 1
 
     def start(self) -> None:
+        self._waker = socket.socketpair()
+        for end in self._waker:
+            end.setblocking(False)
         self._thread.start()
 
     def hurry(self) -> None:
         """Be quick for a while: something unusual happened. Called by the training thread."""
         now = time.monotonic()
         if now >= self._next_haste:
-            self._hasty_until, self._next_haste = now + _HASTE, now + _CALM
-            self._wake.set()
+            self._hasty_until, self._next_haste = now + self._pace.haste, now + CALM
+            self._wake()
 
     def stop(self, reason: str, timeout: float = _GRACE + 0.45) -> None:
         """Send what is left and end the thread; after `timeout` seconds at the latest it is left behind."""
         self._reason = reason
         self._stopping = True
-        self._wake.set()
+        self._wake()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
+
+    def _wake(self) -> None:
+        try:
+            if self._waker is not None:
+                self._waker[1].send(b"\0")
+        except OSError:  # it is awake: full of such calls, or at its end
+            return
 
     # --- the thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             while not self._stopping:
-                if self._wake.wait(self._pause()):
-                    self._wake.clear()
+                self._rest()
                 if not self._stopping:
                     self._turn()
             self._finish()
@@ -223,12 +231,29 @@ class Link:
             self._disconnect()
             if self._context is not None:
                 self._context.destroy(linger=_LINGER_MS)
+            for end in self._waker or ():
+                end.close()
+
+    def _rest(self) -> None:
+        """Wait for the next turn. It is due at once where somebody wakes it or the daemon wants something."""
+        assert self._waker is not None
+        end = time.monotonic() + self._pause()
+        while (left := end - time.monotonic()) > 0:
+            awaited: list[tuple[Any, int]] = [(self._waker[0].fileno(), zmq.POLLIN)]
+            if self._socket is not None:
+                awaited.append((self._socket, zmq.POLLIN if self._connected else zmq.POLLOUT))
+            for ready, _ in zmq.zmq_poll(awaited, math.ceil(left * 1_000)):
+                if ready is not self._socket:
+                    self._waker[0].recv(4_096)
+                    return
+                if not self._connected or self._receive():
+                    return
 
     def _pause(self) -> float:
         """Seconds to the next turn. No two ranks of a job keep the same beat for long."""
         if time.monotonic() < self._hasty_until:
-            return _QUICK_TURN
-        turn = self._turn_time if self.welcomed else TURN  # a link that is away is soon back
+            return self._pace.quick_turn
+        turn = self._pace.turn if self.welcomed else TURN  # a link that is away is soon back
         return turn * _JITTER.uniform(0.9, 1.1)
 
     def _turn(self, everything: bool = False) -> None:
@@ -245,7 +270,7 @@ class Link:
             if self.welcomed:
                 # First what can be rolled back to: what the points show may call for it.
                 if now >= self._next_beat or self._source.pressing():
-                    self._next_beat = now + _BEAT * _JITTER.uniform(0.9, 1.1)
+                    self._next_beat = now + max(_BEAT, self._pace.turn) * _JITTER.uniform(0.9, 1.1)
                     self._send(pack(self._source.beat()))
                     if (follow := self._source.follow()) is not None:
                         self._send(pack(follow))
@@ -341,7 +366,7 @@ class Link:
             self._writable = now
             if not self._connected:
                 hello = self._source.hello()
-                self._turn_time = turn_time(hello.world_size)
+                self._pace = Pace(hello.world_size)
                 self._connected = self._send(pack(hello))
                 self._greeted = now
                 self._known.clear()
@@ -362,8 +387,9 @@ class Link:
 
     # --- messages -------------------------------------------------------------------------------------
 
-    def _receive(self) -> None:
-        assert self._socket is not None
+    def _receive(self) -> bool:
+        """Take what has come; whether it was more than that the daemon has what it was sent."""
+        more = False
         while self._socket is not None and self._socket.poll(0):
             parts = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
@@ -373,6 +399,7 @@ class Link:
                 continue
             if message.session != self._session:
                 continue
+            more |= not isinstance(message, Ack)
             match message:
                 case Welcome(acked=acked):
                     self._forget(acked)
@@ -401,6 +428,7 @@ class Link:
                     self._warn(f"the daemon refuses this agent: {reason}")
                     self._disconnect()
                     self._next_try = time.monotonic() + _REJECTED
+        return more
 
     def _forget(self, acked: int) -> None:
         self._acked = max(self._acked, min(acked, self._seq))

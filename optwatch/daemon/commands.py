@@ -33,7 +33,6 @@ from optwatch.wire.actions import (
     parse_action,
 )
 from optwatch.wire.messages import Ask, News, Prepare, Report
-from optwatch.wire.pace import TURN, turn_time
 
 ATTEMPTS = 4
 """A first vote and three more."""
@@ -44,6 +43,8 @@ PATIENCE = 10.0
 FIRST_MARGIN = 0.3
 MAX_MARGIN = 10.0
 """Seconds between a proposal and its step: learned from the votes, within these bounds."""
+PER_RANK = 0.0006
+"""Seconds of it for each rank at least: to tell a thousand takes time, and to hear of their steps did."""
 _ANSWERS = 100
 """Votes from which the margin is learned."""
 _REPEAT = 1.0
@@ -322,8 +323,7 @@ class Book:
         entry.sessions = {peer.rank: peer.session for peer in peers}
         entry.steps = ()
         if world_size > 1:
-            # In a large job agents look for it less often than the first margin reckons with.
-            margin = (self.margin + (turn_time(world_size) - TURN)) * 2 ** (entry.attempt - 1)
+            margin = max(self.margin, PER_RANK * world_size) * 2 ** (entry.attempt - 1)
             entry.steps = tuple(
                 max(step + math.ceil(peer.age / step_time) for step, peer in zip(steps, peers, strict=True))
                 + max(2, math.ceil(margin / step_time))

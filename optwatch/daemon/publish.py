@@ -36,7 +36,8 @@ class Publisher:
         self._also = also
         self._changes: dict[str, Changes] = {}
         self._list_seq = 0
-        self._next = 0.0
+        self.due = 0.0
+        """When something is published again."""
         self._next_list = 0.0
         self._list_changed = True
 
@@ -62,9 +63,9 @@ class Publisher:
 
     def tick(self, now: float) -> None:
         """Publish what changed, if it is time."""
-        if now < self._next:
+        if now < self.due:
             return
-        self._next = now + PERIOD
+        self.due = max(self.due + PERIOD, now + PERIOD / 2)
         for run in self._runs.by_id.values():
             if run.touched:
                 self.flush(run, now)

@@ -164,7 +164,7 @@ class Server:
         if self._readout.wanted:
             self._readout.take(self._runs, self._store, self._ingest, now)
         ended = time.monotonic()
-        self._next_move = ended + min(REST * (ended - began), LONGEST_REST)
+        self._next_move = min(ended + min(REST * (ended - began), LONGEST_REST), self._publisher.due)
 
     def _drain(self, now: float) -> int:
         """Take the messages that are there, for a while; how many there were."""

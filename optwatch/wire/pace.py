@@ -1,12 +1,36 @@
 """Pace: how often the agents of a job speak, so that a large job does not ask too much of a daemon."""
 
+from dataclasses import dataclass
+
 TURN = 0.1
-"""Seconds between two turns of an agent in which it sends what it has and takes what has come."""
-LONGEST = 0.5
-MESSAGES = 2_500
+"""Seconds between two turns of an agent, in each of which it sends what it has."""
+LONGEST = 1.0
+MESSAGES = 1_250
 """A second, of all agents of a job together, up to the size at which they are at the longest turn."""
+QUICK_TURN = 0.005
+QUICK_MESSAGES = 4_000
+"""The same after something unusual."""
+HASTE, CALM = 0.25, 1.0
+"""Seconds for which an agent is quick after something unusual, and in which it is so once."""
 
 
-def turn_time(world_size: int) -> float:
-    """Seconds between two turns of each of so many agents: from 250 on they take more steps at a time."""
-    return min(max(TURN, world_size / MESSAGES), LONGEST)
+@dataclass(frozen=True)
+class Pace:
+    """That of each agent in a job of so many ranks: the more there are, the more steps it sends at a time."""
+
+    world_size: int
+
+    @property
+    def turn(self) -> float:
+        """Seconds between two turns."""
+        return min(max(TURN, self.world_size / MESSAGES), LONGEST)
+
+    @property
+    def quick_turn(self) -> float:
+        """The same after something unusual."""
+        return min(max(QUICK_TURN, self.world_size / QUICK_MESSAGES), self.turn)
+
+    @property
+    def haste(self) -> float:
+        """Seconds for which it is quick: two more turns at least."""
+        return max(HASTE, 2 * self.quick_turn)

@@ -37,7 +37,7 @@ from optwatch.wire.messages import (
     TensorInfo,
     Welcome,
 )
-from optwatch.wire.pace import turn_time
+from optwatch.wire.pace import CALM, Pace
 from optwatch_agent.ring import Ring
 from tests.peers import OPTIMIZER
 
@@ -46,14 +46,13 @@ LOSS, NORM = COLUMNS.index("loss"), COLUMNS.index("grad_norm")
 TIMES = [COLUMNS.index("step_time"), COLUMNS.index("arrival")]
 MOMENT = 0.01
 """Seconds between two moments at which ranks take their turns, a part of them at each."""
+LISTEN = 2
+"""Moments between two at which all ranks hear what the daemon wants of them; agents hear it at once."""
 KEPT = 256
 """Batches that are kept packed."""
 BEAT = 1.0
 IN_FLIGHT = 64
 """Messages that are sent before the first of them is acknowledged: the agent's own number."""
-HASTE, CALM = 0.25, 1.0
-"""Seconds for which a link looks more often after something unusual, and in which it does so once: as the
-agent's own."""
 GROWN = 1e6
 """The factor by which gradients grow at most."""
 VOTES = 256
@@ -123,7 +122,7 @@ class Rank:
         """Proposals that came after their step."""
         self.welcomed = False
         self.step = 0
-        self._socket = socket
+        self.socket = socket
         self._ballot = ballot
         self._session = os.urandom(16).hex()
         schema = schema_of(crowd, number % crowd.parts)
@@ -197,14 +196,16 @@ class Rank:
                 return
             self._sent = held.seq
 
-    def listen(self, step: int) -> None:
-        """Take what the daemon has to say; the training is at a step."""
+    def listen(self, step: int) -> bool:
+        """Take what the daemon has to say, the training is at a step; whether it calls for an answer."""
+        more = False
         while True:
             try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+                parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return more
             message, _ = unpack(parts, daemon_decoder)
+            more |= not isinstance(message, Ack)
             match message:
                 case Ack(acked=acked):
                     self._acked = max(self._acked, acked)
@@ -261,7 +262,7 @@ class Rank:
 
     def _send(self, parts: Sequence[Buffer]) -> bool:
         try:
-            self._socket.send_multipart([AGENT, *parts], zmq.NOBLOCK)
+            self.socket.send_multipart([AGENT, *parts], zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -371,14 +372,18 @@ def send(
 def step_all(crowd: Crowd, ranks: list[Rank], seed: int, wrong: Event, ended: Event, tell: "Telling") -> None:
     """Step at the pace that is asked for, until it is `ended`; ranks take their turns one after another."""
     measured = Measured(crowd, seed)
-    turn = turn_time(crowd.ranks)
-    slices = max(int(turn / MOMENT), 1)
-    hasty_until = calm_until = behind = 0.0
+    pace = Pace(crowd.ranks)
+    slices = max(int(pace.turn / MOMENT), 1)
+    hasty_until = calm_until = quick_at = behind = 0.0
+    poller = zmq.Poller()
+    by_socket = {rank.socket: rank for rank in ranks}
+    for socket in by_socket:
+        poller.register(socket, zmq.POLLIN)
     samples = step = 0
     began = time.monotonic()
     for number in itertools.count():
         part = number % slices
-        due = began + number * turn / slices
+        due = began + number * pace.turn / slices
         time.sleep(max(due - time.monotonic(), 0))
         now = time.monotonic()
         behind = max(behind, now - due)
@@ -386,10 +391,16 @@ def step_all(crowd: Crowd, ranks: list[Rank], seed: int, wrong: Event, ended: Ev
         measured.reach(step, wrong.is_set())
         # A loss that leaves its range, not one that stays where it is: the links are quick for a while.
         if 1 < measured.grown < GROWN and now > calm_until:
-            hasty_until, calm_until = now + HASTE, now + CALM
+            quick_at, hasty_until, calm_until = now, now + pace.haste, now + CALM
         over = ended.is_set()
-        for rank in ranks if over or now < hasty_until else ranks[part::slices]:
+        taking = ranks[part::slices]
+        if over or quick_at <= now < hasty_until:  # all were woken by the same
+            quick_at, taking = now + pace.quick_turn, ranks
+        for rank in taking:
             samples += rank.turn(measured, step, now)
+        for socket, _ in poller.poll(0) if not number % LISTEN else ():
+            if (rank := by_socket[socket]).listen(step):
+                samples += rank.turn(measured, step, now)
         if over or not part:
             tell(step=step, rows=sum(rank.step for rank in ranks), samples=samples, behind=behind)
         if over:

@@ -2,14 +2,27 @@
 
 import pytest
 
-from optwatch.wire.pace import LONGEST, MESSAGES, TURN, turn_time
+from optwatch.wire.pace import LONGEST, MESSAGES, QUICK_MESSAGES, QUICK_TURN, TURN, Pace
 
 
-@pytest.mark.parametrize("ranks", [1, 4, 250])
+@pytest.mark.parametrize("ranks", [1, 4, 125])
 def test_a_small_job_speaks_ten_times_a_second(ranks: int) -> None:
-    assert turn_time(ranks) == TURN
+    assert Pace(ranks).turn == TURN
 
 
 def test_a_large_job_takes_more_steps_at_a_time() -> None:
-    assert 1_024 / turn_time(1_024) == pytest.approx(MESSAGES)
-    assert turn_time(1 << 20) == LONGEST
+    assert 1_024 / Pace(1_024).turn == pytest.approx(MESSAGES)
+    assert Pace(1 << 20).turn == LONGEST
+
+
+@pytest.mark.parametrize("ranks", [1, 4, 20])
+def test_after_something_unusual_a_small_job_speaks_at_once(ranks: int) -> None:
+    assert Pace(ranks).quick_turn == QUICK_TURN
+
+
+@pytest.mark.parametrize("ranks", [250, 1_024, 1 << 20])
+def test_after_something_unusual_a_large_job_speaks_twice_more(ranks: int) -> None:
+    pace = Pace(ranks)
+    assert pace.quick_turn == pytest.approx(min(ranks / QUICK_MESSAGES, LONGEST))
+    assert 2 * pace.quick_turn <= pace.haste
+    assert pace.quick_turn <= pace.turn
