@@ -6,7 +6,6 @@ it is the root of the mean square (see `noise`); everything else (losses, what t
 over the ranks that logged it. Per-tensor records come merged already (`shards`).
 """
 
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from optwatch.series import noise
 from optwatch.series.norms import Norms, parse_part
 from optwatch.series.points import Column, Points, Samples, Table
+from optwatch.series.pool import Pool, stacked
 
 WAIT = 2.0
 """Seconds that a step waits for the ranks that are alive but have not sent it."""
@@ -22,13 +22,6 @@ RETURN = 5.0
 
 SHARED = ("lr", "grad_norm", "grad_norm_raw", "update_norm", "param_norm", "clip", "loss_scale", "batch_size")
 SLOWEST = ("step_time", "arrival")
-
-
-class _Arrival:
-    def __init__(self, at: float, points: Points) -> None:
-        self.at = at
-        self.points = points
-        self.first, self.last = int(points.step[0]), int(points.step[-1])
 
 
 class Merger:
@@ -41,8 +34,8 @@ class Merger:
         """Points that came after their step was handed on: in the store, but in no merged series."""
         self.norms = Norms()
         self._samples: list[Samples] = []
-        self._pending: dict[int, deque[_Arrival]] = {}
-        """By rank, what has come and is not handed on yet, in the order in which it came."""
+        self._pools: dict[tuple[str, ...], Pool] = {}
+        """What has come and is not handed on yet, by the names of its columns."""
         self._reached: dict[int, int] = {}
         self._expected: Collection[int] = ()
         self._expected_until = float("-inf")
@@ -65,7 +58,7 @@ class Merger:
             self.late += len(points) - int(fresh.sum())
             points = select(points, fresh)
         if len(points):
-            self._pending.setdefault(rank, deque()).append(_Arrival(now, points))
+            self._pools.setdefault(tuple(points.columns), Pool()).add(rank, now, points)
 
     def add_samples(self, samples: Samples) -> None:
         """Take per-tensor statistics of whole tensors, in order of step, before their steps are taken."""
@@ -78,40 +71,24 @@ class Merger:
 
     def rewind(self, step: int) -> None:
         """Begin again behind `step`: a new incarnation repeats what follows. What is pending of that goes."""
-        self.step = min(step, self.step) if self._pending else step
-        for rank, arrivals in list(self._pending.items()):
-            kept = [(a.at, select(a.points, a.points.step <= step)) for a in arrivals]
-            self._pending[rank] = deque(_Arrival(at, points) for at, points in kept if len(points))
-        self._pending = {rank: arrivals for rank, arrivals in self._pending.items() if arrivals}
+        self.step = min(step, self.step) if any(self._pools.values()) else step
+        for pool in self._pools.values():
+            pool.cut(step)
         self._samples.clear()
         self._reached.clear()
 
     def take(self, live: Collection[int], now: float) -> list[Points]:
         """Points of the steps that are complete: all live ranks have sent them, or they waited enough."""
-        if not self._pending:
+        if not any(self._pools.values()):
             return []
         waiting = self.expecting(now)
         if waiting:
             live = {*live, *self._expected}
         upto = min((self._reached.get(rank, -1) for rank in live), default=-1)
-        for arrivals in self._pending.values():
-            for arrival in arrivals:
-                if live and (waiting or now - arrival.at < WAIT):  # and those behind it came later
-                    break
-                upto = max(upto, arrival.last)
-        parts: dict[int, list[Points]] = {}
-        for rank, arrivals in list(self._pending.items()):
-            while arrivals and arrivals[0].first <= upto:
-                arrival = arrivals.popleft()
-                points = arrival.points
-                if arrival.last > upto:
-                    cut = int(np.searchsorted(points.step, upto, side="right"))
-                    arrivals.appendleft(_Arrival(arrival.at, select(points, slice(cut, None))))
-                    points = select(points, slice(cut))
-                parts.setdefault(rank, []).append(points)
-            if not arrivals:
-                del self._pending[rank]
-        merged = merge(parts, self.norms)
+        if not (live and waiting):
+            before = now - WAIT if live else np.inf
+            upto = max(upto, *(pool.reached(before) for pool in self._pools.values()))
+        merged = self._merge(upto)
         if merged is None:
             return []
         self.step = int(merged.step[-1])
@@ -119,69 +96,69 @@ class Merger:
         self._samples = [part for samples in self._samples if (part := _beyond(samples, self.step))]
         return _attach(merged, _merge_samples(sampled))
 
+    def _merge(self, upto: int) -> Points | None:
+        """What has come up to a step; of a thousand ranks that log the same without taking it apart."""
+        self._pools = {names: pool for names, pool in self._pools.items() if pool}
+        if len(self._pools) == 1:
+            (pool,) = self._pools.values()
+            taken = pool.take_together(upto)
+            return None if taken is None else _merged([taken[1]], taken[0], self.norms)
+        pieces = [piece for pool in self._pools.values() for piece in pool.take(upto)]
+        pieces.sort(key=lambda piece: piece[0])
+        return _merged([points for _, points in pieces], len({rank for rank, _ in pieces}), self.norms)
+
 
 def merge(parts: Mapping[int, Sequence[Points]], norms: Norms | None) -> Points | None:
     """Merge the scalars of ranks (rank → its points in order) into points in order of step, None if none.
 
     `norms` adds up the columns that are parts of a norm; with None they stay as they are.
     """
-    pieces = [(rank, points) for rank in sorted(parts) for points in parts[rank] if len(points)]
+    pieces = [points for rank in sorted(parts) for points in parts[rank] if len(points)]
+    return _merged(pieces, len(parts), norms)
+
+
+def _merged(pieces: Sequence[Points], ranks: int, norms: Norms | None) -> Points | None:
+    """Merge pieces of so many ranks, in order of rank; one piece may hold the rows of several ranks."""
     if not pieces:
         return None
-    table = _stacked([points for _, points in pieces])
-    named = pieces[:1] if table is not None else pieces
-    split = norms is not None and any(parse_part(name) for _, points in named for name in points.columns)
-    if len(pieces) == 1 and not split:
-        return pieces[0][1]
-    all_steps = np.concatenate([points.step for _, points in pieces])
+    tables = [points.columns for points in pieces if isinstance(points.columns, Table)]
+    alike = len(tables) == len(pieces) and all(table.names == tables[0].names for table in tables)
+    table = stacked(tables) if alike else None
+    named = pieces[:1] if alike else pieces
+    split = norms is not None and any(parse_part(name) for points in named for name in points.columns)
+    if len(pieces) == ranks == 1 and not split:
+        return pieces[0]
+    all_steps = np.concatenate([points.step for points in pieces])
     step, row = np.unique(all_steps, return_inverse=True)
-    ends = np.cumsum([len(points) for _, points in pieces]).tolist()
-    rows = [row[end - len(points) : end] for end, (_, points) in zip(ends, pieces, strict=True)]
+    ends = np.cumsum([len(points) for points in pieces]).tolist()
+    rows = [row[end - len(points) : end] for end, points in zip(ends, pieces, strict=True)]
     names = dict.fromkeys(
-        name for _, points in named for name in points.columns if not (split and parse_part(name))
+        name for points in named for name in points.columns if not (split and parse_part(name))
     )
     columns = {}
     for name in names:
         column, at = (table[name], row) if table is not None else _joined(name, pieces, rows)
         columns[name] = _merge_column(name, column, at, len(step))
     if noise.LOCAL in columns:
-        told = [at[points.column(noise.LOCAL).logged] for (_, points), at in zip(pieces, rows, strict=True)]
-        columns |= noise.fold(columns, np.bincount(np.concatenate(told), minlength=len(step)), len(parts))
+        told = [at[points.column(noise.LOCAL).logged] for points, at in zip(pieces, rows, strict=True)]
+        columns |= noise.fold(columns, np.bincount(np.concatenate(told), minlength=len(step)), ranks)
     if norms is not None and split:
         folded = norms.fold(
-            len(step), [(points.columns, at) for (_, points), at in zip(pieces, rows, strict=True)]
+            len(step), [(points.columns, at) for points, at in zip(pieces, rows, strict=True)]
         )
         for name, column in folded.items():
             columns[name] = _either(columns[name], column) if name in columns else column
     wall = np.full(len(step), np.inf)
-    clocks = [
-        points.wall if points.wall is not None else np.full(len(points), np.inf) for _, points in pieces
-    ]
+    clocks = [points.wall if points.wall is not None else np.full(len(points), np.inf) for points in pieces]
     with np.errstate(invalid="ignore"):
         np.minimum.at(wall, row, np.concatenate(clocks))
     return Points(step, columns, np.where(np.isfinite(wall), wall, np.nan))
 
 
-def _stacked(pieces: Sequence[Points]) -> Table | None:
-    """The columns of all pieces one below the other, as they are where all have the same: else None."""
-    tables = [points.columns for points in pieces if isinstance(points.columns, Table)]
-    if len(tables) < len(pieces) or any(table.names != tables[0].names for table in tables):
-        return None
-    return Table(
-        tables[0].names,
-        np.concatenate([table.matrix for table in tables]),
-        np.concatenate([table.mask for table in tables]),
-    )
-
-
-def _joined(
-    name: str, pieces: Sequence[tuple[int, Points]], rows: Sequence[np.ndarray]
-) -> tuple[Column, np.ndarray]:
+def _joined(name: str, pieces: Sequence[Points], rows: Sequence[np.ndarray]) -> tuple[Column, np.ndarray]:
     """A column of the pieces that have it, one below the other, and the rows that these belong to."""
     having = [
-        (points.columns[name], at)
-        for (_, points), at in zip(pieces, rows, strict=True)
-        if name in points.columns
+        (points.columns[name], at) for points, at in zip(pieces, rows, strict=True) if name in points.columns
     ]
     values, logged = (
         np.concatenate(each) for each in zip(*((c.values, c.logged) for c, _ in having), strict=True)

@@ -43,8 +43,9 @@ class Norms:
                     continue
                 self.families.setdefault(part.family, part.siblings)
                 mine = parts.setdefault(part, Column(np.full(n, np.nan), np.zeros(n, dtype=bool)))
-                new = at[column.logged & ~mine.logged[at]]
-                mine.values[new] = column.values[column.logged & ~mine.logged[at]]
+                here = np.flatnonzero(column.logged & ~mine.logged[at])[::-1]
+                new = at[here]
+                mine.values[new] = column.values[here]  # the last to be written is the first there
                 mine.logged[new] = True
         return {norm: self._norm(norm, n, parts) for norm in dict.fromkeys(part.norm for part in parts)}
 
