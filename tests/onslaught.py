@@ -182,7 +182,10 @@ def _compare_scalars(
     stored = list(_chunks(connection, run, "s", rank.number))
     if not sent and not stored:
         return
-    wanted = [np.concatenate([b.blocks()[at].reshape(len(b.step), -1) for b in sent]) for at in range(4)]
+    wanted = [
+        np.concatenate([getattr(blocks, name) for blocks in sent])
+        for name in ("step", "wall", "scalars", "logged")
+    ]
     found = [np.concatenate([part[at] for part in stored]) for at in range(4)] if stored else []
     if [array.tobytes() for array in wanted] != [array.tobytes() for array in found]:
         steps = len(found[0]) if found else 0

@@ -13,9 +13,8 @@ import msgspec
 from optwatch.wire.frames import Buffer, pack
 from optwatch.wire.messages import Batch
 
-_SCALAR_PARTS = slice(1, 5)
-"""Of a batch's parts (`frames.BatchBlocks`), those that are not about single tensors."""
-_NO_RECORDS = (b"", b"", b"")
+_SCALARS = 1
+"""Of a batch's parts (`frames.BatchBlocks`), the one that is not about single tensors."""
 _BYTES = 64 << 20
 
 
@@ -82,7 +81,7 @@ class Ring:
         assert held.records is not None
         self.thinned += held.records.sampled + held.records.histograms
         batch = msgspec.structs.replace(held.records, sampled=0, histograms=0)
-        parts = [*pack(batch), *held.parts[_SCALAR_PARTS], *_NO_RECORDS]
+        parts = [*pack(batch), held.parts[_SCALARS]]
         self._held[at] = held._replace(parts=parts, size=_size(parts), records=None)
         self._size += self._held[at].size - held.size
 

@@ -78,6 +78,8 @@ class Server:
         self._busy = time.monotonic()
         self._next_slow = 0.0
         self._next_move = 0.0
+        self._fresh = False
+        """Whether something was taken since everything was moved on."""
         self._held: list[tuple[bytes, list[Any]]] = []
         self._outbox: deque[tuple[int, bytes, list[Any]]] = deque()
         """What may go out once the store has what it rests on: (ticket, routing id, parts)."""
@@ -136,7 +138,7 @@ class Server:
             self._publisher.subscriptions(end)
 
     def _turn(self, timeout: float) -> None:
-        if (due := self._next_move - time.monotonic()) > 0:
+        if self._fresh and (due := self._next_move - time.monotonic()) > 0:
             timeout = min(timeout, due)
         events = dict(self._poller.poll(math.ceil(timeout * 1_000)))
         now = time.monotonic()
@@ -153,10 +155,11 @@ class Server:
             self._release()
         if self._xpub in events:
             self._publisher.subscriptions(now)
-        if self._router in events:
-            self._drain(now)
+        if self._router in events and self._drain(now):
+            self._fresh = True
         if (began := time.monotonic()) < self._next_move:
             return
+        self._fresh = False
         self._leftovers.tick(now)
         self._advance(now)
         self._settle()

@@ -12,6 +12,7 @@ One ROUTER serves both kinds of peers; the first frame says which one speaks:
     XPUB → SUB        [topic, header, block…]    topic: the run's id, or `runs`
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -87,10 +88,10 @@ def unpack(parts: Parts, decoder: "msgspec.msgpack.Decoder[Message]") -> tuple[M
 class BatchBlocks:
     """The numbers of a `Batch` of n steps, S scalars, k samples and h histograms of T tensors.
 
-    step <i8[n] global_step; wall <f8[n] unix seconds; scalars <f8[n, S]; logged |u1[n, S], 1 where a
-    value was logged (it may be NaN or inf all the same); sample_step <i8[k]; stats <f4[k, T, stats];
-    counts <u8[k, T, counts]. Only where there are histograms (`wire.histograms`): histogram_step <i8[h];
-    histograms <u4[h, T, WIDTH].
+    One part: step <i8[n] global_step; wall <f8[n] unix seconds; scalars <f8[n, S]; logged |u1[n, S], 1 where
+    a value was logged (it may be NaN or inf all the same). Another, where there are samples: sample_step
+    <i8[k]; stats <f4[k, T, stats]; counts <u8[k, T, counts]. Another, where there are histograms
+    (`wire.histograms`): histogram_step <i8[h]; histograms <u4[h, T, WIDTH].
     """
 
     step: I8
@@ -103,66 +104,69 @@ class BatchBlocks:
     histogram_step: I8 = field(default_factory=lambda: np.empty(0, np.int64))
     histograms: U4 = field(default_factory=lambda: np.empty((0, 0, WIDTH), np.uint32))
 
-    def blocks(self) -> tuple[npt.NDArray[Any], ...]:
-        """In the order of the wire."""
-        return (
-            self.step,
-            self.wall,
-            self.scalars,
-            self.logged,
-            self.sample_step,
-            self.stats,
-            self.counts,
-            *((self.histogram_step, self.histograms) if len(self.histogram_step) else ()),
-        )
+    def blocks(self) -> tuple[U1, ...]:
+        """The parts of the wire: the scalars; where there are any, the samples; the histograms."""
+        parts: list[tuple[npt.NDArray[Any], ...]] = [(self.step, self.wall, self.scalars, self.logged)]
+        if len(self.sample_step):
+            parts.append((self.sample_step, self.stats, self.counts))
+        if len(self.histogram_step):
+            parts.append((self.histogram_step, self.histograms))
+        return tuple(np.concatenate([_bytes_of(array) for array in arrays]) for arrays in parts)
 
     @classmethod
     def read(cls, blocks: Parts, batch: Batch, schema: Schema) -> Self:
-        """Check the blocks of a batch against its header and schema.
+        """Check the parts of a batch against its header and schema.
 
         Raises:
-            WireError: a count over its cap or a block of the wrong length.
+            WireError: a count over its cap or a part of the wrong length.
         """
         n, s = batch.steps, len(schema.scalars)
         k, t, h = batch.sampled, len(schema.tensors), batch.histograms
         if not all(0 <= rows <= limits.MAX_STEPS for rows in (n, k, h)):
             raise WireError(f"a batch of {n} steps, {k} samples and {h} histograms")
-        if len(blocks) != (9 if h else 7):
-            raise WireError(f"a batch of {len(blocks)} blocks")
-        shapes = (k,), (k, t, len(schema.stats)), (k, t, len(schema.counts))
-        if k:
-            records = {
-                "sample_step": block(blocks[4], "<i8", shapes[0]),
-                "stats": block(blocks[5], "<f4", shapes[1]),
-                "counts": block(blocks[6], "<u8", shapes[2]),
-            }
-        else:
-            if any(map(_size, blocks[4:7])):
-                raise WireError("a record of tensors that was not promised")
-            records = _no_records(*shapes)
-        if h:
-            records = {
-                **records,
-                "histogram_step": block(blocks[7], "<i8", (h,)),
-                "histograms": block(blocks[8], "<u4", (h, t, WIDTH)),
-            }
-        return cls(
-            step=block(blocks[0], "<i8", (n,)),
-            wall=block(blocks[1], "<f8", (n,)),
-            scalars=block(blocks[2], "<f8", (n, s)),
-            logged=block(blocks[3], "|u1", (n, s)),
-            **records,
-        )
+        if len(blocks) != 1 + bool(k) + bool(h):
+            raise WireError(f"a batch of {len(blocks)} parts")
+        step, wall, scalars, logged = _split(blocks[0], ("<i8", n), ("<f8", n), ("<f8", n, s), ("|u1", n, s))
+        shapes = ("<i8", k), ("<f4", k, t, len(schema.stats)), ("<u8", k, t, len(schema.counts))
+        sample_step, stats, counts = _split(blocks[1], *shapes) if k else _nothing(*shapes)
+        shapes_h = ("<i8", h), ("<u4", h, t, WIDTH)
+        histogram_step, histograms = _split(blocks[-1], *shapes_h) if h else _nothing(*shapes_h)
+        return cls(step, wall, scalars, logged, sample_step, stats, counts, histogram_step, histograms)
+
+
+_Shaped = tuple[Any, ...]
+"""A dtype and a shape."""
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> U1:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _split(data: Buffer, *arrays: _Shaped) -> list[npt.NDArray[Any]]:
+    """Read-only arrays that lie one behind the other in received bytes.
+
+    Raises:
+        WireError: the bytes are not exactly those of these arrays.
+    """
+    sizes = [_KINDS[dtype].itemsize * math.prod(shape) for dtype, *shape in arrays]
+    if _size(data) != sum(sizes):
+        raise WireError(f"a block of {_size(data)} bytes where {sum(sizes)} were promised")
+    whole = np.frombuffer(data, np.uint8)
+    whole.flags.writeable = False
+    out, at = [], 0
+    for (dtype, *shape), size in zip(arrays, sizes, strict=True):
+        out.append(whole[at : at + size].view(_KINDS[dtype]).reshape(shape))
+        at += size
+    return out
 
 
 @lru_cache(maxsize=64)
-def _no_records(*shapes: tuple[int, ...]) -> dict[str, npt.NDArray[Any]]:
+def _nothing(*arrays: _Shaped) -> list[npt.NDArray[Any]]:
     """What most batches have of single tensors: arrays without a row, everybody's."""
-    names = (("sample_step", "<i8"), ("stats", "<f4"), ("counts", "<u8"))
-    arrays = {name: np.empty(shape, _KINDS[kind]) for (name, kind), shape in zip(names, shapes, strict=True)}
-    for array in arrays.values():
+    out = [np.empty(shape, _KINDS[dtype]) for dtype, *shape in arrays]
+    for array in out:
         array.flags.writeable = False
-    return arrays
+    return out
 
 
 def check_schema(schema: Schema) -> None:

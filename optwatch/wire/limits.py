@@ -1,6 +1,6 @@
 """Caps on everything that comes from a wire: a length is checked here before anything is allocated."""
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages. A daemon refuses another one with a sentence that names both."""
 
 MAX_PARTS = 12
