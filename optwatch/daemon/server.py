@@ -36,6 +36,9 @@ BURST = 0.05
 REST, LONGEST_REST = 3.0, 0.2
 """How long messages alone are taken after everything else had its turn: so many times as long as that took,
 and seconds at most. Of a thousand ranks some have always sent something, and all would be looked through."""
+GATHER = 0.005
+"""Seconds after all messages were taken until the next look: of a thousand ranks one always comes, and to be
+woken for each costs more than to take it."""
 NOBLOCK = int(zmq.NOBLOCK)
 TICK = 0.05
 SLOW_TICK = 1.0
@@ -78,6 +81,7 @@ class Server:
         self._busy = time.monotonic()
         self._next_slow = 0.0
         self._next_move = 0.0
+        self._next_look = 0.0
         self._fresh = False
         """Whether something was taken since everything was moved on."""
         self._held: list[tuple[bytes, list[Any]]] = []
@@ -138,6 +142,7 @@ class Server:
             self._publisher.subscriptions(end)
 
     def _turn(self, timeout: float) -> None:
+        time.sleep(max(self._next_look - time.monotonic(), 0.0))
         if self._fresh and (due := self._next_move - time.monotonic()) > 0:
             timeout = min(timeout, due)
         events = dict(self._poller.poll(math.ceil(timeout * 1_000)))
@@ -177,6 +182,7 @@ class Server:
             try:
                 frames = self._receive()
             except zmq.Again:
+                self._next_look = time.monotonic() + GATHER
                 break
             taken += 1
             try:

@@ -358,7 +358,7 @@ def send(
     while not begin.wait(0.1) and not ended.is_set():
         for rank in ranks:
             rank.listen(rank.step)
-    step_all(crowd, ranks, numbers.start, wrong, ended, tell)
+    step_all(crowd, ranks, numbers.start, wrong, ended, told, tell)
     end = time.monotonic() + crowd.settling
     while tell.waiting and time.monotonic() < end:
         for rank in ranks:
@@ -369,7 +369,9 @@ def send(
     context.destroy(linger=0)
 
 
-def step_all(crowd: Crowd, ranks: list[Rank], seed: int, wrong: Event, ended: Event, tell: "Telling") -> None:
+def step_all(
+    crowd: Crowd, ranks: list[Rank], seed: int, wrong: Event, ended: Event, told: Any, tell: "Telling"
+) -> None:
     """Step at the pace that is asked for, until it is `ended`; ranks take their turns one after another."""
     measured = Measured(crowd, seed)
     pace = Pace(crowd.ranks)
@@ -388,6 +390,7 @@ def step_all(crowd: Crowd, ranks: list[Rank], seed: int, wrong: Event, ended: Ev
         now = time.monotonic()
         behind = max(behind, now - due)
         step = int((now - began) * crowd.rate)
+        told[TOLD.index("step")] = step
         measured.reach(step, wrong.is_set())
         # A loss that leaves its range, not one that stays where it is: the links are quick for a while.
         if 1 < measured.grown < GROWN and now > calm_until:
@@ -402,7 +405,7 @@ def step_all(crowd: Crowd, ranks: list[Rank], seed: int, wrong: Event, ended: Ev
             if (rank := by_socket[socket]).listen(step):
                 samples += rank.turn(measured, step, now)
         if over or not part:
-            tell(step=step, rows=sum(rank.step for rank in ranks), samples=samples, behind=behind)
+            tell(rows=sum(rank.step for rank in ranks), samples=samples, behind=behind)
         if over:
             return
 

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optwatch.series.merge import WAIT, Merger, merge
+from optwatch.series.merge import WAIT, Merger, merge, select
+from optwatch.series.norms import Norms
 from optwatch.series.points import Column, Points, Table
 
 
@@ -106,3 +107,50 @@ def test_ranks_that_send_tables_are_merged_as_those_that_send_columns() -> None:
         np.testing.assert_array_equal(one.columns[name].logged, other.columns[name].logged)
     np.testing.assert_array_equal(one.step, other.step)
     np.testing.assert_array_equal(one.wall, other.wall)
+
+
+@given(st.data())
+def test_ranks_that_log_different_columns_are_merged_as_if_all_came_at_once(data: st.DataObject) -> None:
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    ranks, n = 4, 12
+    whole = {
+        rank: Points(
+            np.arange(1, n + 1),
+            {
+                name: Column(random.normal(size=n), np.ones(n, dtype=bool))
+                for name in ("loss", "lr", f"grad_norm@dp={rank // 2}/2#1a2b3c4d", f"own {rank % 3}")
+            },
+            1e9 + random.random(n),
+        )
+        for rank in range(ranks)
+    }
+    merger = Merger()
+    got: list[Points] = []
+    sent = [0] * ranks
+    while min(sent) < n:
+        rank = data.draw(st.sampled_from([r for r in range(ranks) if sent[r] < n]))
+        upto = data.draw(st.integers(sent[rank] + 1, n))
+        merger.add(rank, select(whole[rank], slice(sent[rank], upto)), 0.0)
+        sent[rank] = upto
+        got += merger.take(range(ranks), 0.0)
+    wanted = merge({rank: [points] for rank, points in whole.items()}, Norms())
+    assert wanted is not None
+    assert {"grad_norm", "loss", "lr", "own 0", "own 1", "own 2"} == wanted.columns.keys()
+    for name, column in wanted.columns.items():
+        np.testing.assert_array_equal(
+            np.concatenate([part.column(name).values for part in got]), column.values
+        )
+    np.testing.assert_array_equal(np.concatenate([part.wall for part in got]), wanted.wall)
+
+
+def test_what_a_new_incarnation_repeats_is_not_handed_on() -> None:
+    merger = Merger()
+    merger.add(0, points(1, [1.0, 2.0, 3.0], 0), now=0.0)
+    merger.add(1, points(1, [1.0], 1), now=0.0)
+    assert [part.step.tolist() for part in merger.take({0, 1}, now=0.0)] == [[1]]
+    merger.rewind(2)
+    merger.add(0, points(3, [7.0], 0), now=0.0)
+    merger.add(1, points(2, [4.0, 5.0], 1), now=0.0)
+    (part,) = merger.take({0, 1}, now=0.0)
+    assert part.step.tolist() == [2, 3]
+    assert part.column("loss").values.tolist() == [3.0, 6.0]
