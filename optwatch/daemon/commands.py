@@ -11,7 +11,8 @@ or none does, and a vote that failed is held again at a later S, at most `ATTEMP
 import math
 import time
 import uuid
-from collections import deque
+from bisect import bisect_left
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -266,9 +267,10 @@ class Book:
         if report.state == "aborted" and entry.aborted_at is None:
             entry.aborted_at = now
         if entry.n > 1 and report.state in ("pending", "applied"):
-            self._set(entry, votes=tuple(sorted({*entry.command.votes, rank})))
-        applied = tuple(sorted(r for r, state in entry.reports.items() if state == "applied"))
+            self._set(entry, votes=_with(entry.command.votes, rank))
+        applied = entry.command.ranks_applied
         if report.state == "applied":
+            applied = _with(applied, rank)
             step = entry.command.step if entry.command.step is not None else (report.steps or (0,))[0]
             self._set(entry, ranks_applied=applied, step=step)
             if len(applied) == 1:
@@ -387,19 +389,19 @@ class Book:
         self._set(entry, state="failed" if done else "expired", reason=reason)
 
     def _conclude(self, entry: Entry, applied: tuple[int, ...], report: Report) -> None:
-        states = list(entry.reports.values())
-        final = [state for state in states if state != "pending"]
+        states = Counter(entry.reports.values())
+        final = len(entry.reports) - states["pending"]
         refusal = next((s for s in states if s in ("refused", "failed")), None)
         if len(applied) >= entry.n:
             self._set(entry, state="applied", reason="")
             self._note_undone(entry)
-        elif applied and len(final) >= entry.n:
+        elif applied and final >= entry.n:
             self._set(
                 entry,
                 state="failed",
                 reason=f"applied on {len(applied)} of {entry.n} ranks only: {report.reason}".rstrip(": "),
             )
-        elif refusal and not applied and (refusal == "refused" or len(final) >= entry.n):
+        elif refusal and not applied and (refusal == "refused" or final >= entry.n):
             self._set(
                 entry,
                 state="refused" if refusal == "refused" else "failed",
@@ -408,7 +410,7 @@ class Book:
         elif "aborted" in states and not applied and entry.open:
             # The verdict is the same for all, but who is still to speak may be the one that refuses.
             self._set(entry, reason=report.reason or entry.command.reason)
-            if len(final) >= entry.n:
+            if final >= entry.n:
                 self._vote_again(entry)
         elif "pending" in states and entry.command.state == "sent":
             self._set(entry, state="scheduled")
@@ -490,6 +492,12 @@ class Book:
 
     def _touch(self, entry: Entry) -> None:
         self.changed[entry.command.id] = entry
+
+
+def _with(ranks: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Ranks in order, and one more. There may be a thousand, and each of them reports."""
+    at = bisect_left(ranks, rank)
+    return ranks if ranks[at : at + 1] == (rank,) else (*ranks[:at], rank, *ranks[at:])
 
 
 def _in_order(entries: Iterable[Entry]) -> list[Entry]:
