@@ -13,6 +13,8 @@ Holding = tuple[tuple[TensorInfo, ...], tuple[str, ...], tuple[str, ...]]
 
 MAX_WAITING = 64
 """Steps whose records wait for other ranks'. They all sample the same steps, but some more often."""
+MAX_WAITING_BYTES = 256 << 20
+"""Of these records. Where a rank of a thousand that hold a part each is gone, they would wait for nothing."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,11 @@ class Record:
     schema: Schema
     stats: np.ndarray
     counts: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Bytes of the numbers."""
+        return self.stats.nbytes + self.counts.nbytes
 
 
 class Assembly:
@@ -41,6 +48,8 @@ class Assembly:
         """What the waiting records were last held against."""
         self._whole: Schema | None = None
         self._waiting: dict[int, dict[int, Record]] = {}
+        self._bytes = 0
+        """Of all that waits."""
 
     def introduce(self, rank: int, schema: Schema) -> None:
         """A rank says what it holds before its first records: no replica steps in for it meanwhile."""
@@ -79,7 +88,7 @@ class Assembly:
         """
         for there in parts:
             for rank, record in there.items():
-                self._waiting.setdefault(record.step, {})[rank] = record
+                self._wait(rank, record)
                 self.introduce(rank, record.schema)
         return self._complete(sorted(self._waiting)) if self._schemas else []
 
@@ -90,13 +99,30 @@ class Assembly:
         if plan.ranks == (rank,) and self._whole is self._schemas[rank]:
             return records
         for record in records:
-            self._waiting.setdefault(record.step, {})[rank] = record
+            self._wait(rank, record)
         # Where other ranks are needed now, what they had sent before may be all that was missing.
         steps = [record.step for record in records] if plan is self._tried else sorted(self._waiting)
         done = self._complete(steps)
-        for step in sorted(self._waiting)[:-MAX_WAITING]:
-            del self._waiting[step]
+        if len(self._waiting) > MAX_WAITING or self._bytes > MAX_WAITING_BYTES:
+            self._give_up()
         return done
+
+    def _wait(self, rank: int, record: Record) -> None:
+        there = self._waiting.setdefault(record.step, {})
+        self._bytes += record.size - (there[rank].size if rank in there else 0)
+        there[rank] = record
+
+    def _take(self, step: int) -> dict[int, Record]:
+        there = self._waiting.pop(step)
+        self._bytes -= sum(record.size for record in there.values())
+        return there
+
+    def _give_up(self) -> None:
+        """Do without whole tensors of the oldest steps. What ranks sent of them is in the store."""
+        for step in sorted(self._waiting)[:-1]:
+            if len(self._waiting) <= MAX_WAITING and self._bytes <= MAX_WAITING_BYTES:
+                return
+            self._take(step)
 
     def _complete(self, steps: Sequence[int]) -> list[Record]:
         """Records of whole tensors out of what waits of these steps."""
@@ -106,7 +132,7 @@ class Assembly:
         for step in steps if plan.complete else ():
             there = self._waiting[step]
             if all(r in there and there[r].schema.digest == self._schemas[r].digest for r in plan.ranks):
-                done.append(combine(plan, self._whole, self._waiting.pop(step)))
+                done.append(combine(plan, self._whole, self._take(step)))
         return done
 
     def clear(self) -> None:
@@ -115,6 +141,7 @@ class Assembly:
         self._holdings.clear()
         self._holds.clear()
         self._waiting.clear()
+        self._bytes = 0
         self._plan = None
 
     def _planned(self) -> Plan:

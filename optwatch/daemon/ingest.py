@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -43,6 +44,7 @@ from optwatch.wire.messages import (
     Schema,
     Stack,
     Sums,
+    TensorInfo,
     Welcome,
 )
 
@@ -221,7 +223,9 @@ class Ingest:
         if not 0 <= schema.optimizer < max(len(session.hello.optimizers), 1):
             raise WireError(f"a schema of optimizer {schema.optimizer}")
         key = schema.optimizer, schema.digest
-        schema = msgspec.structs.replace(schema, session="", digest=_digest(schema))
+        schema = msgspec.structs.replace(
+            schema, session="", digest=_digest(schema), tensors=tuple(map(_in_common, schema.tensors))
+        )
         schema = self._schemas.setdefault(schema.digest, schema)
         if session.schemas.get(key) is not schema:
             if len(session.schemas) >= 256:
@@ -333,6 +337,22 @@ def _digest(schema: Schema) -> str:
     """The store's own name for a schema: the agents' might stand for another one in another process."""
     named = schema.optimizer, schema.scalars, schema.tensors, schema.stats, schema.counts
     return hashlib.blake2b(msgspec.msgpack.encode(named), digest_size=12).hexdigest()
+
+
+_the_same = lru_cache(maxsize=1 << 16)(lambda value: value)
+"""The object that is equal to a given one and came first."""
+
+
+def _in_common(tensor: TensorInfo) -> TensorInfo:
+    """A tensor whose name and shapes are those of the others': a thousand ranks tell of the same ones."""
+    return TensorInfo(
+        name=_the_same(tensor.name),
+        shape=_the_same(tensor.shape),
+        dtype=_the_same(tensor.dtype),
+        group=tensor.group,
+        shard=_the_same(tensor.shard),
+        held=tensor.held,
+    )
 
 
 def _problem(hello: Hello) -> str:

@@ -156,7 +156,7 @@ class Lane:
                 continue
             self.records.append(record)
             added.append(record)
-            self._bytes += record.stats.nbytes + record.counts.nbytes
+            self._bytes += record.size
         while self._bytes > RECORD_BYTES and len(self.records) > 1:
             self._drop(self.records.popleft())
         return added
@@ -168,7 +168,7 @@ class Lane:
             self._drop(self.records.pop())
 
     def _drop(self, record: Record) -> None:
-        self._bytes -= record.stats.nbytes + record.counts.nbytes
+        self._bytes -= record.size
 
 
 def _different(coverages: Iterable[Coverage]) -> list[Coverage]:

@@ -116,7 +116,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True, kw_only=True):
     versions: dict[str, str] = {}
 
 
-class TensorInfo(msgspec.Struct, frozen=True):
+class TensorInfo(msgspec.Struct, frozen=True, gc=False):
     """One parameter. Order is the order of depth. `shape` is the whole tensor's.
 
     `shard` is its shard_key: the coordinate along each mesh dimension that shards it, () for a whole

@@ -6,9 +6,10 @@ Every way has a copy of the model. The ways take turns of a fraction of a second
 thread; a figure is the median over rounds of (CPU time of a step - that of nothing in the same round) /
 that of nothing, with the quartiles. What optwatch does by default it does not do in every step: there single
 steps with it alternate with steps of nothing, and the figure is that of all of them, with the 95 % interval
-of a bootstrap. So is that of "nothing, again", a second copy without anything: what it differs from nothing
-by is the error of the method. The CPU time of the agent's thread is counted too, and neighbours on the
-machine disturb it less than the wall clock; what wandb's own process does is not counted. No daemon listens.
+of a bootstrap. Two copies of a model differ by several percent for where they lie in memory alone, so after
+half of the time they change places. "nothing, again" is measured the same way: what it differs from 0 by is
+the error of the method. The CPU time of the agent's threads is counted too, and neighbours on the machine
+disturb it less than the wall clock; what wandb's own process does is not counted. No daemon listens.
 """
 
 import argparse
@@ -301,6 +302,8 @@ class Training:
 
 Round = dict[str, float]
 """CPU seconds of a step, by way."""
+Half = list[tuple[float, float]]
+"""CPU seconds of a step that is watched and of one that is not."""
 
 
 def compare(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> list[Round]:
@@ -320,24 +323,29 @@ def compare(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> lis
         return rounds
 
 
-def alternate(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> list[Round]:
-    """Rounds of a single step of each way that is measured over all rounds together."""
+def alternate(make: Callable[[], tuple[nn.Module, Tensor]], kind: type[Way], seconds: float) -> list[Half]:
+    """Single steps of two copies in turn, one of which is watched: each of them half of the time."""
+    copies = [Training(make, Nothing, ExitStack()) for _ in range(2)]
+    return [_half(watched, other, kind, seconds / 2) for watched, other in (copies, copies[::-1])]
+
+
+def _half(watched: Training, other: Training, kind: type[Way], seconds: float) -> Half:
     with ExitStack() as stack:
-        trainings = {name: Training(make, WAYS[name], stack) for name in ("nothing", *NOW_AND_THEN)}
-        rounds: list[Round] = []
+        watched.way = kind(watched.model, watched.optimizer, stack)
+        half: Half = []
         own, all_threads, began = time.thread_time(), time.process_time(), time.monotonic()
-        while time.monotonic() < began + seconds or len(rounds) < FEWEST:
+        while time.monotonic() < began + seconds or len(half) < FEWEST:
             seen = {}
-            for name in sorted(trainings, reverse=bool(len(rounds) % 2)):
+            for training in (watched, other) if len(half) % 2 else (other, watched):
                 before = time.thread_time()
-                trainings[name].step()
-                seen[name] = time.thread_time() - before
-            rounds.append(seen)
-        # The agent's thread wakes by the clock: in a training alone, as often as a step of it is long.
+                training.step()
+                seen[training] = time.thread_time() - before
+            half.append((seen[watched], seen[other]))
+        # The agent's threads wake by the clock: in a training alone, as often as a step of it is long.
         others = (time.process_time() - all_threads) - (time.thread_time() - own)
-        for each in rounds:
-            each[DEFAULT] *= 1 + others / (time.monotonic() - began)
-        return rounds
+        share = others / (time.monotonic() - began)
+    watched.way = Nothing(watched.model, watched.optimizer, ExitStack())
+    return [(ours * (1 + share), nothing) for ours, nothing in half]
 
 
 def fixed_cost(steps: int = 2_000, rounds: int = 15) -> dict[str, float]:
@@ -390,19 +398,26 @@ def added(rounds: list[Round], way: str) -> list[float]:
     return [each[way] / each["nothing"] - 1 for each in rounds if way in each]
 
 
-def added_in_all(rounds: list[Round], way: str) -> tuple[float, float, float]:
-    """Share of a step that a way adds over all rounds, in the middle of its 95 % interval."""
-    seconds = np.array([(each[way], each["nothing"]) for each in rounds])
+def added_in_all(halves: list[Half]) -> tuple[float, float, float]:
+    """Share of a step that a way adds over all steps, in the middle of its 95 % interval.
+
+    The geometric mean of both halves: the ratio of the two copies, which change places, drops out.
+    """
     rng = np.random.default_rng(0)
-    drawn = seconds[rng.integers(len(seconds), size=(2_000, len(seconds)))].sum(axis=1)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1] - 1, (0.025, 0.975))
-    ours, nothing = seconds.sum(axis=0)
-    return float(low), float(ours / nothing - 1), float(high)
+    found, drawn = 0.0, np.zeros(2_000)
+    for half in halves:
+        seconds = np.array(half)
+        watched, other = seconds.sum(axis=0)
+        found += np.log(watched / other) / len(halves)
+        sums = seconds[rng.integers(len(seconds), size=(len(drawn), len(seconds)))].sum(axis=1)
+        drawn += np.log(sums[:, 0] / sums[:, 1]) / len(halves)
+    low, high = np.expm1(np.quantile(drawn, (0.025, 0.975)))
+    return float(low), float(np.expm1(found)), float(high)
 
 
-def cell(rounds: list[Round], alternating: list[Round], way: str) -> str:
+def cell(rounds: list[Round], halves: dict[str, list[Half]], way: str) -> str:
     if way in NOW_AND_THEN:
-        low, middle, high = added_in_all(alternating, way)
+        low, middle, high = added_in_all(halves[way])
         return f"{middle:+.1%} ({low:+.1%} … {high:+.1%})"
     if way not in rounds[0]:
         return WAYS[way].missing()
@@ -425,13 +440,17 @@ def main() -> None:
     models = options.models.split(",")
     print(f"about {(options.seconds + 15) * len(models) / 60:.0f} minutes", flush=True)
     torch.set_num_threads(1)
-    results: dict[str, tuple[list[Round], list[Round]]] = {}
+    results: dict[str, tuple[list[Round], dict[str, list[Half]]]] = {}
     with home():
         fixed = fixed_cost()
         for name in models:
             print(f"{name} …", flush=True)
             make = MODELS[name][1]
-            results[name] = compare(make, options.seconds / 2), alternate(make, options.seconds / 2)
+            rounds = compare(make, options.seconds / 3)
+            results[name] = (
+                rounds,
+                {way: alternate(make, WAYS[way], options.seconds / 3) for way in NOW_AND_THEN},
+            )
             gc.collect()
     print(f"\n| added CPU time per step | {' | '.join(MODELS[name][0] for name in models)} |")
     print(f"|---|{'---|' * len(models)}")
