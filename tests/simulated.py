@@ -170,6 +170,9 @@ class SimulatedRank:
                 self.samples[step] = len(self.journal), own.stats[at].tobytes(), own.counts[at].tobytes()
         return out
 
+    def account(self, share: float) -> None:
+        pass
+
     def pressing(self) -> bool:
         return False
 

@@ -312,6 +312,10 @@ class Agent:
             sent=self.link.sent,
         )
 
+    def account(self, share: float) -> None:
+        for track in self.tracks:
+            track.governor.beside = share
+
     def pressing(self) -> bool:
         """Whether there are other snapshots than the daemon knows of: it may roll back to these only."""
         return self.snapshots.steps != self._told_snapshots

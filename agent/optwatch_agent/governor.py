@@ -35,11 +35,11 @@ _WEIGHT = 0.2
 class Governor:
     """Plans when gradient norms and per-tensor samples are taken, from what they and the steps cost.
 
-    Every step earns `budget` × its time. What every step costs (loss, LR, time) is paid first, then the
-    gradient norm, and samples from what is left; now and then one comes with histograms. Norms and samples
-    have purses of their own, so that a sample never silences the norm; and one cost far above the usual is no
-    debt. It starts sparse: nothing is measured before the first steps have earned it, so that the beginning
-    of a run holds the budget too.
+    Every step earns `budget` × its time. What every step costs (loss, LR, time) and what the link takes
+    beside it are paid first, then the gradient norm, and samples from what is left; now and then one comes
+    with histograms. Norms and samples have purses of their own, so that a sample never silences the norm; and
+    one cost far above the usual is no debt. It starts sparse: nothing is measured before the first steps have
+    earned it, so that the beginning of a run holds the budget too.
 
     A step that the system interrupts inside the agent would have been interrupted without it too, so the
     costs of norms and samples should be CPU time. That of every step may be by the clock, which is cheaper
@@ -50,6 +50,8 @@ class Governor:
         self.budget = budget
         self.reserved = 0.0
         """Of the budget, the share that is spent elsewhere: on checks of the replicas."""
+        self.beside = 0.0
+        """What the link's thread takes while the training steps, as a share of the time."""
         self.norm_every = 1
         self.sample_every = _MOST
         self.histogram_every = 1
@@ -71,7 +73,7 @@ class Governor:
     @property
     def overhead(self) -> float:
         """Share of the step time taken, an average over the last hundred steps or so."""
-        return self._cost / self._time if self._time else 0.0
+        return self._cost / self._time + self.beside if self._time else 0.0
 
     def wants_norm(self) -> bool:
         """Whether the step that begins should measure the gradient norm."""
@@ -150,7 +152,7 @@ class Governor:
 
     def _income(self, step_time: float) -> float:
         earned = (1.0 - self.reserved) * self.budget * step_time
-        return max(earned - self._fixed.value, _LEAST * earned)
+        return max(earned - self._fixed.value - self.beside * step_time, _LEAST * earned)
 
 
 class Usual:

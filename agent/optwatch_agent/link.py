@@ -69,6 +69,8 @@ _JITTER = random.Random()  # noqa: S311
 """Not the generator that the training draws from."""
 
 _BEAT = 1.0
+_ACCOUNT = 2.0
+"""Seconds between two accounts of the time that the thread takes."""
 _RETRY = (0.2, 0.6)
 """Seconds between two attempts to connect: at first, and at most."""
 _REJECTED = 5.0
@@ -131,6 +133,10 @@ class Source(Protocol):
         """Send everything, or no per-tensor statistics."""
         ...
 
+    def account(self, share: float) -> None:
+        """Of each second, what the link's thread takes lately."""
+        ...
+
     def answer(self, ask: Ask) -> Answer | None:
         """The answer to a question of the daemon's, None where there is none."""
         ...
@@ -167,6 +173,8 @@ class Link:
         self._warned = ""
         self._reason = ""
         self._hasty_until = self._next_haste = 0.0
+        self._used, self._accounted = 0.0, 0.0
+        """The thread's CPU seconds at the last account, and when that was."""
         self._pace = Pace(1)
         self._stopping = False
         self._waker: tuple[socket.socket, socket.socket] | None = None
@@ -219,6 +227,7 @@ class Link:
     # --- the thread -----------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._used, self._accounted = time.thread_time(), time.monotonic()
         try:
             while not self._stopping:
                 self._rest()
@@ -260,6 +269,10 @@ class Link:
         for message, blocks, schema in self._source.collect(everything):
             self._hold(message, blocks, schema)
         now = time.monotonic()
+        if now - self._accounted >= _ACCOUNT:
+            used = time.thread_time()
+            self._source.account((used - self._used) / (now - self._accounted))
+            self._used, self._accounted = used, now
         ready = self._source.ready() or everything
         if self._socket is None and now >= self._next_try and ready:
             self._connect(now)

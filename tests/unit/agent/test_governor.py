@@ -140,6 +140,15 @@ def test_the_overhead_is_what_was_taken() -> None:
     assert made.overhead == pytest.approx(0.01, rel=0.25)
 
 
+def test_what_the_link_takes_is_part_of_the_budget() -> None:
+    """Of 100 µs a step 20 go to every step, 50 to the norm and 10 to the link."""
+    made = governor()
+    made.beside = 0.001
+    told = drive(made, 10_000)
+    assert told.samples.count(True) == pytest.approx(10_000 * 20e-6 / 2e-3, rel=0.15)
+    assert made.overhead == pytest.approx(0.01, rel=0.25)
+
+
 @settings(max_examples=50)
 @given(
     budget=st.floats(1e-4, 0.2),
