@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from optwatch.daemon.commands import CommandError
+from optwatch.daemon.entries import CommandError
 from optwatch.daemon.sessions import Rank
 from optwatch.series.timeline import Timeline
 from optwatch.wire.actions import ACTIONS, AUTO_LEAST, AUTO_OVER, usual_norm

@@ -14,25 +14,14 @@ import uuid
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from optwatch.daemon.entries import CommandError, Entry, in_order, prepare
+from optwatch.daemon.in_force import LR_FLOOR, InForce
 from optwatch.daemon.peers import Peer, obstacle, pace
-from optwatch.wire.actions import (
-    OPEN_STATES,
-    Clip,
-    Command,
-    Outcome,
-    Perturb,
-    Restart,
-    Rollback,
-    ScaleLr,
-    Snapshot,
-    Stop,
-    action_args,
-    parse_action,
-)
+from optwatch.wire.actions import Command, Outcome, ScaleLr, action_args, parse_action
 from optwatch.wire.messages import Ask, News, Prepare, Report
 
 ATTEMPTS = 4
@@ -50,48 +39,6 @@ _ANSWERS = 100
 """Votes from which the margin is learned."""
 _REPEAT = 1.0
 """Seconds, beside the margin, after which a proposal is repeated to a rank that has said nothing."""
-LR_FLOOR = 0.01
-"""The least share of the schedule's learning rate that a command may leave."""
-MAX_FACTOR = 100.0
-
-ReportState = Literal["pending", "applied", "aborted", "refused", "failed"]
-
-
-class CommandError(Exception):
-    """A command that cannot be; `code` as in `Refused`, the message is for the user."""
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-class Entry(msgspec.Struct, kw_only=True):
-    """A command and what the daemon has to remember about it; this is what the store keeps."""
-
-    command: Command
-    vote: str = ""
-    attempt: int = 0
-    n: int = 0
-    order: int = 0
-    """Its place among those that fall on one step: the same on every rank, and each time it is sent."""
-    sent_at: float = 0.0
-    repeated_at: float = 0.0
-    blocked_since: float | None = None
-    """Since when something has stood in its way, such as a rank that is not there."""
-    aborted_at: float | None = None
-    """When the first rank told that the vote has failed."""
-    sessions: dict[int, str] = {}
-    """The process that each rank's proposal went to."""
-    steps: tuple[int, ...] = ()
-    reports: dict[int, ReportState] = {}
-    before: float | str | None = None
-    """What was in force before it was applied: the LR scale, or the clip."""
-    after: float | str | None = None
-
-    @property
-    def open(self) -> bool:
-        return self.command.state in OPEN_STATES
-
 
 Send = Callable[[str, Prepare | Ask | News], None]
 """Send a message to a session."""
@@ -104,14 +51,13 @@ class Book:
         self.run = run
         self.entries = {entry.command.id: entry for entry in entries}
         self.changed: dict[str, Entry] = {}
-        self.lr_scale = 1.0
-        self.clip: float | str | None = None
+        self.in_force = InForce()
         self._answers: deque[float] = deque(maxlen=_ANSWERS)
         """Seconds from the last proposals to the votes on them."""
         self._order = max((entry.order for entry in entries), default=0)
-        for entry in _in_order(entries):
+        for entry in in_order(entries):
             entry.blocked_since = None  # the ranks have yet to greet this daemon
-            self._in_force(entry)
+            self.in_force.restore(entry)
 
     @property
     def commands(self) -> tuple[Command, ...]:
@@ -157,10 +103,10 @@ class Book:
             raise CommandError(
                 "forbidden", f"{action} is not allowed in this run: its attach() allows {allowed}"
             )
-        if isinstance(parsed, ScaleLr) and parsed.factor and _too_low(self.lr_scale * parsed.factor):
+        if isinstance(parsed, ScaleLr) and parsed.factor and self.in_force.too_low(parsed.factor):
             raise CommandError(
                 "bad_request",
-                f"the LR scale is {self.lr_scale:g} and × {parsed.factor:g} would take it under "
+                f"the LR scale is {self.in_force.lr_scale:g} and × {parsed.factor:g} would take it under "
                 f"{LR_FLOOR:g} of the schedule's",
             )
         number = str(len(self.entries) + 1)
@@ -220,7 +166,7 @@ class Book:
             raise CommandError(
                 "bad_request", f"command {number} is {entry.command.state}: only an applied one can be undone"
             )
-        action, args = self._inverse(entry)
+        action, args = self.in_force.inverse(entry)
         return self.ask(
             action,
             resolve(action, args),
@@ -274,7 +220,7 @@ class Book:
             step = entry.command.step if entry.command.step is not None else (report.steps or (0,))[0]
             self._set(entry, ranks_applied=applied, step=step)
             if len(applied) == 1:
-                self._note_force(entry, report)
+                self.in_force.note(entry, report.numbers)
         self._conclude(entry, applied, report)
         return entry
 
@@ -285,10 +231,10 @@ class Book:
 
     def begin_session(self, session: str) -> None:
         """What is in force is what this process of rank 0 has applied: nothing in a new one."""
-        self.lr_scale, self.clip = 1.0, None
-        for entry in _in_order(self.entries.values()):
+        self.in_force = InForce()
+        for entry in in_order(self.entries.values()):
             if entry.sessions.get(0) == session:
-                self._in_force(entry)
+                self.in_force.restore(entry)
 
     def resend(self, peer: Peer, now: float, send: Send) -> None:
         """Repeat what an agent may have missed while its link or this daemon was down.
@@ -299,7 +245,7 @@ class Book:
         for entry in self.open():
             same = entry.sessions.get(peer.rank) == peer.session
             if entry.vote and same and peer.rank not in entry.reports:
-                send(peer.session, _prepare(entry, peer.session))
+                send(peer.session, prepare(entry, peer.session))
                 entry.repeated_at = now
 
     # --- inside ---------------------------------------------------------------------------------------
@@ -340,7 +286,7 @@ class Book:
         due = entry.steps[0] if entry.steps else None
         self._set(entry, due=due, votes=(), world_size=world_size, reason="")
         for peer in peers:
-            send(peer.session, _prepare(entry, peer.session))
+            send(peer.session, prepare(entry, peer.session))
 
     def confirm(self, compared: Iterable[tuple[int, bool]]) -> None:
         """Note what comparisons after a step, (step, all replicas agreed), say of what was applied at it."""
@@ -426,60 +372,10 @@ class Book:
             reason = f"{entry.attempt} votes failed: {entry.command.reason}"
             self._set(entry, state="expired", reason=reason)
 
-    def _note_force(self, entry: Entry, report: Report) -> None:
-        action = parse_action(entry.command.action, entry.command.args)
-        if isinstance(action, ScaleLr):
-            entry.before = self.lr_scale
-            scale = 1.0 if action.reset else self.lr_scale * (action.factor or 1.0)
-            self.lr_scale = report.numbers.get("lr_scale", scale)
-            entry.after = self.lr_scale
-        elif isinstance(action, Clip):
-            entry.before = self.clip
-            self.clip = None if action.off else "auto" if action.adapt else action.max_norm
-            entry.after = self.clip
-
-    def _in_force(self, entry: Entry) -> None:
-        if entry.command.state in ("applied", "judged", "undone"):
-            if entry.command.action == "scale_lr" and isinstance(entry.after, (int, float)):
-                self.lr_scale = float(entry.after)
-            elif entry.command.action == "clip":
-                self.clip = entry.after
-
     def _note_undone(self, entry: Entry) -> None:
         undone = self.entries.get(entry.command.undo_of or "")
         if undone is not None and undone.command.state in ("applied", "judged"):
             self._set(undone, state="undone")
-
-    def _inverse(self, entry: Entry) -> tuple[str, dict[str, Any]]:
-        action = parse_action(entry.command.action, entry.command.args)
-        if isinstance(action, Restart):
-            raise CommandError("bad_request", "a restart cannot be undone: the moments it zeroed are gone")
-        if isinstance(action, Rollback):
-            raise CommandError("bad_request", "a rollback cannot be undone: what it put away was not kept")
-        if isinstance(action, Perturb):
-            if action.target == "grad" and not action.off:
-                return "perturb", {"off": True}
-            what = "parameters are changed for good" if action.target == "param" else "give the noise anew"
-            raise CommandError("bad_request", f"this perturb cannot be undone: {what}")
-        if isinstance(action, Snapshot):
-            raise CommandError("bad_request", "a snapshot changed nothing: there is nothing to undo")
-        if isinstance(action, Stop):
-            raise CommandError("bad_request", "a stop cannot be undone: the script has been told")
-        if isinstance(action, Clip):
-            former = entry.before
-            return "clip", {"off": True} if former is None else {"max_norm": former}
-        before, after = entry.before, entry.after
-        if not isinstance(before, (int, float)) or not isinstance(after, (int, float)) or after <= 0:
-            raise CommandError("bad_request", f"the scale before command {entry.command.id} is not known")
-        target = self.lr_scale * before / after
-        if math.isclose(target, 1.0, rel_tol=1e-9):
-            return "scale_lr", {"reset": True}
-        if before / after > MAX_FACTOR:
-            raise CommandError(
-                "bad_request",
-                f"the scale before was {before:g}, too far from {self.lr_scale:g} for one command",
-            )
-        return "scale_lr", {"factor": before / after}
 
     def _get(self, number: str) -> Entry:
         if number not in self.entries:
@@ -500,24 +396,6 @@ def _with(ranks: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return ranks if ranks[at : at + 1] == (rank,) else (*ranks[:at], rank, *ranks[at:])
 
 
-def _in_order(entries: Iterable[Entry]) -> list[Entry]:
-    """As the agents applied them: one that had to be voted on again may come behind a later one."""
-    return sorted(entries, key=lambda entry: (entry.command.step or 0, entry.order))
-
-
-def _prepare(entry: Entry, session: str) -> Prepare:
-    return Prepare(
-        session=session,
-        command=entry.command.id,
-        vote=entry.vote,
-        n=entry.n,
-        steps=entry.steps,
-        order=entry.order,
-        action=entry.command.action,
-        args=entry.command.args,
-    )
-
-
 def _gone(entry: Entry, peers: Sequence[Peer], world_size: int) -> str:
     """Why nobody can apply a command any more: a process that it went to was replaced, or has no heir.
 
@@ -528,10 +406,6 @@ def _gone(entry: Entry, peers: Sequence[Peer], world_size: int) -> str:
         if now.get(rank, session) != session or rank >= world_size:
             return f"the process of rank {rank} ended before it applied it"
     return ""
-
-
-def _too_low(scale: float) -> bool:
-    return scale < LR_FLOOR * (1 - 1e-9)  # two cuts of 0.1 reach the floor, and may
 
 
 def _first(entry: Entry, state: str) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from optwatch import __version__
 from optwatch.daemon.clock import steady
-from optwatch.daemon.commands import CommandError, Entry
+from optwatch.daemon.entries import CommandError, Entry
 from optwatch.daemon.head import UnknownRun
 from optwatch.daemon.lane import histogram_reply, tensor_reply
 from optwatch.daemon.publish import Publisher

@@ -4,7 +4,7 @@ import sqlite3
 
 import msgspec
 
-from optwatch.daemon.commands import Entry
+from optwatch.daemon.entries import Entry
 from optwatch.wire.findings import Finding
 from optwatch.wire.requests import Marker
 

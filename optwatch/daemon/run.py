@@ -13,9 +13,10 @@ from optwatch.daemon.assembly import Record
 from optwatch.daemon.blocks import scalar_points, with_samples
 from optwatch.daemon.changes import Changes
 from optwatch.daemon.clock import steady
-from optwatch.daemon.commands import Book, CommandError, Entry, Send
+from optwatch.daemon.commands import Book, Send
 from optwatch.daemon.diagnosis import Diagnosis
 from optwatch.daemon.duties import Duties
+from optwatch.daemon.entries import CommandError, Entry
 from optwatch.daemon.followers import Followers
 from optwatch.daemon.hangs import Hangs, Standing, standings_of
 from optwatch.daemon.head import Head

@@ -26,7 +26,7 @@ def run_info(run: Run, now: float) -> RunInfo:
 def run_status(run: Run, now: float) -> RunStatus:
     """Everything about a loaded run but its history. `now`: monotonic."""
     lane = run.lane(0)
-    timeline = lane.timeline
+    timeline, in_force = lane.timeline, run.book.in_force
     overheads = [r.session.beat.overhead for r in run.ranks.values() if r.session.beat]
     return RunStatus(
         run=run.head.run,
@@ -42,8 +42,8 @@ def run_status(run: Run, now: float) -> RunStatus:
         control=run.control(now),
         loss=timeline.last("loss"),
         lr=timeline.last("lr"),
-        lr_scale=run.book.lr_scale,
-        clip=run.book.clip if isinstance(run.book.clip, (int, float)) else timeline.now("clip"),
+        lr_scale=in_force.lr_scale,
+        clip=in_force.clip if isinstance(in_force.clip, (int, float)) else timeline.now("clip"),
         grad_norm=timeline.last("grad_norm"),
         overhead=max(overheads) if overheads else None,
         rate=run.rate(),

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from optwatch.daemon.chunks import kind_of, split
-from optwatch.daemon.commands import Entry
 from optwatch.daemon.diagnosis import Checkpoint
+from optwatch.daemon.entries import Entry
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.head import Head
 from optwatch.daemon.resume import LaneState

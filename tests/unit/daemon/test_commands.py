@@ -7,17 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from optwatch.daemon.commands import (
-    ATTEMPTS,
-    EXPIRY,
-    FIRST_MARGIN,
-    LR_FLOOR,
-    MAX_FACTOR,
-    PATIENCE,
-    Book,
-    CommandError,
-    Entry,
-)
+from optwatch.daemon.commands import ATTEMPTS, EXPIRY, FIRST_MARGIN, PATIENCE, Book
+from optwatch.daemon.entries import CommandError, Entry
+from optwatch.daemon.in_force import LR_FLOOR, MAX_FACTOR
 from optwatch.daemon.peers import Peer, obstacle
 from optwatch.wire.actions import ACTIONS
 from optwatch.wire.messages import Prepare, Report
@@ -231,7 +223,7 @@ def test_the_scale_is_the_product_and_undo_takes_one_factor_out(
         report(book, go(book, 1)[0], "applied")
         applied.append(entry.command.id)
         scale = 1.0 if factor is None else scale * factor
-        assert math.isclose(book.lr_scale, scale)
+        assert math.isclose(book.in_force.lr_scale, scale)
     last = book.entries[applied[-1]]
     assume(isinstance(last.before, float) and last.before / scale <= MAX_FACTOR)
     undo = book.undo(applied[-1], "me", 0.0, ALLOW)
@@ -239,7 +231,7 @@ def test_the_scale_is_the_product_and_undo_takes_one_factor_out(
     assert undo.command.undo_of == applied[-1]
     assert last.command.state == "undone"
     assert isinstance(last.before, float)
-    assert math.isclose(book.lr_scale, last.before, rel_tol=1e-9)
+    assert math.isclose(book.in_force.lr_scale, last.before, rel_tol=1e-9)
 
 
 def test_undoing_a_clip_restores_the_former_one() -> None:
@@ -278,7 +270,7 @@ def test_a_book_goes_on_from_what_the_store_kept() -> None:
     (open_vote,) = go(book, 1)
     kept = [msgspec.msgpack.encode(entry) for entry in book.entries.values()]
     again = Book("r", [msgspec.msgpack.decode(data, type=Entry) for data in kept])
-    assert (again.lr_scale, again.clip) == (0.5, 1.5)
+    assert (again.in_force.lr_scale, again.in_force.clip) == (0.5, 1.5)
     sent = Sent()
     again.resend(peer(), 0.0, sent)
     assert [p.vote for p in sent.prepares] == [open_vote.vote]
