@@ -5,6 +5,7 @@ The link's thread hands the rows over that it sends anyway, so the training loop
 
 import html as escape
 import math
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _POINTS = 400
 """Points of the loss that are kept. When they are full each second one goes."""
+_MOST_WAITING = 32
+"""Batches that are kept before they are looked at."""
 _LINES = 8
 """Findings and actions that are shown, the newest."""
 _WIDTH, _HEIGHT = 420, 90
@@ -31,25 +34,56 @@ class Glance:
     """The newest value of each column, and the loss of the whole run at some of its steps."""
 
     def __init__(self) -> None:
-        self.newest: dict[str, float] = {}
-        self.losses: list[tuple[int, float]] = []
+        self._newest: dict[str, float] = {}
+        self._losses: list[tuple[int, float]] = []
         self._every = 1
+        self._columns: tuple[str, ...] = ()
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        """Steps, scalars of these columns and which were logged, not looked at yet: mostly nobody asks."""
+        self._lock = threading.Lock()
 
     def take(self, schema: Schema, blocks: BatchBlocks) -> None:
         """Take the rows of a batch."""
-        for at, name in enumerate(schema.scalars):
-            logged = np.flatnonzero(blocks.logged[:, at])
-            if not len(logged):
+        with self._lock:
+            if schema.scalars != self._columns or len(self._waiting) >= _MOST_WAITING:
+                self._look()
+                self._columns = schema.scalars
+            self._waiting.append((blocks.step, blocks.scalars, blocks.logged))
+
+    @property
+    def newest(self) -> dict[str, float]:
+        """By column, the last value that was logged."""
+        with self._lock:
+            self._look()
+            return dict(self._newest)
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """Steps and their losses."""
+        with self._lock:
+            self._look()
+            return self._losses
+
+    def _look(self) -> None:
+        if not self._waiting:
+            return
+        step, scalars, logged = (np.concatenate(each) for each in zip(*self._waiting, strict=True))
+        self._waiting = []
+        for at, name in enumerate(self._columns):
+            rows = np.flatnonzero(logged[:, at])
+            if not len(rows):
                 continue
-            self.newest[name] = float(blocks.scalars[logged[-1], at])
+            self._newest[name] = float(scalars[rows[-1], at])
             if name == "loss":
-                chosen = logged[blocks.step[logged] % self._every == 0]
-                points = zip(blocks.step[chosen].tolist(), blocks.scalars[chosen, at].tolist(), strict=True)
-                losses = [*self.losses, *points]
-                while len(losses) > _POINTS:
-                    self._every *= 2
-                    losses = [point for point in losses if point[0] % self._every == 0]
-                self.losses = losses  # at once: another thread may read it
+                rows = rows[step[rows] % self._every == 0]
+                self._add(step[rows].tolist(), scalars[rows, at].tolist())
+
+    def _add(self, steps: list[int], losses: list[float]) -> None:
+        points = [*self._losses, *zip(steps, losses, strict=True)]
+        while len(points) > _POINTS:
+            self._every *= 2
+            points = [point for point in points if point[0] % self._every == 0]
+        self._losses = points
 
 
 def html(agent: "Agent") -> str:
@@ -57,10 +91,11 @@ def html(agent: "Agent") -> str:
     who, track, seen = agent.identity, agent.tracks[0], agent.glance
     daemon = "connected" if agent.link.welcomed else "no daemon yet" if not agent.closed else "detached"
     facts = [("step", f"{track.completed:,}"), ("daemon", daemon), ("control", agent.control.state)]
+    newest = seen.newest
     facts += [
-        (name.replace("_", " "), f"{seen.newest[name]:.4g}")
+        (name.replace("_", " "), f"{newest[name]:.4g}")
         for name in ("loss", "val_loss", "grad_norm", "lr", "lr_scale")
-        if name in seen.newest
+        if name in newest
     ]
     facts.append(("measuring takes", f"{track.governor.overhead:.1%} of the step time"))
     cells = "".join(

@@ -375,7 +375,7 @@ class Link:
     def _watch_connection(self, now: float) -> None:
         """Say hello as soon as the connection is there, and notice when it is lost."""
         assert self._socket is not None
-        if self._socket.poll(0, zmq.POLLOUT):
+        if _events(self._socket) & zmq.POLLOUT:
             self._writable = now
             if not self._connected:
                 hello = self._source.hello()
@@ -403,7 +403,7 @@ class Link:
     def _receive(self) -> bool:
         """Take what has come; whether it was more than that the daemon has what it was sent."""
         more = False
-        while self._socket is not None and self._socket.poll(0):
+        while self._socket is not None and _events(self._socket) & zmq.POLLIN:
             parts = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
                 message, _ = unpack(parts, daemon_decoder)
@@ -475,3 +475,8 @@ class Link:
         if text != self._warned:
             self._warned = text
             log.warning("optwatch: %s", text)
+
+
+def _events(socket: "zmq.Socket[bytes]") -> int:
+    """What a socket is ready for. Its `poll` makes a poller for the one question."""
+    return int(socket.getsockopt(zmq.EVENTS))

@@ -58,6 +58,7 @@ class Recorder:
         """What the samples are of, from now on."""
         self._optimizer = optimizer
         self._columns: dict[str, int] = {}
+        self._last_schema: Schema | None = None
         self._newest: deque[Row] = deque(maxlen=1)
         self._rows: deque[Row] = deque()
         self._samples: deque[tuple[int, Sample, tuple[TensorInfo, ...]]] = deque()
@@ -184,15 +185,18 @@ class Recorder:
             for name in row.values:
                 if name not in self._columns and len(self._columns) < MAX_SCALARS:
                     self._columns[name] = len(self._columns)
-        scalars = tuple(self._columns)
-        digest = hashlib.sha256(msgspec.msgpack.encode((scalars, tensors))).hexdigest()[:16]
-        return Schema(
-            session=session,
-            optimizer=self._optimizer,
-            digest=digest,
-            scalars=scalars,
-            tensors=tensors,
-        )
+        last = self._last_schema
+        if last is None or last.tensors is not tensors or len(last.scalars) < len(self._columns):
+            scalars = tuple(self._columns)
+            digest = hashlib.sha256(msgspec.msgpack.encode((scalars, tensors))).hexdigest()[:16]
+            self._last_schema = last = Schema(
+                session=session,
+                optimizer=self._optimizer,
+                digest=digest,
+                scalars=scalars,
+                tensors=tensors,
+            )
+        return last
 
     def _blocks(self, rows: list[Row], samples: list[tuple[int, Sample]], tensors: int) -> BatchBlocks:
         scalars = np.full((len(rows), len(self._columns)), np.nan)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-TURN = 0.1
+TURN = 0.2
 """Seconds between two turns of an agent, in each of which it sends what it has."""
 LONGEST = 1.0
 MESSAGES = 1_250
