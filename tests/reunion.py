@@ -24,6 +24,8 @@ from tests.benchmarks.ingest import cpu
 from tests.daemons import DaemonProcess, home_of_its_own
 
 STEP_TIME = 0.5
+LOOK = 0.02
+"""Seconds between two looks at what has come to the links of a process. A link of its own sees it at once."""
 PATIENCE = 600.0
 """Seconds after which something hangs, also on a host that is busy with other things."""
 
@@ -34,6 +36,7 @@ class Turns(threading.Thread):
     def __init__(self, links: list[Any]) -> None:
         super().__init__(daemon=True)
         self._links = links
+        self._next_look = 0.0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 2 * len(links) + 64)
 
@@ -44,9 +47,23 @@ class Turns(threading.Thread):
             due.append((time.monotonic() + at * 0.001, at))
         while True:
             when, at = due[0]
-            time.sleep(max(when - time.monotonic(), 0))
-            self._links[at]._turn()
-            heapq.heapreplace(due, (time.monotonic() + self._links[at]._pause(), at))
+            time.sleep(max(min(when - time.monotonic(), LOOK), 0))
+            self._look()
+            if when <= time.monotonic():
+                self._links[at]._turn()
+                heapq.heapreplace(due, (time.monotonic() + self._links[at]._pause(), at))
+
+    def _look(self) -> None:
+        """Do for all what each would do while it rests."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK
+        there = {link._socket: link for link in self._links if link._socket is not None}
+        awaited = [(s, zmq.POLLIN if link._connected else zmq.POLLOUT) for s, link in there.items()]
+        for socket, _ in zmq.zmq_poll(awaited, 0):
+            link = there[socket]
+            if not link._connected or link._receive():
+                link._turn()
 
 
 def agents(
