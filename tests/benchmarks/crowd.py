@@ -90,6 +90,16 @@ class Crowd:
     sample_every: int
     settling: float
     """Seconds that what was sent may take to be acknowledged, when nothing more is sent."""
+    apart: bool = False
+    """Whether each rank is a run of its own."""
+
+    @property
+    def world_size(self) -> int:
+        return 1 if self.apart else self.ranks
+
+    def place(self, number: int) -> tuple[str, int]:
+        """The run of a rank, and which one it is there."""
+        return (f"{self.run[:-4]}{number:04x}", 0) if self.apart else (self.run, number)
 
 
 class Ballot:
@@ -133,17 +143,18 @@ class Rank:
         self._pending: dict[str, Prepare] = {}
         self._next_beat = 0.0
         self._sample_every = crowd.sample_every
+        run, rank = crowd.place(number)
         self._send(
             pack(
                 Hello(
                     protocol=limits.PROTOCOL,
                     session=self._session,
-                    run=crowd.run,
+                    run=run,
                     name="crowd",
                     incarnation=0,
                     job="",
-                    rank=number,
-                    world_size=crowd.ranks,
+                    rank=rank,
+                    world_size=crowd.world_size,
                     host=f"host{number // 8}",
                     pid=number + 1,
                     started=time.time(),
@@ -161,7 +172,7 @@ class Rank:
         for prepare in [each for each in self._pending.values() if each.steps[0] <= step]:
             del self._pending[prepare.vote]
             applied = self._ballot.decide(prepare.order, prepare.n) == COMMIT
-            self._report(prepare, "applied" if applied else "aborted")
+            self._report(prepare, *(("applied", prepare.steps) if applied else ("aborted",)))
         sampled = 0
         if step > self.step:
             blocks, sampled = measured.blocks(self.step + 1, step, not self.reduced)
@@ -222,6 +233,10 @@ class Rank:
                     self._vote(message, step)
 
     def _vote(self, prepare: Prepare, step: int) -> None:
+        if prepare.n == 1:  # there is nobody to agree with
+            self._report(prepare, "pending")
+            self._report(prepare, "applied", (step + 1,))
+            return
         if prepare.steps[0] <= step:
             self.late += 1
             self._ballot.decide(prepare.order, prepare.n)
@@ -231,7 +246,7 @@ class Rank:
         self._ballot.favour(prepare.order)
         self._report(prepare, "pending")
 
-    def _report(self, prepare: Prepare, state: Any) -> None:
+    def _report(self, prepare: Prepare, state: Any, steps: tuple[int, ...] = ()) -> None:
         self._seq += 1
         report = Report(
             session=self._session,
@@ -239,7 +254,7 @@ class Rank:
             command=prepare.command,
             vote=prepare.vote,
             state=state,
-            steps=prepare.steps if state == "applied" else (),
+            steps=steps,
         )
         self.ring.add(self._seq, pack(report), None, "")
 
@@ -374,7 +389,7 @@ def step_all(
 ) -> None:
     """Step at the pace that is asked for, until it is `ended`; ranks take their turns one after another."""
     measured = Measured(crowd, seed)
-    pace = Pace(crowd.ranks)
+    pace = Pace(crowd.world_size)
     slices = max(int(pace.turn / MOMENT), 1)
     hasty_until = calm_until = quick_at = behind = 0.0
     poller = zmq.Poller()

@@ -2,6 +2,8 @@
 
 replicas   16 parts of the tensors, 64 replicas of each: 16 ranks send everything, as the daemon tells them
 shards     1,024 parts: every rank sends everything (500 tensors each, at the cadence given)
+runs       every rank is a run of its own and sends everything: `--ranks 100`; the first one has the viewers,
+           and all of them go wrong at once
 
 Real sockets and a real daemon process; the ranks are simulated by some processes that send at the pace of
 real ones, 10 steps a second each, while 50 viewers follow. Then the gradients grow, as before a divergence,
@@ -82,7 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=("replicas", "shards"), default="replicas")
+    parser.add_argument("--shape", choices=("replicas", "shards", "runs"), default="replicas")
     parser.add_argument("--ranks", type=int, default=1_024)
     parser.add_argument("--parts", type=int, default=16, help="of the tensors, in the shape replicas")
     parser.add_argument("--tensors", type=int, default=500)
@@ -126,12 +128,15 @@ class Load:
             address=daemon.address,
             run=os.urandom(16).hex(),
             ranks=args.ranks,
-            parts=args.ranks if args.shape == "shards" else args.parts,
+            parts={"replicas": args.parts, "shards": args.ranks, "runs": 1}[args.shape],
             tensors=args.tensors,
             rate=args.rate,
             sample_every=args.sample_every,
             settling=SETTLING,
+            apart=args.shape == "runs",
         )
+        self._run = self._crowd.place(0)[0]
+        """The run that is looked at."""
         spawn = multiprocessing.get_context("spawn")
         self._begin, self._wrong, self._ended = spawn.Event(), spawn.Event(), spawn.Event()
         self._changes = spawn.Array("q", 2 * max(args.viewers, 1))
@@ -139,7 +144,7 @@ class Load:
         self._senders, self._told = start(
             self._crowd, args.senders, self._ballot, self._begin, self._wrong, self._ended
         )
-        given = daemon.address, self._crowd.run, args.viewers, self._ended, self._changes
+        given = daemon.address, self._run, args.viewers, self._ended, self._changes
         self._viewers = spawn.Process(target=watch, args=given, daemon=True)
         self._out: dict[str, Any] = {}
         self._short: list[str] = []
@@ -220,21 +225,21 @@ class Load:
     def _act(self) -> None:
         """The policy's first command after the gradients began to grow, and the finding it came of."""
         with Client(self._daemon.address, timeout=SETTLING) as client:
-            before = {command.id for command in client.commands(self._crowd.run)}
+            before = {command.id for command in client.commands(self._run)}
             began = self._slowest()
             self._wrong.set()
             command = None
 
             def applied() -> bool:
                 nonlocal command
-                new = [c for c in client.commands(self._crowd.run) if c.id not in before]
+                new = [c for c in client.commands(self._run) if c.id not in before]
                 command = new[0] if new else None
                 return command is not None and command.state not in ("proposed", "sent", "scheduled")
 
             self._wait("acting", ACTING, applied, every=0.5)
-            findings = {found.id: found for found in client.findings(self._crowd.run)}
+            findings = {found.id: found for found in client.findings(self._run)}
         finding = findings.get(command.finding or 0) if command is not None else None
-        limit = 5 if self._crowd.ranks <= 4 else 15
+        limit = 5 if self._crowd.world_size <= 4 else 15
         if command is None or finding is None or command.step is None:
             state = "none" if command is None else f"{command.action} {command.state}: {command.reason}"
             self._short.append(
@@ -248,9 +253,9 @@ class Load:
             f"{began:.0f}; {command.action} {command.state} at {command.step} "
             f"on {len(command.ranks_applied)} ranks"
         )
-        if command.state not in ("applied", "judged") or len(command.ranks_applied) < self._crowd.ranks:
+        if command.state not in ("applied", "judged") or len(command.ranks_applied) < self._crowd.world_size:
             self._short.append(f"the command is {command.state}: {command.reason}")
-        if took > limit:
+        if took > limit and not self._crowd.apart:
             self._short.append(f"{took} steps from finding to command, {limit} at most are asked for")
 
     def _settle(self) -> None:
@@ -267,14 +272,15 @@ class Load:
     def _sum_up(self) -> None:
         try:
             with Client(self._daemon.address, timeout=SETTLING) as client:
-                gaps = client.status(self._crowd.run).gaps
+                gaps = client.status(self._run).gaps
         except (DaemonError, KeyboardInterrupt) as error:
             self._short.append(f"gaps are not known: {error!r}")
             gaps = ()
         self._daemon.stop()
         sent, late = int(self._total("rows")), int(self._total("late"))
-        rows, records, short = stored(self._crowd.run, self._each("step"), self._crowd.ranks)
-        wanted = self._crowd.parts * int(min(self._each("step")) // self._crowd.sample_every)
+        rows, records, short = stored(self._crowd, self._each("step"))
+        senders = self._crowd.ranks if self._crowd.apart else self._crowd.parts
+        wanted = senders * int(min(self._each("step")) // self._crowd.sample_every)
         self._out |= {
             "scalars sent, stored": [sent, rows],
             "steps": [int(step) for step in self._each("step")],
@@ -328,20 +334,18 @@ class Load:
         return min(self._each("step"))
 
 
-def stored(run: str, steps: list[float], ranks: int) -> tuple[int, int, int]:
+def stored(crowd: Crowd, steps: list[float]) -> tuple[int, int, int]:
     """Rows of scalars and of per-tensor records in the store, and the ranks that lack some of their steps."""
-    share = -(-ranks // len(steps))
+    share = -(-crowd.ranks // len(steps))
     connection = sqlite3.connect(state_dir() / FILE)
     query = (
-        "SELECT rank, SUM(rows), MIN(first), MAX(last) FROM chunk WHERE run = ? AND kind = 's' GROUP BY rank"
+        "SELECT run, rank, SUM(rows), MIN(first), MAX(last) FROM chunk WHERE kind = 's' GROUP BY run, rank"
     )
-    found = {rank: (rows, first, last) for rank, rows, first, last in connection.execute(query, (run,))}
-    wanted = {rank: (steps[rank // share], 1, steps[rank // share]) for rank in range(ranks)}
-    (records,) = connection.execute(
-        "SELECT SUM(rows) FROM chunk WHERE run = ? AND kind = 't'", (run,)
-    ).fetchone()
+    found = {(run, rank): (rows, first, last) for run, rank, rows, first, last in connection.execute(query)}
+    wanted = {crowd.place(n): (steps[n // share], 1, steps[n // share]) for n in range(crowd.ranks)}
+    (records,) = connection.execute("SELECT SUM(rows) FROM chunk WHERE kind = 't'").fetchone()
     connection.close()
-    short = sum(found.get(rank) != wanted[rank] for rank in range(ranks))
+    short = sum(found.get(place) != there for place, there in wanted.items())
     return sum(rows for rows, _, _ in found.values()), records or 0, short
 
 
