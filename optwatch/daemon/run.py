@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT = 2.0
 """Seconds between two checkpoints while nothing is found."""
 LOOK = 0.25
-"""Seconds between two looks at how far the ranks are: there may be a thousand, and turns are short."""
+"""Seconds between two looks at the ranks beside each other: there may be a thousand, and turns are short."""
 REPLAYED_RECORDS = 1_024
 MAX_MARKERS = 2_000
 RATE_POINTS = 200
@@ -74,6 +74,8 @@ class Run:
         """Whether anything changed that a screen would show."""
         self._head_changed = False
         self._look_at = 0.0
+        self._live: set[int] | None = None
+        """The ranks that were in touch at the last look; None: others have come or left since."""
         self.new_markers: list[Marker] = []
         self.new_records: list[Record] = []
         self.diagnosis = Diagnosis(head.run, head.mode, rules)
@@ -132,6 +134,7 @@ class Run:
     def greet(self, session: Session) -> None:
         """A session introduced itself: it speaks for its rank, unless a newer one already does."""
         hello = session.hello
+        self._live = None
         rank = self.ranks.get(hello.rank)
         newer = rank is None or _age(hello) >= _age(rank.session.hello)
         if newer:
@@ -250,6 +253,7 @@ class Run:
     def leave(self, session: Session) -> None:
         """A rank ended in good order; when all have, the run is over."""
         session.left = True
+        self._live = None
         if self.ranks and all(rank.session.left for rank in self.ranks.values()):
             self.head.ended = True
             self.book.end("the run ended before it was applied")
@@ -371,7 +375,10 @@ class Run:
 
         What changed is put where the subscribers get it, and described to the store.
         """
-        live = self.live(now)
+        looks = now >= self._look_at
+        if looks or self._live is None:
+            self._live = self.live(now)
+        live = self._live
         for optimizer, lane in self.lanes.items():
             for points in lane.take(live, now):
                 self.touched = True
@@ -384,21 +391,13 @@ class Run:
                         self._checkpoint_at = now + CHECKPOINT
                 else:
                     changes.further.setdefault(optimizer, []).append(points)
-        if now >= self._look_at:
+        if looks:
             self._look_at = now + LOOK
-            if (stalled := self.hangs.look(self._standings(now), now)) is not None:
-                self._found(self.diagnosis.observe(stalled, "hangs"))
-                self._checkpoint_at = 0.0
+            self._compare(live, now, send)
         for number in self._asked & self.ranks.keys():
             session = self.ranks[number].session.hello.session
             send(session, Ask(session=session, what="stack"))
         self._asked.clear()
-        self._compare_replicas(live, now, send)
-        # Those that hold replicas do the same work on other data, and wait for each other in each step.
-        telling = {number for number, rank in self.ranks.items() if rank.session.hello.own_time}
-        for signal in self.stragglers.look(live & (self.replicas.compared | telling)):
-            self._found(self.diagnosis.observe(signal, "stragglers"))
-            self._checkpoint_at = 0.0
         if self.book.open():
             self.book.work(self.peers(now), self.head.world_size, self._step_times(), steady(), send)
         if self.followers:
@@ -408,6 +407,18 @@ class Run:
             ):
                 send(news.session, news)
         self._describe(now, changes)
+
+    def _compare(self, live: set[int], now: float, send: Send) -> None:
+        """Look at the ranks beside each other: who hangs, whose replicas differ, who is late."""
+        if (stalled := self.hangs.look(self._standings(now), now)) is not None:
+            self._found(self.diagnosis.observe(stalled, "hangs"))
+            self._checkpoint_at = 0.0
+        self._compare_replicas(live, now, send)
+        # Those that hold replicas do the same work on other data, and wait for each other in each step.
+        telling = {number for number, rank in self.ranks.items() if rank.session.hello.own_time}
+        for signal in self.stragglers.look(live & (self.replicas.compared | telling)):
+            self._found(self.diagnosis.observe(signal, "stragglers"))
+            self._checkpoint_at = 0.0
 
     def _compare_replicas(self, live: set[int], now: float, send: Send) -> None:
         expected = {*range(self.head.world_size)} - (self.ranks.keys() - live)

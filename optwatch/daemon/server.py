@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 BURST = 0.05
 """Seconds for which messages are taken from the socket before everything else gets its turn."""
-REST, LONGEST_REST = 3.0, 0.2
+REST, SHORTEST_REST, LONGEST_REST = 3.0, 0.01, 0.2
 """How long messages alone are taken after everything else had its turn: so many times as long as that took,
-and seconds at most. Of a thousand ranks some have always sent something, and all would be looked through."""
+within these seconds. Of a thousand ranks some have always sent something, and all would be looked through."""
 GATHER = 0.005
 """Seconds after all messages were taken until the next look: of a thousand ranks one always comes, and to be
 woken for each costs more than to take it."""
@@ -172,7 +172,8 @@ class Server:
         if self._readout.wanted:
             self._readout.take(self._runs, self._store, self._ingest, now)
         ended = time.monotonic()
-        self._next_move = min(ended + min(REST * (ended - began), LONGEST_REST), self._publisher.due)
+        rest = min(max(REST * (ended - began), SHORTEST_REST), LONGEST_REST)
+        self._next_move = min(ended + rest, self._publisher.due)
 
     def _drain(self, now: float) -> int:
         """Take the messages that are there, for a while; how many there were."""
