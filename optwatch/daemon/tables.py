@@ -64,6 +64,10 @@ MIGRATIONS = (
         run TEXT NOT NULL, optimizer INTEGER NOT NULL, steps BLOB NOT NULL, PRIMARY KEY (run, optimizer)
     );
     """,
+    """
+    DROP INDEX session_of_run;
+    CREATE INDEX session_of_run ON session (run, rank);
+    """,
 )
 VERSION = len(MIGRATIONS)
 

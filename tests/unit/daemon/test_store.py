@@ -13,10 +13,11 @@ import pytest
 
 from optwatch.daemon import writer
 from optwatch.daemon.assembly import Record
+from optwatch.daemon.chunks import scalar_chunk
 from optwatch.daemon.errors import StartError
 from optwatch.daemon.history import History
 from optwatch.daemon.store import FILE, Store
-from optwatch.daemon.tables import VERSION
+from optwatch.daemon.tables import MIGRATIONS, VERSION
 from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.histograms import WIDTH
 from optwatch.wire.messages import Schema, TensorInfo
@@ -265,6 +266,36 @@ def test_a_newer_store_is_not_touched(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StartError, match="upgrade optwatch"):
         Store(tmp_path)
+
+
+@pytest.mark.parametrize("version", range(1, VERSION))
+def test_an_older_store_becomes_one_of_this_version_and_keeps_what_is_in_it(
+    tmp_path: Path, version: int
+) -> None:
+    fresh = Store(tmp_path / "fresh")
+    (tmp_path / "old").mkdir()
+    connection = sqlite3.connect(tmp_path / "old" / FILE)
+    for statements in MIGRATIONS[:version]:
+        connection.executescript(statements)
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.execute("INSERT INTO schema VALUES ('r', 0, 'd', ?)", (msgspec.msgpack.encode(SCHEMA),))
+    chunk = scalar_chunk(blocks(1, 20))
+    connection.execute(
+        "INSERT INTO chunk (run, optimizer, kind, rank, level, schema, incarnation, first, last, rows, data) "
+        "VALUES ('r', 0, 's', 0, 0, 'd', 0, 1, 20, 20, ?)",
+        (chunk,),
+    )
+    connection.commit()
+    connection.close()
+    old = Store(tmp_path / "old")
+    made = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
+    assert old.reader.execute(made).fetchall() == fresh.reader.execute(made).fetchall()
+    assert old.reader.execute("PRAGMA user_version").fetchone() == (VERSION,)
+    (points,) = History(old.reader).points("r", 0)
+    np.testing.assert_array_equal(points.step, np.arange(1, 21))
+    np.testing.assert_array_equal(points.column("loss").values, blocks(1, 20).scalars[:, 0])
+    fresh.close()
+    old.close()
 
 
 def test_reading_blobs_in_part_leaves_nothing_behind(tmp_path: Path) -> None:
