@@ -11,6 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -339,8 +340,12 @@ def _digest(schema: Schema) -> str:
     return hashlib.blake2b(msgspec.msgpack.encode(named), digest_size=12).hexdigest()
 
 
-_the_same = lru_cache(maxsize=1 << 16)(lambda value: value)
-"""The object that is equal to a given one and came first."""
+_first = lru_cache(maxsize=1 << 14)(lambda value: value)
+
+
+def _the_same(value: Any) -> Any:
+    """The object that is equal to a given one and came first; of long ones none is kept."""
+    return _first(value) if len(value) <= limits.MAX_NAME else value
 
 
 def _in_common(tensor: TensorInfo) -> TensorInfo:
