@@ -5,9 +5,7 @@ the state and the groups. All are called by the training thread, between the beg
 update.
 """
 
-import functools
 import math
-import types
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -28,15 +26,14 @@ from optwatch.wire.actions import (
     Stop,
     usual_norm,
 )
-from optwatch_agent import shards
+from optwatch_agent import restarts, shards
 from optwatch_agent.device_guard import UsualNorm, norm_there
 from optwatch_agent.device_norms import clipped
 from optwatch_agent.globalnorm import global_norm, gradients_of, is_spread, is_unsummed
 from optwatch_agent.loose import Loose
+from optwatch_agent.lr_scale import LrScale
 from optwatch_agent.noise import Noise, perturb_parameters
-from optwatch_agent.quantised import set_all
 from optwatch_agent.reflexes import AdaptiveNorm
-from optwatch_agent.roles import Roles, fresh, roles_of
 from optwatch_agent.snapshots import Snapshots
 from optwatch_agent.tensors import local, on_cpu, on_device, scalar
 
@@ -79,7 +76,7 @@ class Actuators:
             return "the optimizer was dropped"
         match action:
             case Restart():
-                return _restart_refusal(self._optimizer, action)
+                return restarts.refusal(self._optimizer, action)
             case ScaleLr():
                 if any(not isinstance(g.get("lr"), (int, float, Tensor)) for g in self._groups):
                     return f"{type(self._optimizer).__name__} has a param_group without an lr"
@@ -124,7 +121,7 @@ class Actuators:
         """Do it, now, at a step; numbers for the report."""
         match action:
             case Restart():
-                restart(self._optimizer, roles_of(self._optimizer), action.moments)
+                restarts.restart(self._optimizer, action.moments)
                 if action.warmup:
                     self.lr_scale.warm_up(action.warmup)
                 return {}
@@ -269,203 +266,3 @@ class Actuators:
     @property
     def _groups(self) -> list[dict[str, Any]]:
         return self._optimizer.param_groups
-
-
-class LrScale:
-    """A factor on the LR that is there during a step only, so that schedulers and checkpoints never see it.
-
-    `enter` multiplies the groups' lr before the update and `leave` puts it back after. Only a wrapper of
-    `step` can put it back when the step raises; it is there while a factor is in force.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.target = 1.0
-        self._held = Loose(optimizer)
-        self._from = 1.0
-        self._ramp = 0
-        self._ramp_done = 0
-        self._warmup = 0
-        self._warmup_done = 0
-        self._saved: list[tuple[dict[str, Any], Any, Any]] = []
-        self._wrapper: types.MethodType | None = None
-        self._former: Any = None
-        self._inside = False
-
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self._held.optimizer
-
-    @property
-    def in_force(self) -> bool:
-        return self.target != 1.0 or self._ramp_done < self._ramp or self._warmup_done < self._warmup
-
-    @property
-    def factor(self) -> float:
-        """The factor of the step that is under way or comes next."""
-        factor = self.target
-        if self._ramp_done < self._ramp:
-            part = (self._ramp_done + 1) / (self._ramp + 1)
-            factor = self._from + (self.target - self._from) * part
-        if self._warmup_done < self._warmup:
-            factor *= (self._warmup_done + 1) / (self._warmup + 1)
-        return factor
-
-    @property
-    def ready(self) -> bool:
-        """Whether the step that is under way came through the wrapper."""
-        return self._inside
-
-    @property
-    def armed(self) -> bool:
-        return self._wrapper is not None
-
-    def go_to(self, target: float, ramp: int) -> None:
-        """Move the factor to `target` in `ramp` further steps, linearly; 0: at once."""
-        self._from, self.target = self.factor if self.in_force else 1.0, target
-        self._ramp, self._ramp_done = ramp, 0
-
-    def warm_up(self, steps: int) -> None:
-        """Begin with a small LR that rises to the full one over `steps` steps."""
-        self._warmup, self._warmup_done = steps, 0
-
-    def scheduled(self) -> list[Any]:
-        """The lr of each group as the schedule has it, also while the factor is in."""
-        if not self._saved:
-            return [group.get("lr") for group in self._optimizer.param_groups]
-        saved = {id(group): lr for group, lr, _ in self._saved}
-        return [saved.get(id(group), group.get("lr")) for group in self._optimizer.param_groups]
-
-    def enter(self) -> float | None:
-        """Multiply the lr for the step that begins; the factor, None where none is in force."""
-        self.leave()
-        if not self.in_force:
-            return None
-        factor = self.factor
-        kept: dict[int, Tensor] = {}  # groups may share one tensor
-        for group in self._optimizer.param_groups:
-            lr = group["lr"]
-            if isinstance(lr, Tensor):
-                with torch.no_grad():
-                    if id(lr) not in kept:
-                        kept[id(lr)] = lr.detach().clone()
-                        lr.mul_(factor)
-                self._saved.append((group, kept[id(lr)], lr))
-            else:
-                group["lr"] = lr * factor
-                self._saved.append((group, lr, group["lr"]))
-        self._ramp_done = min(self._ramp_done + 1, self._ramp)
-        self._warmup_done = min(self._warmup_done + 1, self._warmup)
-        return factor
-
-    def leave(self) -> None:
-        """Put the scheduled lr back, exactly; an lr that was set during the step stays."""
-        saved, self._saved = self._saved, []
-        for group, scheduled, scaled in saved:
-            if isinstance(scaled, Tensor):
-                with torch.no_grad():
-                    scaled.copy_(scheduled)
-            elif group.get("lr") == scaled:
-                group["lr"] = scheduled
-
-    def arm(self) -> None:
-        """Wrap `step` so that the lr comes back also when it raises."""
-        if self._wrapper is not None:
-            return
-        optimizer: Any = self._optimizer
-        former = optimizer.step
-        scale = self
-
-        @functools.wraps(former.__func__ if isinstance(former, types.MethodType) else former)
-        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            scale._inside = True
-            try:
-                return former(*args, **kwargs)
-            finally:
-                scale._inside = False
-                scale.leave()
-
-        # A bound method: schedulers take `step.__func__`, which a plain function has not.
-        self._former = former if "step" in vars(optimizer) else None
-        self._wrapper = types.MethodType(step, optimizer)
-        optimizer.step = self._wrapper
-
-    def disarm(self) -> None:
-        """Take the wrapper off once nothing is in force; under somebody else's it stays and does nothing."""
-        if self._wrapper is None or self.in_force:
-            return
-        optimizer: Any = self._optimizer
-        if vars(optimizer).get("step") is not self._wrapper:
-            return
-        if self._former is not None:
-            optimizer.step = self._former
-        else:
-            del optimizer.step
-        self._wrapper = self._former = None
-
-    def release(self) -> None:
-        self.leave()
-        self.target, self._ramp, self._warmup = 1.0, 0, 0
-        self.disarm()
-
-
-def restart(optimizer: torch.optim.Optimizer, roles: Roles, moments: str) -> None:
-    """Zero the moments, and the step with them, in place, so that the next step is that of a new optimizer.
-
-    A kept step would make the first update of Adam (1 - β1)/sqrt(1 - β2) ≈ 3.2 × too large. Counters that
-    other packages keep in the group go too: left behind they disable the correction of the bias. Of slow
-    weights see `optwatch_agent.roles`.
-    """
-    with torch.no_grad():
-        for group in optimizer.param_groups:
-            for param in group["params"]:
-                state = optimizer.state.get(param)
-                if state is not None:
-                    _restart_one(param, state, group, roles, moments)
-            if moments in ("all", "second"):
-                for key, value in roles.group_resets.items():
-                    if isinstance(group.get(key), Tensor):
-                        _fill(group, key, scalar(value))
-                    elif key in group:
-                        group[key] = fresh(value)
-
-
-def _restart_one(
-    param: Tensor, state: dict[str, Any], group: dict[str, Any], roles: Roles, moments: str
-) -> None:
-    if moments in ("all", "first") and roles.first is not None:
-        if roles.drops_first and group.get("dampening"):
-            state.pop(roles.first, None)
-        else:
-            _fill(state, roles.first, 0.0)
-    if moments in ("all", "second"):
-        if roles.second is not None:
-            _fill(state, roles.second, 0.0)
-        for key, value in roles.resets.items():
-            _fill(state, key, scalar(group[value]) if isinstance(value, str) else value)
-        for key in roles.copies:
-            if isinstance(held := state.get(key), Tensor):
-                held.copy_(param)
-
-
-def _restart_refusal(optimizer: torch.optim.Optimizer, action: Restart) -> str | None:
-    roles = roles_of(optimizer)
-    kind = type(optimizer).__name__
-    if reason := roles.refusals.get("restart"):
-        return reason
-    if action.moments == "first" and roles.first is None:
-        return f"{kind} has no first moment"
-    if action.moments == "second":
-        if roles.second is None:
-            return f"{kind} has no second moment"
-        if roles.first in ("exp_avg", "state1"):
-            return f"{kind} corrects both moments by one step count: restart all of them"
-    return None
-
-
-def _fill(held: dict[str, Any], key: str, number: float) -> None:
-    """Set what is kept under a key, where there is something, to a number."""
-    value = held.get(key)
-    if isinstance(value, Tensor):
-        set_all(held, key, value, number)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        held[key] = type(value)(number)

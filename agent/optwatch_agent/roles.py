@@ -100,6 +100,13 @@ def steps_of(state: State, group: Group) -> float:
     return 0.0
 
 
+def steps_so_far(optimizer: torch.optim.Optimizer) -> int:
+    """Where an optimizer's own count stands, 0 where it has none."""
+    counts = [steps_of(state, {}) for state in optimizer.state.values() if isinstance(state, Mapping)]
+    counts += [steps_of({}, group) for group in optimizer.param_groups]
+    return int(max(counts, default=0.0))
+
+
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_meta and not value.is_complex()

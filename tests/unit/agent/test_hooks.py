@@ -312,7 +312,7 @@ def test_an_error_of_the_agent_never_reaches_the_loop(
         raise ZeroDivisionError("a bug of ours")
 
     track = watch._agent.tracks[0]
-    monkeypatch.setattr(track, "_add_norm", broken)
+    monkeypatch.setattr(track._measurements, "add_norms", broken)
     with caplog.at_level(logging.WARNING, "optwatch"):
         train(model, optimizer, batches(), 10)
     assert sum("a bug of ours" in record.getMessage() for record in caplog.records) == 1

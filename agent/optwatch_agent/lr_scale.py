@@ -1,0 +1,157 @@
+"""A factor on the LR that is there during a step only, so that schedulers and checkpoints never see it.
+
+`enter` multiplies the groups' lr before the update and `leave` puts it back after. Only a wrapper of
+`step` can put it back when the step raises; it is there while a factor is in force.
+"""
+
+import functools
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optwatch_agent.loose import Loose
+from optwatch_agent.recorder import Value
+from optwatch_agent.tensors import on_cpu
+
+
+class LrScale:
+    """The factor on one optimizer's LR."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.target = 1.0
+        self._held = Loose(optimizer)
+        self._from = 1.0
+        self._ramp = 0
+        self._ramp_done = 0
+        self._warmup = 0
+        self._warmup_done = 0
+        self._saved: list[tuple[dict[str, Any], Any, Any]] = []
+        self._wrapper: types.MethodType | None = None
+        self._former: Any = None
+        self._inside = False
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self._held.optimizer
+
+    @property
+    def in_force(self) -> bool:
+        return self.target != 1.0 or self._ramp_done < self._ramp or self._warmup_done < self._warmup
+
+    @property
+    def factor(self) -> float:
+        """The factor of the step that is under way or comes next."""
+        factor = self.target
+        if self._ramp_done < self._ramp:
+            part = (self._ramp_done + 1) / (self._ramp + 1)
+            factor = self._from + (self.target - self._from) * part
+        if self._warmup_done < self._warmup:
+            factor *= (self._warmup_done + 1) / (self._warmup + 1)
+        return factor
+
+    @property
+    def ready(self) -> bool:
+        """Whether the step that is under way came through the wrapper."""
+        return self._inside
+
+    @property
+    def armed(self) -> bool:
+        return self._wrapper is not None
+
+    def go_to(self, target: float, ramp: int) -> None:
+        """Move the factor to `target` in `ramp` further steps, linearly; 0: at once."""
+        self._from, self.target = self.factor if self.in_force else 1.0, target
+        self._ramp, self._ramp_done = ramp, 0
+
+    def warm_up(self, steps: int) -> None:
+        """Begin with a small LR that rises to the full one over `steps` steps."""
+        self._warmup, self._warmup_done = steps, 0
+
+    def scheduled(self) -> list[Value]:
+        """The lr of each group as the schedule has it, also while the factor is in; NaN where it is none."""
+        groups = self._held.optimizer.param_groups
+        if not self._saved:
+            return [_number(group.get("lr")) for group in groups]
+        saved = {id(group): lr for group, lr, _ in self._saved}
+        return [_number(saved.get(id(group), group.get("lr"))) for group in groups]
+
+    def enter(self) -> float | None:
+        """Multiply the lr for the step that begins; the factor, None where none is in force."""
+        self.leave()
+        if not self.in_force:
+            return None
+        factor = self.factor
+        kept: dict[int, Tensor] = {}  # groups may share one tensor
+        for group in self._optimizer.param_groups:
+            lr = group["lr"]
+            if isinstance(lr, Tensor):
+                with torch.no_grad():
+                    if id(lr) not in kept:
+                        kept[id(lr)] = lr.detach().clone()
+                        lr.mul_(factor)
+                self._saved.append((group, kept[id(lr)], lr))
+            else:
+                group["lr"] = lr * factor
+                self._saved.append((group, lr, group["lr"]))
+        self._ramp_done = min(self._ramp_done + 1, self._ramp)
+        self._warmup_done = min(self._warmup_done + 1, self._warmup)
+        return factor
+
+    def leave(self) -> None:
+        """Put the scheduled lr back, exactly; an lr that was set during the step stays."""
+        saved, self._saved = self._saved, []
+        for group, scheduled, scaled in saved:
+            if isinstance(scaled, Tensor):
+                with torch.no_grad():
+                    scaled.copy_(scheduled)
+            elif group.get("lr") == scaled:
+                group["lr"] = scheduled
+
+    def arm(self) -> None:
+        """Wrap `step` so that the lr comes back also when it raises."""
+        if self._wrapper is not None:
+            return
+        optimizer: Any = self._optimizer
+        former = optimizer.step
+        scale = self
+
+        @functools.wraps(former.__func__ if isinstance(former, types.MethodType) else former)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            scale._inside = True
+            try:
+                return former(*args, **kwargs)
+            finally:
+                scale._inside = False
+                scale.leave()
+
+        # A bound method: schedulers take `step.__func__`, which a plain function has not.
+        self._former = former if "step" in vars(optimizer) else None
+        self._wrapper = types.MethodType(step, optimizer)
+        optimizer.step = self._wrapper
+
+    def disarm(self) -> None:
+        """Take the wrapper off once nothing is in force; under somebody else's it stays and does nothing."""
+        if self._wrapper is None or self.in_force:
+            return
+        optimizer: Any = self._optimizer
+        if vars(optimizer).get("step") is not self._wrapper:
+            return
+        if self._former is not None:
+            optimizer.step = self._former
+        else:
+            del optimizer.step
+        self._wrapper = self._former = None
+
+    def release(self) -> None:
+        """Leave no trace."""
+        self.leave()
+        self.target, self._ramp, self._warmup = 1.0, 0, 0
+        self.disarm()
+
+
+def _number(lr: Any) -> Value:
+    if isinstance(lr, Tensor):
+        return float(lr.item()) if on_cpu(lr) else lr.detach().clone()
+    return float(lr) if isinstance(lr, (int, float)) else float("nan")
