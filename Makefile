@@ -9,6 +9,8 @@ TORCH  ?= torch==2.13.0
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 
+# Two test files at a time: much of what they do is waiting for trainings and daemons.
+TWO := -n 2 --dist loadfile
 # What runs where there is no torch.
 BASE := $(addprefix tests/unit/,cli client daemon detect export policy series tui wire)
 
@@ -25,7 +27,7 @@ demo: $(VENV)/installed ## a real training that goes wrong, watched (FAULT=lr_sp
 
 test: $(VENV)/developed ## the fast test suite
 	@echo "==> the fast test suite (make test-slow: the long one; make check: with lint and types)"
-	@$(bin)/python -m pytest
+	@$(bin)/python -m pytest $(TWO)
 
 test-slow: $(VENV)/developed ## the long suites as well, with other optimizers and the frameworks
 	@$(pip) install --group optimizers --group integrations
@@ -40,7 +42,7 @@ check: $(VENV)/developed ## what CI runs: format, lint, types, import contracts,
 	@echo "==> import contracts"
 	@PYTHONPATH=.:agent:tui $(bin)/lint-imports
 	@echo "==> tests"
-	@$(bin)/python -m pytest
+	@$(bin)/python -m pytest $(TWO)
 
 check-base: ## the parts that need no torch, on another Python (PYTHON=python3.13), or with LOWEST=1 the oldest packages
 	@$(PYTHON) -m venv --clear $(VENV)-base

@@ -50,6 +50,15 @@ def _isolated(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _nothing_stays_compiled() -> Iterator[None]:
+    """In a process that has compiled something agents leave a model's hooks as they are."""
+    yield
+    if (dynamo := sys.modules.get("torch._dynamo")) is not None and dynamo.utils.counters:
+        dynamo.reset()
+        dynamo.utils.counters.clear()
+
+
+@pytest.fixture(autouse=True)
 def _nothing_stays_attached() -> Iterator[None]:
     """An agent that a failed test leaves behind would have the next ones fail as well."""
     yield
