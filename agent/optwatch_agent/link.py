@@ -58,7 +58,7 @@ from optwatch.wire.messages import (
     Sums,
     Welcome,
 )
-from optwatch.wire.pace import CALM, Pace
+from optwatch.wire.pace import CALM, TURN, Pace
 from optwatch.wire.places import find_daemon
 from optwatch_agent.reach import refused
 from optwatch_agent.ring import Ring
@@ -73,8 +73,6 @@ _ACCOUNT = 2.0
 """Seconds between two accounts of the time that the thread takes."""
 _CIPHERS = 1.2
 """Times that, what it takes together with ZeroMQ's own thread, which sends and ciphers: as measured."""
-_AWAY = 0.1
-"""Seconds between two turns while no daemon is there: it is soon back."""
 _RETRY = (0.2, 0.6)
 """Seconds between two attempts to connect: at first, and at most."""
 _REJECTED = 5.0
@@ -264,10 +262,13 @@ class Link:
 
     def _pause(self) -> float:
         """Seconds to the next turn. No two ranks of a job keep the same beat for long."""
-        if time.monotonic() < self._hasty_until:
+        now = time.monotonic()
+        if now < self._hasty_until:
             return self._pace.quick_turn
-        turn = self._pace.turn if self.welcomed else _AWAY
-        return turn * _JITTER.uniform(0.9, 1.1)
+        if self.welcomed:
+            return self._pace.turn * _JITTER.uniform(0.9, 1.1)
+        due = (self._next_try if self._socket is None else self._next_probe) - now
+        return due if 0 < due < TURN else TURN
 
     def _turn(self, everything: bool = False) -> None:
         for message, blocks, schema in self._source.collect(everything):

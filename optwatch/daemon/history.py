@@ -28,6 +28,8 @@ WINDOW = 65_536
 """Rows of all ranks together that are read, and then merged, at once."""
 RECORD_BYTES = 256 << 20
 """Per-tensor records that are read at once: of a thousand parts of the tensors those of a few steps."""
+SMALL = 256
+"""Rows of a chunk up to which all of it is read, whatever part is wanted."""
 LEAST_PIECE = 64
 """Rows of a chunk that are read at once, at least, where a window has less room for each rank."""
 
@@ -362,8 +364,9 @@ class History:
     def _read_scalars(self, run: str, optimizer: int, piece: _Piece) -> Points:
         chunk = piece.chunk
         schema = self.schema(run, optimizer, chunk.schema)
-        if piece.stop - piece.start == chunk.rows:
-            blocks = split("s", schema, chunk.rows, self._blob(chunk.id))
+        if piece.stop - piece.start == chunk.rows or chunk.rows <= SMALL:
+            whole = split("s", schema, chunk.rows, self._blob(chunk.id))
+            blocks = [block[piece.start : piece.stop] for block in whole]
         else:
             with self._connection.blobopen("chunk", "data", chunk.id, readonly=True) as blob:
                 blocks = split_rows("s", schema, chunk.rows, blob, piece.start, piece.stop)
