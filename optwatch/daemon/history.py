@@ -34,7 +34,7 @@ LEAST_PIECE = 64
 """Rows of a chunk that are read at once, at least, where a window has less room for each rank."""
 
 
-class _Chunk(msgspec.Struct, frozen=True, array_like=True):
+class _Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     id: int
     rank: int
     schema: str
@@ -48,7 +48,7 @@ Place = tuple[int, Callable[[], Record]]
 """A step, and what reads its record."""
 
 
-class _Piece(msgspec.Struct, frozen=True):
+class _Piece(msgspec.Struct, frozen=True, gc=False):
     """The rows of a chunk from `start` to before `stop`; `first` is the step of the first of them."""
 
     chunk: _Chunk
