@@ -6,8 +6,9 @@ Every way has a copy of the model. The ways take turns of a fraction of a second
 thread; a figure is the median over rounds of (CPU time of a step - that of nothing in the same round) /
 that of nothing, with the quartiles. What optwatch does by default it does not do in every step: there single
 steps with it alternate with steps of nothing, and the figure is that of all of them, with the 95 % interval
-of a bootstrap. Two copies of a model differ by several percent for where they lie in memory alone, so after
-half of the time they change places. "nothing, again" is measured the same way: what it differs from 0 by is
+of a bootstrap. The agent may spend a share of the time from step to step, so the other copy's steps are taken
+out of that. Two copies of a model differ by several percent for where they lie in memory alone, so after half
+of the time they change places. "nothing, again" is measured the same way: what it differs from 0 by is
 the error of the method. The CPU time of the agent's threads is counted too, and neighbours on the machine
 disturb it less than the wall clock; what wandb's own process does is not counted. No daemon listens.
 """
@@ -146,6 +147,9 @@ class Way:
 
     def after(self) -> None: ...
 
+    def away(self, seconds: float) -> None:
+        """Between two steps so much time went to something else."""
+
 
 class Nothing(Way): ...
 
@@ -154,6 +158,11 @@ class Default(Way):
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stack: ExitStack) -> None:
         super().__init__(model, optimizer, stack)
         self.watch = stack.enter_context(optwatch.attach(optimizer, model=model))
+
+    def away(self, seconds: float) -> None:
+        (track,) = self.watch._agent.tracks
+        if track._ended is not None:
+            track._ended += seconds
 
 
 class EveryTensor(Way):
@@ -337,9 +346,11 @@ def _half(watched: Training, other: Training, kind: type[Way], seconds: float) -
         while time.monotonic() < began + seconds or len(half) < FEWEST:
             seen = {}
             for training in (watched, other) if len(half) % 2 else (other, watched):
-                before = time.thread_time()
+                before, clock = time.thread_time(), time.perf_counter()
                 training.step()
                 seen[training] = time.thread_time() - before
+                if training is other:
+                    watched.way.away(time.perf_counter() - clock)
             half.append((seen[watched], seen[other]))
         # The agent's threads wake by the clock: in a training alone, as often as a step of it is long.
         others = (time.process_time() - all_threads) - (time.thread_time() - own)
