@@ -288,7 +288,7 @@ class Link:
             if self.welcomed:
                 # First what can be rolled back to: what the points show may call for it.
                 if now >= self._next_beat or self._source.pressing():
-                    self._next_beat = now + max(_BEAT, self._pace.turn) * _JITTER.uniform(0.9, 1.1)
+                    self._next_beat = now + _BEAT * _JITTER.uniform(0.9, 1.1)
                     self._send(pack(self._source.beat()))
                     if (follow := self._source.follow()) is not None:
                         self._send(pack(follow))

@@ -265,15 +265,8 @@ def block(data: Buffer, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     Raises:
         WireError: the bytes are not exactly those of that shape.
     """
-    kind = _KINDS[dtype]
-    wanted = kind.itemsize
-    for length in shape:
-        wanted *= length
-    if _size(data) != wanted:
-        raise WireError(f"a block of {_size(data)} bytes where {wanted} were promised")
-    array: npt.NDArray[Any] = np.frombuffer(data, dtype=kind)
-    array.flags.writeable = False
-    return array.reshape(shape) if len(shape) > 1 else array
+    (array,) = _split(data, (dtype, *shape))
+    return array
 
 
 def _size(part: Buffer) -> int:

@@ -5,8 +5,8 @@ import pytest
 from optwatch.wire.pace import LONGEST, MESSAGES, QUICK_MESSAGES, QUICK_TURN, TURN, Pace
 
 
-@pytest.mark.parametrize("ranks", [1, 4, 125])
-def test_a_small_job_speaks_ten_times_a_second(ranks: int) -> None:
+@pytest.mark.parametrize("ranks", [1, 4, 250])
+def test_a_small_job_speaks_five_times_a_second(ranks: int) -> None:
     assert Pace(ranks).turn == TURN
 
 
