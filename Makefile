@@ -31,7 +31,7 @@ test: $(VENV)/developed ## the fast test suite
 
 test-slow: $(VENV)/developed ## the long suites as well, with other optimizers and the frameworks
 	@$(pip) install --group optimizers --group integrations
-	@$(bin)/python -m pytest -m 'slow or not slow'
+	@$(bin)/python -m pytest -m 'slow or not slow' --hypothesis-profile=search
 
 check: $(VENV)/developed ## what CI runs: format, lint, types, import contracts, tests
 	@echo "==> format and lint"

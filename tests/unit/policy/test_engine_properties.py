@@ -61,7 +61,9 @@ def test_quiet_evidence_leads_at_most_to_a_clip_of_spikes_that_come_back(
     spikes = [
         f for update in course for f in update["findings"] if (f.kind, f.severity) == ("loss_spike", "info")
     ]
-    assert len(proposals) <= len(spikes) // 2 + sum(proposal.undo_of is not None for proposal in proposals)
+    # The first spike is answered by nothing, and each one after it once at most.
+    answers = [proposal for proposal in proposals if proposal.undo_of is None]
+    assert len(answers) <= max(0, len(spikes) - 1)
 
 
 @settings(max_examples=150)
