@@ -60,6 +60,7 @@ from optwatch.wire.messages import (
 )
 from optwatch.wire.pace import CALM, TURN, Pace
 from optwatch.wire.places import find_daemon
+from optwatch.wire.sending import send
 from optwatch_agent.reach import refused
 from optwatch_agent.ring import Ring
 
@@ -88,6 +89,8 @@ _WELCOME = 10.0
 """Seconds that the daemon may take to answer a hello."""
 _IN_FLIGHT = 64
 _LINGER_MS = 300
+# As plain numbers: an enum's operators take longer than the call that they are for.
+_EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 _GRACE = 1.0
 """Seconds that the end of a run waits for the daemon to have everything."""
 _LAST_CALL = 0.5
@@ -250,9 +253,9 @@ class Link:
         assert self._waker is not None
         end = time.monotonic() + self._pause()
         while (left := end - time.monotonic()) > 0:
-            awaited: list[tuple[Any, int]] = [(self._waker[0].fileno(), zmq.POLLIN)]
+            awaited: list[tuple[Any, int]] = [(self._waker[0].fileno(), _POLLIN)]
             if self._socket is not None:
-                awaited.append((self._socket, zmq.POLLIN if self._connected else zmq.POLLOUT))
+                awaited.append((self._socket, _POLLIN if self._connected else _POLLOUT))
             for ready, _ in zmq.zmq_poll(awaited, math.ceil(left * 1_000)):
                 if ready is not self._socket:
                     self._waker[0].recv(4_096)
@@ -380,7 +383,7 @@ class Link:
     def _watch_connection(self, now: float) -> None:
         """Say hello as soon as the connection is there, and notice when it is lost."""
         assert self._socket is not None
-        if _events(self._socket) & zmq.POLLOUT:
+        if _takes(self._socket):
             self._writable = now
             if not self._connected:
                 hello = self._source.hello()
@@ -408,7 +411,7 @@ class Link:
     def _receive(self) -> bool:
         """Take what has come; whether it was more than that the daemon has what it was sent."""
         more = False
-        while self._socket is not None and _events(self._socket) & zmq.POLLIN:
+        while self._socket is not None and _holds(self._socket):
             parts = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
                 message, _ = unpack(parts, daemon_decoder)
@@ -470,7 +473,7 @@ class Link:
         if self._socket is None:
             return False
         try:
-            self._socket.send_multipart([AGENT, *parts], zmq.NOBLOCK)
+            send(self._socket, [AGENT, *parts])
         except zmq.Again:
             return False
         return True
@@ -482,6 +485,11 @@ class Link:
             log.warning("optwatch: %s", text)
 
 
-def _events(socket: "zmq.Socket[bytes]") -> int:
-    """What a socket is ready for. Its `poll` makes a poller for the one question."""
-    return int(socket.getsockopt(zmq.EVENTS))
+def _takes(socket: "zmq.Socket[bytes]") -> bool:
+    """Whether a socket would take a message."""
+    return bool(int(socket.getsockopt(_EVENTS)) & _POLLOUT)
+
+
+def _holds(socket: "zmq.Socket[bytes]") -> bool:
+    """Whether a message has come to a socket."""
+    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)

@@ -64,6 +64,7 @@ from optwatch.wire.requests import (
     Undo,
     View,
 )
+from optwatch.wire.sending import send
 
 Blocks = tuple[Buffer, ...]
 Kind = TypeVar("Kind", bound=msgspec.Struct)
@@ -114,7 +115,7 @@ class Client:
         """
         number = next(self._numbers).to_bytes(8, "little")
         try:
-            self._socket.send_multipart([CLIENT, number, *pack(request)], zmq.NOBLOCK)
+            send(self._socket, [CLIENT, number, *pack(request)])
         except zmq.Again:
             raise self._unreachable() from None
         while self._socket.poll(int((timeout or self._timeout) * 1_000)):

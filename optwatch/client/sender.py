@@ -17,6 +17,7 @@ from optwatch.client.errors import DaemonError, DaemonUnreachable
 from optwatch.client.link import connect, resolve
 from optwatch.wire.frames import AGENT, BatchBlocks, Buffer, WireError, daemon_decoder, pack, unpack
 from optwatch.wire.messages import Ack, Batch, Beat, Bye, Event, Hello, Rejected, Schema, Welcome
+from optwatch.wire.sending import send
 
 IN_FLIGHT = 8
 """Messages that are not acknowledged beyond which `batch` and `event` wait."""
@@ -130,7 +131,7 @@ class Sender:
 
     def _put(self, parts: list[Buffer]) -> None:
         with contextlib.suppress(zmq.Again):  # what is held is sent again after the next welcome
-            self._socket.send_multipart([AGENT, *parts], zmq.NOBLOCK)
+            send(self._socket, [AGENT, *parts])
 
     def _beat(self) -> Beat:
         return Beat(

@@ -7,6 +7,7 @@ key that it authenticated with, never on what it says about itself.
 
 import getpass
 import logging
+from functools import lru_cache
 from typing import Any
 
 import zmq
@@ -15,6 +16,7 @@ from zmq.utils import z85
 from optwatch.daemon.refusals import Refusals
 from optwatch.wire.guests import Role, guests_file, read_guests
 from optwatch.wire.keys import KeyFileError, KeyPair
+from optwatch.wire.sending import send
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +63,13 @@ class Access:
                 request[:2],
                 request[2:],
             )
-            key = z85.encode(credentials[0]).decode() if credentials and len(credentials[0]) == 32 else ""
+            key = _text_of(credentials[0]) if credentials and len(credentials[0]) == 32 else ""
             known = mechanism == b"CURVE" and domain == DOMAIN.encode() and key in self._peers
             if not known:
                 who = f"a connection from {address.decode(errors='replace')}"
                 self.refusals.note(who, "its key is not known")
             status = (b"200", b"OK", key.encode()) if known else (b"400", b"unknown key", b"")
-            self.socket.send_multipart([*envelope, version, number, *status, b""])
+            send(self.socket, [*envelope, version, number, *status, b""])
 
     @property
     def public(self) -> str:
@@ -116,6 +118,11 @@ class Access:
 
     def close(self) -> None:
         self.socket.close()
+
+
+@lru_cache(maxsize=1_024)  # a thousand agents of one user may come at once
+def _text_of(key: bytes) -> str:
+    return z85.encode(key).decode()
 
 
 def own_name() -> str:

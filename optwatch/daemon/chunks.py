@@ -77,16 +77,28 @@ def split(kind: ChunkKind, schema: Shape, rows: int, data: bytes) -> list[npt.ND
     Raises:
         ValueError: the blob does not have the length that the schema and `rows` promise.
     """
-    if kind == "h":
-        data = _decompressed(data)
+    return split_alike(kind, schema, rows, [_decompressed(data) if kind == "h" else data])
+
+
+def split_alike(kind: ChunkKind, schema: Shape, rows: int, chunks: Sequence[bytes]) -> list[npt.NDArray[Any]]:
+    """The blocks of N chunks of as many rows each, one below the other: each [N · rows, width], read-only.
+
+    Raises:
+        ValueError: as `split`.
+    """
+    shape = [(np.dtype(dtype), width) for dtype, width in widths(kind, schema)]
+    size = sum(rows * width * dtype.itemsize for dtype, width in shape)
+    if wrong := [len(data) for data in chunks if len(data) != size]:
+        raise ValueError(f"a chunk of {wrong[0]} bytes where {size} were promised")
+    whole = np.frombuffer(b"".join(chunks), np.uint8).reshape(len(chunks), size)
     out = []
-    offset = 0
-    for dtype, width in widths(kind, schema):
-        count = rows * width
-        out.append(np.frombuffer(data, dtype, count, offset).reshape(rows, width))
-        offset += count * np.dtype(dtype).itemsize
-    if offset != len(data):
-        raise ValueError(f"a chunk of {len(data)} bytes where {offset} were promised")
+    at = 0
+    for dtype, width in shape:
+        end = at + rows * width * dtype.itemsize
+        block = np.ascontiguousarray(whole[:, at:end]).view(dtype).reshape(len(chunks) * rows, width)
+        block.flags.writeable = False
+        out.append(block)
+        at = end
     return out
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from optwatch.daemon.assembly import Record, add_up, assemble
 from optwatch.daemon.blocks import scalar_points, with_samples
-from optwatch.daemon.chunks import ChunkKind, split, split_rows
+from optwatch.daemon.chunks import ChunkKind, split, split_alike, split_rows
 from optwatch.daemon.tables import again
 from optwatch.daemon.writer import read_schema
 from optwatch.series.coverage import Coverage
@@ -30,6 +30,8 @@ RECORD_BYTES = 256 << 20
 """Per-tensor records that are read at once: of a thousand parts of the tensors those of a few steps."""
 SMALL = 256
 """Rows of a chunk up to which all of it is read, whatever part is wanted."""
+AT_ONCE = 512
+"""Chunks that are read at once: a thousand ranks have thousands, of a few rows each."""
 LEAST_PIECE = 64
 """Rows of a chunk that are read at once, at least, where a window has less room for each rank."""
 
@@ -129,8 +131,8 @@ class History:
         )
         pending: dict[int, list[Points]] = {}
         fresh = 0
-        for at, piece in enumerate(pieces):
-            points = _between(self._read_scalars(run, optimizer, piece), first, last)
+        for at, (piece, points) in enumerate(self._read_scalars(run, optimizer, pieces)):
+            points = _between(points, piece.chunk, first, last)
             if len(points):
                 pending.setdefault(piece.chunk.rank, []).append(points)
                 fresh += len(points)
@@ -148,12 +150,15 @@ class History:
         out: dict[int, list[Points]] = {}
         with self._one_state():
             ceilings = self._ceilings(run, optimizer)
-            for chunk in self._chunks(run, optimizer, "s", None, first, None):
-                ceiling = ceilings[chunk.incarnation]
-                for piece in _pieces(chunk, first, ceiling, WINDOW):
-                    points = _between(self._read_scalars(run, optimizer, piece), first, ceiling)
-                    if len(points):
-                        out.setdefault(chunk.rank, []).append(points)
+            pieces = [
+                piece
+                for chunk in self._chunks(run, optimizer, "s", None, first, None)
+                for piece in _pieces(chunk, first, ceilings[chunk.incarnation], WINDOW)
+            ]
+            for piece, points in self._read_scalars(run, optimizer, pieces):
+                points = _between(points, piece.chunk, first, ceilings[piece.chunk.incarnation])
+                if len(points):
+                    out.setdefault(piece.chunk.rank, []).append(points)
         return out
 
     def sampled_points(
@@ -310,7 +315,9 @@ class History:
             ):
                 out.setdefault((incarnation, rank), Coverage()).add_range(first, last)
             for chunk in self._chunks(run, optimizer, "s", None, None, None):
-                covered = out.setdefault((chunk.incarnation, chunk.rank), Coverage())
+                whose = chunk.incarnation, chunk.rank
+                if (covered := out.get(whose)) is None:
+                    covered = out[whose] = Coverage()
                 if chunk.rows == chunk.last - chunk.first + 1 or covered.holds(chunk.first, chunk.last):
                     covered.add_range(chunk.first, chunk.last)
                 else:
@@ -361,16 +368,44 @@ class History:
             ceiling = min(ceiling, first - 1)
         return ceilings
 
-    def _read_scalars(self, run: str, optimizer: int, piece: _Piece) -> Points:
+    def _read_scalars(
+        self, run: str, optimizer: int, pieces: Sequence[_Piece]
+    ) -> Iterator[tuple[_Piece, Points]]:
+        """The rows of pieces, in their order."""
+        for start in range(0, len(pieces), AT_ONCE):
+            some = pieces[start : start + AT_ONCE]
+            small = {piece.chunk.id: piece.chunk for piece in some if piece.chunk.rows <= SMALL}
+            whole = self._read_whole(run, optimizer, list(small.values()))
+            for piece in some:
+                if (points := whole.get(piece.chunk.id)) is None:
+                    yield piece, self._read_part(run, optimizer, piece)
+                elif piece.stop - piece.start == len(points):
+                    yield piece, points
+                else:
+                    yield piece, select(points, slice(piece.start, piece.stop))
+
+    def _read_whole(self, run: str, optimizer: int, chunks: Sequence[_Chunk]) -> dict[int, Points]:
+        """Chunk → its rows, those with the same columns and as many rows taken apart together."""
+        marks = ", ".join("?" * len(chunks))
+        ids = [chunk.id for chunk in chunks]
+        data = dict(self._connection.execute(f"SELECT id, data FROM chunk WHERE id IN ({marks})", ids))  # noqa: S608 - marks only
+        alike: dict[tuple[str, int], list[int]] = {}
+        for chunk in chunks:
+            alike.setdefault((chunk.schema, chunk.rows), []).append(chunk.id)
+        out = {}
+        for (digest, rows), own in alike.items():
+            schema = self.schema(run, optimizer, digest)
+            step, wall, values, logged = split_alike("s", schema, rows, [data[id] for id in own])
+            points = scalar_points(step[:, 0], wall[:, 0], values, logged, schema)
+            for at, id in enumerate(own):
+                out[id] = select(points, slice(at * rows, (at + 1) * rows))
+        return out
+
+    def _read_part(self, run: str, optimizer: int, piece: _Piece) -> Points:
         chunk = piece.chunk
         schema = self.schema(run, optimizer, chunk.schema)
-        if piece.stop - piece.start == chunk.rows or chunk.rows <= SMALL:
-            whole = split("s", schema, chunk.rows, self._blob(chunk.id))
-            blocks = [block[piece.start : piece.stop] for block in whole]
-        else:
-            with self._connection.blobopen("chunk", "data", chunk.id, readonly=True) as blob:
-                blocks = split_rows("s", schema, chunk.rows, blob, piece.start, piece.stop)
-        step, wall, values, logged = blocks
+        with self._connection.blobopen("chunk", "data", chunk.id, readonly=True) as blob:
+            step, wall, values, logged = split_rows("s", schema, chunk.rows, blob, piece.start, piece.stop)
         return scalar_points(step[:, 0], wall[:, 0], values, logged, schema)
 
     def _blob(self, chunk: int) -> bytes:
@@ -409,7 +444,10 @@ def _cut(
     return before, behind
 
 
-def _between(points: Points, first: int | None, last: int) -> Points:
+def _between(points: Points, chunk: _Chunk, first: int | None, last: int) -> Points:
+    """Those points of a chunk that lie in a range."""
+    if chunk.last <= last and (first is None or first <= chunk.first):
+        return points
     where = points.step <= last
     if first is not None:
         where &= points.step >= first

@@ -36,6 +36,8 @@ class Inflow:
         """Descriptors by which a message was taken since the last look."""
         self._spoke: set[int] = set()
         """Those by which one was taken before it, since the last but one."""
+        self._there: set[int] = set()
+        """Descriptors that were open at the last look."""
         self._base: dict[tuple[int, int], int] = {}
         """By descriptor and inode: what a connection had received after its last message was taken."""
 
@@ -51,17 +53,19 @@ class Inflow:
         if not self._ports:
             return
         base: dict[tuple[int, int], int] = {}
-        for name in _descriptors():
-            # Most have sent whole messages since: there may be a thousand, and to ask the kernel takes time.
-            if int(name) in self._taken or (found := self._received(int(name))) is None:
+        there = _descriptors()
+        # Not those that have sent whole messages since, nor newcomers, whose turn is the next look: there may
+        # be a thousand, and to ask the kernel takes time.
+        for descriptor in (there & self._there) - self._taken:
+            if (found := self._received(descriptor)) is None:
                 continue
             inode, received, peer = found
-            key = int(name), inode
+            key = descriptor, inode
             base[key] = self._base.get(key, received if key[0] in self._spoke else 0)
             if received - base[key] > CAP:
                 self._cut(key[0], peer, received - base[key])
         self._base = base
-        self._spoke, self._taken = self._taken, set()
+        self._there, self._spoke, self._taken = there, self._taken, set()
 
     def _received(self, descriptor: int) -> tuple[int, int, str] | None:
         """Inode, bytes received and peer of a connection to the port; None for any other file."""
@@ -101,8 +105,8 @@ class _borrowed:
         self._socket.close()
 
 
-def _descriptors() -> list[str]:
+def _descriptors() -> set[int]:
     try:
-        return os.listdir("/proc/self/fd")
+        return {int(name) for name in os.listdir("/proc/self/fd")}
     except OSError:  # not on Linux, or out of files
-        return []
+        return set()

@@ -16,6 +16,7 @@ from optwatch.series.reduce import reduce_rows
 from optwatch.series.timeline import rows
 from optwatch.wire.frames import RUNS_TOPIC, SeriesBlocks, pack
 from optwatch.wire.requests import Delta, Ended, RunList, Series
+from optwatch.wire.sending import send
 
 PERIOD = 0.25
 LIST_PERIOD = 1.0
@@ -126,7 +127,7 @@ class Publisher:
 
     def _send(self, parts: list[Any]) -> None:
         try:
-            self._socket.send_multipart(parts, zmq.NOBLOCK)
+            send(self._socket, parts)
         except zmq.ZMQError:
             return  # the subscriber sees the gap in the numbers and asks for the View
 

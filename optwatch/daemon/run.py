@@ -148,14 +148,15 @@ class Run:
         if newer and hello.incarnation >= self.head.incarnation:
             head = self.head
             head.world_size, head.incarnation = hello.world_size, hello.incarnation
+            if len(self.ranks) > head.world_size:
+                for number in [r for r in self.ranks if r >= head.world_size]:
+                    del self.ranks[number]
             head.ended = False
             if hello.rank == 0:
                 head.optimizers, head.allow = hello.optimizers, hello.allow
                 head.config, head.versions = hello.config, hello.versions
                 self._found(self.diagnosis.setup(hello.optimizers))
                 self._checkpoint_at = 0.0
-            for number in [r for r in self.ranks if r >= head.world_size]:
-                del self.ranks[number]
         self._head_changed = self.touched = True  # a thousand may come at once: it is saved once
 
     def resend(self, session: Session, now: float, send: Send) -> None:

@@ -28,6 +28,7 @@ from optwatch.daemon.store import Store
 from optwatch.wire.frames import AGENT, CLIENT, pack
 from optwatch.wire.messages import Ask, Assign, DaemonMessage, News, Prepare
 from optwatch.wire.requests import Accepted
+from optwatch.wire.sending import send
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +287,7 @@ class Server:
 
     def _write(self, identity: bytes, parts: list[Any]) -> bool:
         try:
-            self._router.send_multipart([identity, *parts], zmq.NOBLOCK)
+            send(self._router, [identity, *parts])
         except zmq.ZMQError:  # gone, or it does not read: it will say hello, or ask, again
             return False
         return True
