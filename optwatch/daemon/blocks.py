@@ -14,13 +14,12 @@ def scalar_points(
     wall: np.ndarray,
     values: np.ndarray,
     logged: np.ndarray,
-    schema: Schema,
-    samples: Samples | None = None,
+    names: tuple[str, ...],
 ) -> Points:
-    """Blocks of a batch as points: step [n], wall [n], values [n, S], logged [n, S]."""
+    """Blocks of a batch as points: step [n], wall [n], values [n, S], logged [n, S], and S names."""
     was = logged != 0
-    table = Table(schema.scalars, np.where(was, values, np.nan), was)
-    return Points(step.copy(), table, wall.copy(), samples)  # no views that would keep a whole message
+    table = Table(names, np.where(was, values, np.nan), was)
+    return Points(step.copy(), table, wall.copy())  # no views that would keep a whole message
 
 
 def samples(step: np.ndarray, stats: np.ndarray, counts: np.ndarray, schema: Schema) -> Samples | None:

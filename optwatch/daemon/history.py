@@ -2,13 +2,15 @@
 
 import math
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from optwatch.daemon.assembly import Record, add_up, assemble
 from optwatch.daemon.blocks import scalar_points, with_samples
@@ -16,7 +18,7 @@ from optwatch.daemon.chunks import ChunkKind, split, split_alike, split_rows
 from optwatch.daemon.tables import again
 from optwatch.daemon.writer import read_schema
 from optwatch.series.coverage import Coverage
-from optwatch.series.merge import merge, select
+from optwatch.series.merge import Pending, select
 from optwatch.series.norms import Norms
 from optwatch.series.points import Points
 from optwatch.wire.histograms import WIDTH
@@ -31,7 +33,7 @@ RECORD_BYTES = 256 << 20
 SMALL = 256
 """Rows of a chunk up to which all of it is read, whatever part is wanted."""
 AT_ONCE = 512
-"""Chunks that are read at once: a thousand ranks have thousands, of a few rows each."""
+"""Chunks that one query reads."""
 LEAST_PIECE = 64
 """Rows of a chunk that are read at once, at least, where a window has less room for each rank."""
 
@@ -46,6 +48,8 @@ class _Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     rows: int
 
 
+Rows = tuple[npt.NDArray[np.int64], Points]
+"""Rows of several ranks: whose each is, i8[n], and the rows."""
 Place = tuple[int, Callable[[], Record]]
 """A step, and what reads its record."""
 
@@ -92,6 +96,14 @@ class History:
         with self._one_state():
             yield from self._points(run, optimizer, rank, first, last, norms)
 
+    def rows(self, run: str, optimizer: int, first: int) -> Iterator[Rows]:
+        """Scalars from a step on as the ranks have sent them, each rank's that have the same columns in order
+        of step."""
+        with self._one_state():
+            for _, last, chunks in self._incarnations(run, optimizer, None, first, None):
+                for _, parts in self._windows(run, optimizer, chunks, first, last):
+                    yield from parts
+
     def _points(
         self,
         run: str,
@@ -101,65 +113,48 @@ class History:
         last: int | None,
         norms: Norms | None = None,
     ) -> Iterator[Points]:
-        chunks = self._chunks(run, optimizer, "s", rank, first, last)
-        ceilings = self._ceilings(run, optimizer)
         if rank is None and norms is None:
             norms = Norms()
-        chunks.sort(key=lambda chunk: chunk.incarnation)  # stable: in order of step within each
-        for incarnation, own in groupby(chunks, key=lambda chunk: chunk.incarnation):
+        for incarnation, end, chunks in self._incarnations(run, optimizer, rank, first, last):
             if norms is not None:
                 norms.begin(incarnation)
-            ceiling = ceilings[incarnation]
-            yield from self._points_of(
-                run, optimizer, list(own), first, ceiling if last is None else min(last, ceiling), norms
-            )
+            pending = Pending()
+            for upto, parts in self._windows(run, optimizer, chunks, first, end):
+                for ranks, points in parts:
+                    pending.add_rows(ranks, points)
+                if (merged := pending.merge(upto, norms)) is not None:
+                    yield merged
 
-    def _points_of(
-        self,
-        run: str,
-        optimizer: int,
-        chunks: list[_Chunk],
-        first: int | None,
-        last: int,
-        norms: Norms | None,
-    ) -> Iterator[Points]:
-        """The points of one incarnation's chunks."""
+    def _incarnations(
+        self, run: str, optimizer: int, rank: int | None, first: int | None, last: int | None
+    ) -> Iterator[tuple[int, int, list[_Chunk]]]:
+        """Each incarnation in order, the last step that is wanted of it, and its chunks in order of step."""
+        ceilings = self._ceilings(run, optimizer)
+        chunks = self._chunks(run, optimizer, "s", rank, first, last)
+        chunks.sort(key=lambda chunk: chunk.incarnation)  # stable: in order of step within each
+        for incarnation, own in groupby(chunks, key=lambda chunk: chunk.incarnation):
+            ceiling = ceilings[incarnation]
+            yield incarnation, ceiling if last is None else min(last, ceiling), list(own)
+
+    def _windows(
+        self, run: str, optimizer: int, chunks: Sequence[_Chunk], first: int | None, last: int
+    ) -> Iterator[tuple[int, list[Rows]]]:
+        """The rows of chunks up to a step, a window at a time (`_read_rows`), and the last step before those
+        of the next one."""
         room = max(WINDOW // len({chunk.rank for chunk in chunks}), LEAST_PIECE)
         pieces = sorted(
             (piece for chunk in chunks for piece in _pieces(chunk, first, last, room)),
             key=lambda piece: piece.first,
         )
-        pending: dict[int, list[Points]] = {}
-        fresh = 0
-        for at, (piece, points) in enumerate(self._read_scalars(run, optimizer, pieces)):
-            points = _between(points, piece.chunk, first, last)
-            if len(points):
-                pending.setdefault(piece.chunk.rank, []).append(points)
-                fresh += len(points)
-            end = at + 1 == len(pieces)
-            # Not whenever much is pending: what cannot be handed on yet would be gone through each time.
-            if fresh < WINDOW and not end:
-                continue
-            fresh = 0
-            ready, pending = _cut(pending, np.iinfo(np.int64).max if end else pieces[at + 1].first)
-            if (merged := merge(ready, norms)) is not None:
-                yield merged
-
-    def points_by_rank(self, run: str, optimizer: int, first: int) -> dict[int, list[Points]]:
-        """Scalars from a step on, of each rank in order of step: one reading for all the ranks of a job."""
-        out: dict[int, list[Points]] = {}
-        with self._one_state():
-            ceilings = self._ceilings(run, optimizer)
-            pieces = [
-                piece
-                for chunk in self._chunks(run, optimizer, "s", None, first, None)
-                for piece in _pieces(chunk, first, ceilings[chunk.incarnation], WINDOW)
-            ]
-            for piece, points in self._read_scalars(run, optimizer, pieces):
-                points = _between(points, piece.chunk, first, ceilings[piece.chunk.incarnation])
-                if len(points):
-                    out.setdefault(piece.chunk.rank, []).append(points)
-        return out
+        begin = end = 0
+        while begin < len(pieces):
+            rows = 0
+            while end < len(pieces) and rows < WINDOW:
+                rows += pieces[end].stop - pieces[end].start
+                end += 1
+            upto = pieces[end].first - 1 if end < len(pieces) else int(np.iinfo(np.int64).max)
+            yield upto, self._read_rows(run, optimizer, pieces[begin:end], first, last)
+            begin = end
 
     def sampled_points(
         self, run: str, optimizer: int, first: int | None = None, last: int | None = None
@@ -368,45 +363,38 @@ class History:
             ceiling = min(ceiling, first - 1)
         return ceilings
 
-    def _read_scalars(
-        self, run: str, optimizer: int, pieces: Sequence[_Piece]
-    ) -> Iterator[tuple[_Piece, Points]]:
-        """The rows of pieces, in their order."""
-        for start in range(0, len(pieces), AT_ONCE):
-            some = pieces[start : start + AT_ONCE]
-            small = {piece.chunk.id: piece.chunk for piece in some if piece.chunk.rows <= SMALL}
-            whole = self._read_whole(run, optimizer, list(small.values()))
-            for piece in some:
-                if (points := whole.get(piece.chunk.id)) is None:
-                    yield piece, self._read_part(run, optimizer, piece)
-                elif piece.stop - piece.start == len(points):
-                    yield piece, points
-                else:
-                    yield piece, select(points, slice(piece.start, piece.stop))
+    def _read_rows(
+        self, run: str, optimizer: int, pieces: Sequence[_Piece], first: int | None, last: int
+    ) -> list[Rows]:
+        """The rows of pieces that lie in a range, for each set of columns those in order of step.
 
-    def _read_whole(self, run: str, optimizer: int, chunks: Sequence[_Chunk]) -> dict[int, Points]:
-        """Chunk → its rows, those with the same columns and as many rows taken apart together."""
-        marks = ", ".join("?" * len(chunks))
-        ids = [chunk.id for chunk in chunks]
-        data = dict(self._connection.execute(f"SELECT id, data FROM chunk WHERE id IN ({marks})", ids))  # noqa: S608 - marks only
-        alike: dict[tuple[str, int], list[int]] = {}
-        for chunk in chunks:
-            alike.setdefault((chunk.schema, chunk.rows), []).append(chunk.id)
-        out = {}
+        A thousand ranks have thousands of small chunks: those that are alike are taken apart together.
+        """
+        parts: dict[tuple[str, ...], list[list[npt.NDArray[Any]]]] = {}
+        alike: dict[tuple[str, int], list[_Chunk]] = {}
+        for piece in pieces:
+            chunk = piece.chunk
+            if chunk.rows <= SMALL:
+                alike.setdefault((chunk.schema, chunk.rows), []).append(chunk)
+                continue
+            schema = self.schema(run, optimizer, chunk.schema)
+            with self._connection.blobopen("chunk", "data", chunk.id, readonly=True) as blob:
+                blocks = split_rows("s", schema, chunk.rows, blob, piece.start, piece.stop)
+            parts.setdefault(schema.scalars, []).append([np.full(len(blocks[0]), chunk.rank), *blocks])
         for (digest, rows), own in alike.items():
             schema = self.schema(run, optimizer, digest)
-            step, wall, values, logged = split_alike("s", schema, rows, [data[id] for id in own])
-            points = scalar_points(step[:, 0], wall[:, 0], values, logged, schema)
-            for at, id in enumerate(own):
-                out[id] = select(points, slice(at * rows, (at + 1) * rows))
-        return out
+            blocks = split_alike("s", schema, rows, self._blobs([chunk.id for chunk in own]))
+            parts.setdefault(schema.scalars, []).append([np.repeat([c.rank for c in own], rows), *blocks])
+        found = (_in_order(names, same, first, last) for names, same in parts.items())
+        return [(ranks, points) for ranks, points in found if len(points)]
 
-    def _read_part(self, run: str, optimizer: int, piece: _Piece) -> Points:
-        chunk = piece.chunk
-        schema = self.schema(run, optimizer, chunk.schema)
-        with self._connection.blobopen("chunk", "data", chunk.id, readonly=True) as blob:
-            step, wall, values, logged = split_rows("s", schema, chunk.rows, blob, piece.start, piece.stop)
-        return scalar_points(step[:, 0], wall[:, 0], values, logged, schema)
+    def _blobs(self, chunks: Sequence[int]) -> list[bytes]:
+        data: dict[int, bytes] = {}
+        for start in range(0, len(chunks), AT_ONCE):
+            some = chunks[start : start + AT_ONCE]
+            marks = ", ".join("?" * len(some))
+            data.update(self._connection.execute(f"SELECT id, data FROM chunk WHERE id IN ({marks})", some))  # noqa: S608 - marks only
+        return [data[chunk] for chunk in chunks]
 
     def _blob(self, chunk: int) -> bytes:
         (data,) = self._connection.execute("SELECT data FROM chunk WHERE id = ?", (chunk,)).fetchone()
@@ -415,8 +403,8 @@ class History:
 
 def _pieces(chunk: _Chunk, first: int | None, last: int, most: int) -> Iterator[_Piece]:
     """A chunk in pieces of `most` rows. What lies outside of a range is left out where a row's place follows
-    from its step, which is where no step is missing; else it is one piece."""
-    if chunk.rows != chunk.last - chunk.first + 1:
+    from its step, which is where no step is missing; else, or if it is small, it is one piece."""
+    if chunk.rows <= SMALL or chunk.rows != chunk.last - chunk.first + 1:
         yield _Piece(chunk, 0, chunk.rows, chunk.first)
         return
     begin = 0 if first is None else max(first - chunk.first, 0)
@@ -425,30 +413,18 @@ def _pieces(chunk: _Chunk, first: int | None, last: int, most: int) -> Iterator[
         yield _Piece(chunk, start, min(start + most, end), chunk.first + start)
 
 
-def _cut(
-    pending: Mapping[int, Sequence[Points]], bound: int
-) -> tuple[dict[int, list[Points]], dict[int, list[Points]]]:
-    """What lies before a step, and what does not: rank → points."""
-    before: dict[int, list[Points]] = {}
-    behind: dict[int, list[Points]] = {}
-    for rank, parts in pending.items():
-        for points in parts:
-            early = points.step < bound
-            if early.all():
-                before.setdefault(rank, []).append(points)
-            elif not early.any():
-                behind.setdefault(rank, []).append(points)
-            else:
-                before.setdefault(rank, []).append(select(points, early))
-                behind.setdefault(rank, []).append(select(points, ~early))
-    return before, behind
+def _in_order(
+    names: tuple[str, ...], parts: Sequence[Sequence[npt.NDArray[Any]]], first: int | None, last: int
+) -> Rows:
+    """Rows of the same columns, those that lie in a range, in order of step: of each part whose they are, and
+    the blocks of a chunk."""
+    ranks, step, wall, values, logged = (np.concatenate(each) for each in zip(*parts, strict=True))
+    order = np.argsort(step[:, 0], kind="stable")
+    order = order[_within(step[order, 0], first, last)]
+    return ranks[order], scalar_points(step[order, 0], wall[order, 0], values[order], logged[order], names)
 
 
-def _between(points: Points, chunk: _Chunk, first: int | None, last: int) -> Points:
-    """Those points of a chunk that lie in a range."""
-    if chunk.last <= last and (first is None or first <= chunk.first):
-        return points
-    where = points.step <= last
-    if first is not None:
-        where &= points.step >= first
-    return points if where.all() else select(points, where)
+def _within(step: npt.NDArray[np.int64], first: int | None, last: int) -> slice:
+    """The place of a range in steps that are in order."""
+    begin = 0 if first is None else int(np.searchsorted(step, first))
+    return slice(begin, int(np.searchsorted(step, last, side="right")))

@@ -12,7 +12,7 @@ from optwatch.daemon.history import History
 from optwatch.daemon.resume import Saved, write
 from optwatch.daemon.store import Store
 from optwatch.series.coverage import Coverage
-from optwatch.series.merge import Merger
+from optwatch.series.merge import Merger, select
 from optwatch.series.norms import Norms
 from optwatch.series.points import Points
 from optwatch.series.timeline import Timeline
@@ -68,11 +68,10 @@ class Lane:
         norms.begin(newest)
         self.incarnation, self.merger.norms = newest, norms
         self.merger.rewind(complete)
-        waiting = history.points_by_rank(run, optimizer, complete + 1)
         now = time.monotonic() if returning else float("-inf")
-        for rank, pending in waiting.items():
-            for points in pending if rank in current else ():
-                self.merger.add(rank, points, now)
+        for ranks, points in history.rows(run, optimizer, complete + 1):
+            waiting = np.isin(ranks, list(current))
+            self.merger.add_rows(ranks[waiting], select(points, waiting), now)
         self.merger.expect(current, now)
         self.keep(history.records(run, optimizer, None, complete, LOADED_RECORDS, size=RECORD_BYTES))
         self._take_whole(

@@ -190,7 +190,7 @@ class Run:
             records_sent = len(blocks.sample_step) or len(blocks.histogram_step)
             needed = bool(records_sent) and lane.assembly.needs(hello.rank)
         self._store.add_batch(hello, schema, blocks, tensors=needed)
-        points = scalar_points(blocks.step, blocks.wall, blocks.scalars, blocks.logged, schema)
+        points = scalar_points(blocks.step, blocks.wall, blocks.scalars, blocks.logged, schema.scalars)
         if len(points):
             lane.cover(hello.incarnation, hello.rank, points)
         if needed:

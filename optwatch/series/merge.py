@@ -6,9 +6,10 @@ it is the root of the mean square (see `noise`); everything else (losses, what t
 over the ranks that logged it. Per-tensor records come merged already (`shards`).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from optwatch.series import noise
 from optwatch.series.norms import Norms, parse_part
@@ -34,8 +35,7 @@ class Merger:
         """Points that came after their step was handed on: in the store, but in no merged series."""
         self.norms = Norms()
         self._samples: list[Samples] = []
-        self._pools: dict[tuple[str, ...], Pool] = {}
-        """What has come and is not handed on yet, by the names of its columns."""
+        self._pending = Pending()
         self._reached: dict[int, int] = {}
         self._expected: Collection[int] = ()
         self._expected_until = float("-inf")
@@ -58,7 +58,14 @@ class Merger:
             self.late += len(points) - int(fresh.sum())
             points = select(points, fresh)
         if len(points):
-            self._pools.setdefault(tuple(points.columns), Pool()).add(rank, now, points)
+            self._pending.add(rank, points, now)
+
+    def add_rows(self, ranks: npt.NDArray[np.int64], points: Points, now: float) -> None:
+        """Take points of several ranks at once, of steps that are not handed on yet: `ranks` i8[n] says whose
+        each is, and each rank's are in order of step."""
+        whose, last = np.unique(ranks[::-1], return_index=True)
+        self._reached.update(zip(whose.tolist(), points.step[::-1][last].tolist(), strict=True))
+        self._pending.add_rows(ranks, points, now)
 
     def add_samples(self, samples: Samples) -> None:
         """Take per-tensor statistics of whole tensors, in order of step, before their steps are taken."""
@@ -71,15 +78,14 @@ class Merger:
 
     def rewind(self, step: int) -> None:
         """Begin again behind `step`: a new incarnation repeats what follows. What is pending of that goes."""
-        self.step = min(step, self.step) if any(self._pools.values()) else step
-        for pool in self._pools.values():
-            pool.cut(step)
+        self.step = min(step, self.step) if self._pending else step
+        self._pending.cut(step)
         self._samples.clear()
         self._reached.clear()
 
     def take(self, live: Collection[int], now: float) -> list[Points]:
         """Points of the steps that are complete: all live ranks have sent them, or they waited enough."""
-        if not any(self._pools.values()):
+        if not self._pending:
             return []
         waiting = self.expecting(now)
         if waiting:
@@ -87,8 +93,8 @@ class Merger:
         upto = min((self._reached.get(rank, -1) for rank in live), default=-1)
         if not (live and waiting):
             before = now - WAIT if live else np.inf
-            upto = max(upto, *(pool.reached(before) for pool in self._pools.values()))
-        merged = self._merge(upto)
+            upto = max(upto, self._pending.reached(before))
+        merged = self._pending.merge(upto, self.norms)
         if merged is None:
             return []
         self.step = int(merged.step[-1])
@@ -96,25 +102,50 @@ class Merger:
         self._samples = [part for samples in self._samples if (part := _beyond(samples, self.step))]
         return _attach(merged, _merge_samples(sampled))
 
-    def _merge(self, upto: int) -> Points | None:
-        """What has come up to a step; of a thousand ranks that log the same without taking it apart."""
+
+class Pending:
+    """The scalars of ranks that have come and are not merged yet."""
+
+    def __init__(self) -> None:
+        self._pools: dict[tuple[str, ...], Pool] = {}
+        """By the names of their columns."""
+
+    def __bool__(self) -> bool:
+        return any(self._pools.values())
+
+    def add(self, rank: int, points: Points, arrived: float = 0.0) -> None:
+        """Take points of a rank that lie behind those of it that are here."""
+        self._pool(points).add(rank, arrived, points)
+
+    def add_rows(self, ranks: npt.NDArray[np.int64], points: Points, arrived: float = 0.0) -> None:
+        """The same of several ranks at once: `ranks` i8[n] says whose each is."""
+        self._pool(points).add_rows(ranks, arrived, points)
+
+    def reached(self, before: float) -> int:
+        """The last step of what came at a time or before, -1 where there is nothing."""
+        return max((pool.reached(before) for pool in self._pools.values()), default=-1)
+
+    def cut(self, step: int) -> None:
+        """Let go of what lies behind a step."""
+        for pool in self._pools.values():
+            pool.cut(step)
+
+    def merge(self, upto: int, norms: Norms | None) -> Points | None:
+        """Hand on what there is up to a step: merged, in order of step, None where there is nothing.
+
+        `norms` adds up the columns that are parts of a norm; with None they stay as they are.
+        """
         self._pools = {names: pool for names, pool in self._pools.items() if pool}
-        if len(self._pools) == 1:
+        if len(self._pools) == 1:  # as nearly always: of a thousand ranks nothing is taken apart
             (pool,) = self._pools.values()
             taken = pool.take_together(upto)
-            return None if taken is None else _merged([taken[1]], taken[0], self.norms)
+            return None if taken is None else _merged([taken[1]], taken[0], norms)
         pieces = [piece for pool in self._pools.values() for piece in pool.take(upto)]
         pieces.sort(key=lambda piece: piece[0])
-        return _merged([points for _, points in pieces], len({rank for rank, _ in pieces}), self.norms)
+        return _merged([points for _, points in pieces], len({rank for rank, _ in pieces}), norms)
 
-
-def merge(parts: Mapping[int, Sequence[Points]], norms: Norms | None) -> Points | None:
-    """Merge the scalars of ranks (rank → its points in order) into points in order of step, None if none.
-
-    `norms` adds up the columns that are parts of a norm; with None they stay as they are.
-    """
-    pieces = [points for rank in sorted(parts) for points in parts[rank] if len(points)]
-    return _merged(pieces, len(parts), norms)
+    def _pool(self, points: Points) -> Pool:
+        return self._pools.setdefault(tuple(points.columns), Pool())
 
 
 def _merged(pieces: Sequence[Points], ranks: int, norms: Norms | None) -> Points | None:

@@ -42,6 +42,13 @@ class Pool:
         """Take points of a rank that lie behind those of it that are here."""
         self._new.append((rank, arrived, points))
 
+    def add_rows(self, ranks: npt.NDArray[np.int64], arrived: float, points: Points) -> None:
+        """Take points of several ranks at once: `ranks` i8[n] says whose each is. Each rank's are in order of
+        step, behind those of it that are here."""
+        rows = _Rows(ranks, np.full(len(ranks), arrived), points.step, _wall(points), _table(points))
+        kept = self._joined()
+        self._kept = rows if kept is None else _below(kept, rows)
+
     def reached(self, before: float) -> int:
         """The last step of what came at a time or before, -1 where there is nothing."""
         steps = [int(points.step[-1]) for _, arrived, points in self._new if arrived <= before]
@@ -93,16 +100,7 @@ class Pool:
             np.concatenate([_wall(points) for points in parts]),
             stacked([_table(points) for points in parts]),
         )
-        kept = self._kept
-        if kept is None:
-            return rows
-        return _Rows(
-            np.concatenate([kept.rank, rows.rank]),
-            np.concatenate([kept.arrived, rows.arrived]),
-            np.concatenate([kept.step, rows.step]),
-            np.concatenate([kept.wall, rows.wall]),
-            stacked([kept.table, rows.table]),
-        )
+        return rows if self._kept is None else _below(self._kept, rows)
 
 
 def stacked(tables: Sequence[Table]) -> Table:
@@ -111,6 +109,16 @@ def stacked(tables: Sequence[Table]) -> Table:
         tables[0].names,
         np.concatenate([table.matrix for table in tables]),
         np.concatenate([table.mask for table in tables]),
+    )
+
+
+def _below(rows: _Rows, more: _Rows) -> _Rows:
+    return _Rows(
+        np.concatenate([rows.rank, more.rank]),
+        np.concatenate([rows.arrived, more.arrived]),
+        np.concatenate([rows.step, more.step]),
+        np.concatenate([rows.wall, more.wall]),
+        stacked([rows.table, more.table]),
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optwatch.series.merge import WAIT, Merger, merge, select
+from optwatch.series.merge import WAIT, Merger, Pending, select
 from optwatch.series.norms import Norms
 from optwatch.series.points import Column, Points, Table
 
@@ -21,6 +21,13 @@ def points(first: int, loss: list[float], rank: int) -> Points:
         {name: Column(values, np.ones(n, dtype=bool)) for name, values in columns.items()},
         np.full(n, 100.0 + rank),
     )
+
+
+def merged(ranks: dict[int, Points], norms: Norms | None) -> Points | None:
+    pending = Pending()
+    for rank, own in ranks.items():
+        pending.add(rank, own)
+    return pending.merge(1_000, norms)
 
 
 @given(st.data())
@@ -88,17 +95,17 @@ def test_a_mean_over_a_non_finite_rank_is_non_finite() -> None:
 def test_ranks_that_send_tables_are_merged_as_those_that_send_columns() -> None:
     random = np.random.default_rng(0)
     names = ("loss", "lr", "step_time", "local_norm", "grad_norm")
-    tables: dict[int, list[Points]] = {}
-    columns: dict[int, list[Points]] = {}
+    tables: dict[int, Points] = {}
+    columns: dict[int, Points] = {}
     for rank in range(5):
         steps = np.arange(1, 40)[random.random(39) < 0.8]
         mask = random.random((len(steps), len(names))) < 0.9
         matrix = np.where(mask, random.choice([1.5, np.inf, -np.inf, np.nan, 3.0], mask.shape), np.nan)
         wall = 1e9 + steps + rank
         table = Table(names, matrix, mask)
-        tables[rank] = [Points(steps, table, wall)]
-        columns[rank] = [Points(steps, {name: table[name] for name in names}, wall)]
-    one, other = merge(tables, None), merge(columns, None)
+        tables[rank] = Points(steps, table, wall)
+        columns[rank] = Points(steps, {name: table[name] for name in names}, wall)
+    one, other = merged(tables, None), merged(columns, None)
     assert one is not None
     assert other is not None
     assert one.columns.keys() == other.columns.keys() > set(names)
@@ -133,7 +140,7 @@ def test_ranks_that_log_different_columns_are_merged_as_if_all_came_at_once(data
         merger.add(rank, select(whole[rank], slice(sent[rank], upto)), 0.0)
         sent[rank] = upto
         got += merger.take(range(ranks), 0.0)
-    wanted = merge({rank: [points] for rank, points in whole.items()}, Norms())
+    wanted = merged(whole, Norms())
     assert wanted is not None
     assert {"grad_norm", "loss", "lr", "own 0", "own 1", "own 2"} == wanted.columns.keys()
     for name, column in wanted.columns.items():
@@ -141,6 +148,50 @@ def test_ranks_that_log_different_columns_are_merged_as_if_all_came_at_once(data
             np.concatenate([part.column(name).values for part in got]), column.values
         )
     np.testing.assert_array_equal(np.concatenate([part.wall for part in got]), wanted.wall)
+
+
+@given(st.data())
+def test_rows_of_several_ranks_at_once_are_merged_as_those_of_each_alone(
+    data: st.DataObject,
+) -> None:
+    """As a daemon reads them back, and goes on with what the ranks send then."""
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    ranks, n = 3, 9
+    names = ("loss", "lr", "step_time")
+    whole = {
+        rank: Points(
+            np.arange(1, n + 1),
+            Table(names, random.normal(size=(n, 3)), random.random((n, 3)) < 0.8),
+            1e9 + random.random(n),
+        )
+        for rank in range(ranks)
+    }
+    cut = {rank: data.draw(st.integers(0, n)) for rank in range(ranks)}
+    whose = np.repeat(list(cut), list(cut.values()))
+    step, table, wall = (
+        np.concatenate([take(whole[rank])[: cut[rank]] for rank in cut])
+        for take in (lambda p: p.step, lambda p: p.columns.matrix, lambda p: p.wall)
+    )
+    mask = np.concatenate([whole[rank].columns.mask[: cut[rank]] for rank in cut])
+    order = np.argsort(step, kind="stable")
+    one, other = Merger(), Merger()
+    for rank in range(ranks):
+        other.add(rank, select(whole[rank], slice(cut[rank])), 0.0)
+    rows = Points(step[order], Table(names, table[order], mask[order]), wall[order])
+    one.add_rows(whose[order], rows, 0.0)
+    got: list[list[Points]] = []
+    for merger in (one, other):
+        early = merger.take(range(ranks), 0.0)
+        assert merger.furthest == max(*cut.values(), 0)
+        for rank in range(ranks):
+            merger.add(rank, select(whole[rank], slice(cut[rank], None)), 0.0)
+        got.append(early + merger.take(range(ranks), 0.0))
+    assert [part.step.tolist() for part in got[0]] == [part.step.tolist() for part in got[1]]
+    for part, wanted in zip(*got, strict=True):
+        np.testing.assert_array_equal(part.wall, wanted.wall)
+        for name in names:
+            np.testing.assert_array_equal(part.column(name).values, wanted.column(name).values)
+            np.testing.assert_array_equal(part.column(name).logged, wanted.column(name).logged)
 
 
 def test_what_a_new_incarnation_repeats_is_not_handed_on() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optwatch.series.merge import merge
+from optwatch.series.merge import Pending
 from optwatch.series.noise import FEWEST, SIGNAL, TRACE, WINDOW, estimates, noise_scale
 from optwatch.series.points import Column, Points
 
@@ -50,8 +50,11 @@ def test_ranks_are_merged_into_the_same_estimates_where_all_have_told() -> None:
             "grad_norm": Column(mean / 2, there),  # clipped
             "grad_norm_raw": Column(mean, there),
         }
-        parts[rank] = [Points(np.arange(30), columns)]
-    merged = merge(parts, None)
+        parts[rank] = Points(np.arange(30), columns)
+    pending = Pending()
+    for rank, points in parts.items():
+        pending.add(rank, points)
+    merged = pending.merge(RANKS * 30, None)
     assert merged is not None
     root = np.sqrt(np.square(local).mean(axis=1))
     traces, signals = estimates(root, mean, np.full(30, float(RANKS)))
