@@ -1,10 +1,12 @@
 """How long all agents of a large job take to be back: `python -m tests.reunion --agents 1024`.
 
-The links are the agent's own, in a few processes, each stepping twice a second; the links of a process share
+The links are the agent's own, in a few processes, each taking a step in two seconds and knowing the daemon's
+key from its environment, as the ranks of so large a job on their many hosts do; the links of a process share
 a thread and a ZeroMQ context, since thousands of threads on one host would measure only each other. The
 daemon is killed and started again at once, and once more after it was away for a while, so that all agents
-wait for their next try. Told is the time from the new daemon's listening until each agent was welcome again,
-what the daemon itself used of a core until then and what the simulation did, and what was lost.
+wait for their next try. Told is the time from the new daemon's listening until each agent was welcome again
+and until the daemon had what each had measured meanwhile, what the daemon itself used of a core and what the
+simulation did, and what was lost.
 """
 
 import argparse
@@ -20,10 +22,11 @@ from typing import Any
 import numpy as np
 import zmq
 
+from optwatch.wire.keys import daemon_key
 from tests.benchmarks.ingest import cpu
 from tests.daemons import DaemonProcess, home_of_its_own
 
-STEP_TIME = 0.5
+STEP_TIME = 2.0
 LOOK = 0.02
 """Seconds between two looks at what has come to the links of a process. A link of its own sees it at once."""
 PATIENCE = 600.0
@@ -35,6 +38,10 @@ class Turns(threading.Thread):
 
     def __init__(self, links: list[Any]) -> None:
         super().__init__(daemon=True)
+        self.welcomed: dict[Any, float] = {}
+        """When each link that is welcome was so."""
+        self.delivered: dict[Any, float] = {}
+        """When the daemon first had all that each of them held."""
         self._links = links
         self._next_look = 0.0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -50,7 +57,7 @@ class Turns(threading.Thread):
             time.sleep(max(min(when - time.monotonic(), LOOK), 0))
             self._look()
             if when <= time.monotonic():
-                self._links[at]._turn()
+                self._turn(self._links[at])
                 heapq.heapreplace(due, (time.monotonic() + self._links[at]._pause(), at))
 
     def _look(self) -> None:
@@ -63,24 +70,47 @@ class Turns(threading.Thread):
         for socket, _ in zmq.zmq_poll(awaited, 0):
             link = there[socket]
             if not link._connected or link._receive():
-                link._turn()
+                self._turn(link)
+            self._note(link)
+
+    def _turn(self, link: Any) -> None:
+        link._turn()
+        self._note(link)
+
+    def _note(self, link: Any) -> None:
+        if not link.welcomed:
+            self.welcomed.pop(link, None)
+            self.delivered.pop(link, None)
+            return
+        self.welcomed.setdefault(link, time.monotonic())
+        if not link.queued:
+            self.delivered.setdefault(link, time.monotonic())
 
 
 def agents(
-    address: str, run: str, numbers: range, total: int, ended: Event, told: "multiprocessing.Queue[Any]"
+    address: str,
+    key: str,
+    run: str,
+    numbers: range,
+    total: int,
+    ended: Event,
+    told: "multiprocessing.Queue[Any]",
 ) -> None:
-    """Some of the agents. Told is, whenever all of them are welcome, when each of them was."""
+    """Some of the agents. Told is, whenever all of them are back, when each was welcome and when it had
+    delivered."""
     from tests.simulated import SimulatedRun, Trainings
 
+    os.environ["OPTWATCH_DAEMON_KEY"] = key
     here = SimulatedRun("many", address, 0, False, run=run, numbers=numbers, world_size=total, hasty=False)
     trainings = Trainings([here], STEP_TIME)
-    Turns([rank.link for rank in here.ranks]).start()
+    turns = Turns([rank.link for rank in here.ranks])
+    turns.start()
     trainings.start()
-    known = 0.0
+    back = False
     while not ended.is_set():
-        if all(rank.served > rank.greeted > known for rank in here.ranks):
-            known = max(rank.greeted for rank in here.ranks)
-            told.put([rank.welcomed for rank in here.ranks])
+        was, back = back, len(turns.delivered) == len(numbers)
+        if back and not was:
+            told.put((list(turns.welcomed.values()), list(turns.delivered.values())))
         time.sleep(0.02)
     trainings.stopped = True
     trainings.join()
@@ -101,6 +131,8 @@ def main() -> None:
     args = parser.parse_args()
     with home_of_its_own() as home:
         daemon = DaemonProcess(home).start()
+        key = daemon_key(daemon.address)
+        assert key
         spawn = multiprocessing.get_context("spawn")
         ended, run = spawn.Event(), uuid.uuid4().hex
         share = -(-args.agents // args.processes)
@@ -108,7 +140,7 @@ def main() -> None:
         for first in range(0, args.agents, share):
             queues.append(spawn.Queue())
             numbers = range(first, min(first + share, args.agents))
-            given = (daemon.address, run, numbers, args.agents, ended, queues[-1])
+            given = (daemon.address, key, run, numbers, args.agents, ended, queues[-1])
             processes.append(spawn.Process(target=agents, args=given, daemon=True))
             processes[-1].start()
         for queue in queues:
@@ -123,12 +155,13 @@ def main() -> None:
             listening = time.monotonic()
             assert daemon.process is not None
             start = cpu(daemon.process.pid)
-            times = np.concatenate([queue.get(timeout=PATIENCE) for queue in queues]) - listening
+            told = [queue.get(timeout=PATIENCE) for queue in queues]
+            welcomed, delivered = (np.concatenate(times) - listening for times in zip(*told, strict=True))
             print(
                 f"away {away:g} s and its start ({listening - killed:.1f} s): {args.agents} agents back in "
-                f"{np.median(times):.2f} s (median), {np.quantile(times, 0.99):.2f} s (99 %), "
-                f"{times.max():.2f} s (the last); CPU until then: the daemon "
-                f"{cpu(daemon.process.pid) - start:.2f} s, the agents "
+                f"{np.median(welcomed):.2f} s (median), {np.quantile(welcomed, 0.99):.2f} s (99 %), "
+                f"{welcomed.max():.2f} s (the last), and all they held after {delivered.max():.2f} s; CPU until "
+                f"then: the daemon {cpu(daemon.process.pid) - start:.2f} s, the agents "
                 f"{sum(cpu(process.pid or 0) for process in processes) - used:.2f} s",
                 flush=True,
             )

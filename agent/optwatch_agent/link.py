@@ -58,7 +58,7 @@ from optwatch.wire.messages import (
     Sums,
     Welcome,
 )
-from optwatch.wire.pace import CALM, TURN, Pace
+from optwatch.wire.pace import CALM, Pace
 from optwatch.wire.places import find_daemon
 from optwatch.wire.sending import send
 from optwatch_agent.reach import refused
@@ -268,10 +268,9 @@ class Link:
         now = time.monotonic()
         if now < self._hasty_until:
             return self._pace.quick_turn
-        if self.welcomed:
-            return self._pace.turn * _JITTER.uniform(0.9, 1.1)
+        turn = self._pace.turn * _JITTER.uniform(0.9, 1.1)
         due = (self._next_try if self._socket is None else self._next_probe) - now
-        return due if 0 < due < TURN else TURN
+        return due if not self._connected and 0 < due < turn else turn
 
     def _turn(self, everything: bool = False) -> None:
         for message, blocks, schema in self._source.collect(everything):

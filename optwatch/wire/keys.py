@@ -7,6 +7,7 @@ file, or $OPTWATCH_DAEMON_KEY on another host.
 
 import fcntl
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -42,11 +43,16 @@ def key_pair(owner: Owner) -> KeyPair:
     if path.stat().st_mode & 0o077:
         raise KeyFileError(f"{path} can be read by others: run chmod 600 {path}")
     try:
-        pair = msgspec.json.decode(data, type=KeyPair)
-        if zmq.curve_public(pair.secret.encode()).decode() != pair.public:
-            raise ValueError("the halves do not match")
+        return _read(data)
     except ValueError as error:
         raise KeyFileError(f"{path} is no key pair ({error}): delete it and a new one is made") from None
+
+
+@lru_cache(maxsize=2)  # an agent asks at each connection
+def _read(data: bytes) -> KeyPair:
+    pair = msgspec.json.decode(data, type=KeyPair)
+    if zmq.curve_public(pair.secret.encode()).decode() != pair.public:
+        raise ValueError("the halves do not match")
     return pair
 
 
