@@ -5,8 +5,9 @@ key from its environment, as the ranks of so large a job on their many hosts do;
 a thread and a ZeroMQ context, since thousands of threads on one host would measure only each other. The
 daemon is killed and started again at once, and once more after it was away for a while, so that all agents
 wait for their next try. Told is the time from the new daemon's listening until each agent was welcome again
-and until the daemon had what each had measured meanwhile, what the daemon itself used of a core and what the
-simulation did, and what was lost.
+and until the daemon had what each had measured meanwhile; what the daemon used of a core until then, and its
+busiest thread, which sets the time where the agents are on hosts of their own; what the simulation used, which
+shares the cores with it here; and what was lost.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import numpy as np
 import zmq
 
 from optwatch.wire.keys import daemon_key
-from tests.benchmarks.ingest import cpu
+from tests.benchmarks.ingest import cpu, cpu_by_thread
 from tests.daemons import DaemonProcess, home_of_its_own
 
 STEP_TIME = 2.0
@@ -154,14 +155,16 @@ def main() -> None:
             daemon.start()
             listening = time.monotonic()
             assert daemon.process is not None
-            start = cpu(daemon.process.pid)
+            start = cpu_by_thread(daemon.process.pid)
             told = [queue.get(timeout=PATIENCE) for queue in queues]
+            threads = cpu_by_thread(daemon.process.pid)
+            own = [seconds - start.get(thread, 0.0) for thread, seconds in threads.items()]
             welcomed, delivered = (np.concatenate(times) - listening for times in zip(*told, strict=True))
             print(
                 f"away {away:g} s and its start ({listening - killed:.1f} s): {args.agents} agents back in "
                 f"{np.median(welcomed):.2f} s (median), {np.quantile(welcomed, 0.99):.2f} s (99 %), "
-                f"{welcomed.max():.2f} s (the last), and all they held after {delivered.max():.2f} s; CPU until "
-                f"then: the daemon {cpu(daemon.process.pid) - start:.2f} s, the agents "
+                f"{welcomed.max():.2f} s (the last), all they held after {delivered.max():.2f} s; CPU until "
+                f"then: the daemon {sum(own):.2f} s, its busiest thread {max(own):.2f} s, the agents "
                 f"{sum(cpu(process.pid or 0) for process in processes) - used:.2f} s",
                 flush=True,
             )

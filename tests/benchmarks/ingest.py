@@ -132,7 +132,16 @@ def measure(daemon: DaemonProcess, args: argparse.Namespace) -> None:
 
 def cpu(pid: int) -> float:
     """CPU seconds that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return _used(Path(f"/proc/{pid}/stat"))
+
+
+def cpu_by_thread(pid: int) -> dict[str, float]:
+    """The same of each of its threads, by number."""
+    return {task.name: _used(task / "stat") for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def _used(stat: Path) -> float:
+    fields = stat.read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
