@@ -6,7 +6,7 @@ a thread and a ZeroMQ context, since thousands of threads on one host would meas
 daemon is killed and started again at once, and once more after it was away for a while, so that all agents
 wait for their next try. Told is the time from the new daemon's listening until each agent was welcome again
 and until the daemon had what each had measured meanwhile; what the daemon used of a core until then, and its
-busiest thread, which sets the time where the agents are on hosts of their own; what the simulation used, which
+busiest thread, which sets the time where the agents are on hosts of their own; what the simulation used, that
 shares the cores with it here; and what was lost.
 """
 
