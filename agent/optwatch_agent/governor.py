@@ -52,6 +52,11 @@ class Governor:
         """Of the budget, the share that is spent elsewhere: on checks of the replicas."""
         self.beside = 0.0
         """What the link's thread takes while the training steps, as a share of the time."""
+        self.wants_norm = False
+        """Whether the step that begins should measure the gradient norm."""
+        self.wants_sample = False
+        """Whether the step that begins should measure every tensor. The norm, which goes with it, is one that
+        was wanted anyway."""
         self.norm_every = 1
         self.sample_every = _MOST
         self.histogram_every = 1
@@ -74,15 +79,6 @@ class Governor:
     def overhead(self) -> float:
         """Share of the step time taken, an average over the last hundred steps or so."""
         return self._cost / self._time + self.beside if self._time else 0.0
-
-    def wants_norm(self) -> bool:
-        """Whether the step that begins should measure the gradient norm."""
-        return self._for_norms >= 0 or self._since_norm >= _MOST
-
-    def wants_sample(self) -> bool:
-        """Whether the step that begins should measure every tensor. The norm, which goes with it, is one
-        that was wanted anyway."""
-        return (self._for_samples >= 0 and self.wants_norm()) or self._since_sample >= _MOST
 
     def wants_histogram(self) -> bool:
         """Whether a sample that is taken now should come with the histograms of its tensors."""
@@ -115,17 +111,19 @@ class Governor:
         if histogram is not None:
             cost += histogram
             self._for_samples -= self._histogram.see(histogram)
-        if step_time is None:
-            return
-        self._cost = 0.99 * self._cost + cost
-        self._time = 0.99 * self._time + step_time
-        if self._step_time is None:
-            self._step_time = Usual(step_time)
-        # An evaluation or a checkpoint between two steps is no reason to measure more.
-        self._earn(self._step_time.see(step_time))
-        measured = norm is not None or sample is not None or histogram is not None
-        if measured or self._steps % _REPLAN == 1:
-            self._plan(self._step_time.value)
+        if step_time is not None:
+            self._cost = 0.99 * self._cost + cost
+            self._time = 0.99 * self._time + step_time
+            if self._step_time is None:
+                self._step_time = Usual(step_time)
+            # An evaluation or a checkpoint between two steps is no reason to measure more.
+            self._earn(self._step_time.see(step_time))
+            measured = norm is not None or sample is not None or histogram is not None
+            if measured or self._steps % _REPLAN == 1:
+                self._plan(self._step_time.value)
+        self.wants_norm = self._for_norms >= 0 or self._since_norm >= _MOST
+        paid = self.wants_norm and self._for_samples >= 0
+        self.wants_sample = paid or self._since_sample >= _MOST
 
     def _earn(self, step_time: float) -> None:
         income = self._income(step_time)

@@ -38,6 +38,7 @@ class Guard:
         """Whether other ranks would wait for this one at the next step if it stopped."""
         self.skips = "skip_nonfinite" in reflexes and not self.refused
         self.adaptive = AdaptiveNorm() if "clip" in reflexes and not self.refused else None
+        self.on = self.skips or self.adaptive is not None
         self.on_device: DeviceGuard | None = None
         """What acts in its place where the gradients are on a device."""
         if self.on and not all(map(on_cpu, _params(optimizer))):
@@ -51,13 +52,10 @@ class Guard:
         self._grads: list[tuple[Tensor, Tensor]] = []
         self._counters: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-    @property
-    def on(self) -> bool:
-        return self.skips or self.adaptive is not None
-
     def give_up(self, why: str) -> None:
         """Do nothing any more."""
-        self.skips, self.adaptive, self.on_device, self.refused = False, None, None, why
+        self.on = self.skips = False
+        self.adaptive, self.on_device, self.refused = None, None, why
         log.warning("optwatch: no guard any more: %s", why)
 
     def passes(self) -> None:

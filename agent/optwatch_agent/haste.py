@@ -23,11 +23,13 @@ class Range:
         """Take the next value; whether it lies a whole range above it, or is not finite."""
         if not math.isfinite(value):
             return True
-        width = self._high - self._low
-        left = self._count >= _FEWEST and value > self._high + width
+        high, low = self._high, self._low
+        width = high - low
+        left = self._count >= _FEWEST and value > high + width
         self._count += 1
         if width > 0:
-            self._high -= _FORGET * width
-            self._low += _FORGET * width
-        self._high, self._low = max(self._high, value), min(self._low, value)
+            high -= _FORGET * width
+            low += _FORGET * width
+        self._high = value if value > high else high
+        self._low = value if value < low else low
         return left

@@ -36,12 +36,15 @@ class Interventions:
         """A step begins."""
         self._factor = self._lr_scale.enter()
         self.clipped = self._noise = None
-        self._guard.end()
+        if self._guard.on or self._guard.skipping:
+            self._guard.end()
 
     def end(self) -> None:
         """The step is over."""
-        self._guard.end()
-        self._lr_scale.leave()
+        if self._factor is not None:
+            self._lr_scale.leave()
+        if self._guard.on or self._guard.skipping:
+            self._guard.end()
 
     def look_at_gradients(self) -> None:
         """See what kind the gradients are, at the first step."""

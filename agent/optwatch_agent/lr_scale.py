@@ -21,6 +21,7 @@ class LrScale:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.target = 1.0
+        self.in_force = False
         self._held = Loose(optimizer)
         self._from = 1.0
         self._ramp = 0
@@ -35,10 +36,6 @@ class LrScale:
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
         return self._held.optimizer
-
-    @property
-    def in_force(self) -> bool:
-        return self.target != 1.0 or self._ramp_done < self._ramp or self._warmup_done < self._warmup
 
     @property
     def factor(self) -> float:
@@ -64,10 +61,17 @@ class LrScale:
         """Move the factor to `target` in `ramp` further steps, linearly; 0: at once."""
         self._from, self.target = self.factor if self.in_force else 1.0, target
         self._ramp, self._ramp_done = ramp, 0
+        self._look()
 
     def warm_up(self, steps: int) -> None:
         """Begin with a small LR that rises to the full one over `steps` steps."""
         self._warmup, self._warmup_done = steps, 0
+        self._look()
+
+    def _look(self) -> None:
+        """See whether any of it is in force."""
+        ramps = self._ramp_done < self._ramp or self._warmup_done < self._warmup
+        self.in_force = self.target != 1.0 or ramps
 
     def scheduled(self) -> list[Value]:
         """The lr of each group as the schedule has it, also while the factor is in; NaN where it is none."""
@@ -79,7 +83,8 @@ class LrScale:
 
     def enter(self) -> float | None:
         """Multiply the lr for the step that begins; the factor, None where none is in force."""
-        self.leave()
+        if self._saved:  # a step that raised was not left
+            self.leave()
         if not self.in_force:
             return None
         factor = self.factor
@@ -97,6 +102,7 @@ class LrScale:
                 self._saved.append((group, lr, group["lr"]))
         self._ramp_done = min(self._ramp_done + 1, self._ramp)
         self._warmup_done = min(self._warmup_done + 1, self._warmup)
+        self._look()
         return factor
 
     def leave(self) -> None:
@@ -148,6 +154,7 @@ class LrScale:
         """Leave no trace."""
         self.leave()
         self.target, self._ramp, self._warmup = 1.0, 0, 0
+        self._look()
         self.disarm()
 
 

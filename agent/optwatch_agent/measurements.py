@@ -79,12 +79,12 @@ class Measurements:
 
     def wants_sample(self, step: int) -> bool:
         """Whether a step is one at which every tensor should be measured."""
-        meets = self._parts is None or in_step(self._governor.sample_every, step)
-        return meets and self._governor.wants_sample()
+        governor = self._governor
+        return governor.wants_sample and (self._parts is None or in_step(governor.sample_every, step))
 
     def _wants_norm(self, step: int) -> bool:
-        meets = not self._together or in_step(self._governor.norm_every, step)
-        return meets and self._governor.wants_norm()
+        governor = self._governor
+        return governor.wants_norm and (not self._together or in_step(governor.norm_every, step))
 
     def _look_at_layout(self) -> None:
         """See how the parameters lie in groups, and over ranks."""

@@ -60,13 +60,13 @@ class Phases:
             self.own += time.perf_counter() - self._left
         self.passes += 1
         self.thread = threading.get_ident()
-        self.enter(BACKWARD)
+        self.now = BACKWARD, time.monotonic()
 
     def end_backward(self) -> None:
         self._depth -= 1
         if self._depth == 0:
             self._left = time.perf_counter()
-            self.enter(AFTER)
+            self.now = AFTER, time.monotonic()
 
     def _wrap_next(self, following: Callable[..., Any]) -> Callable[..., Any]:
         def watched(loader: Any) -> Any:

@@ -63,7 +63,8 @@ class Recorder:
         self._rows: deque[Row] = deque()
         self._samples: deque[tuple[int, Sample, tuple[TensorInfo, ...]]] = deque()
         self._histograms: deque[tuple[int, Counts, tuple[TensorInfo, ...]]] = deque()
-        self._later: Later[tuple[Row, Columns]] = Later()
+        self._later: Later[tuple[Row, Columns]] | None = None
+        """Made for the first number that a device has yet to work out."""
         self._expected: list[tuple[Tensor, Columns]] = []
 
     # --- the training thread --------------------------------------------------------------------------
@@ -98,13 +99,15 @@ class Recorder:
 
     def arrive(self) -> None:
         """Take what devices have got done. Never waits for one."""
-        for (row, columns), numbers in self._later.take():
-            _fill(row, columns, numbers)
+        if self._later is not None:
+            for (row, columns), numbers in self._later.take():
+                _fill(row, columns, numbers)
 
     def settle(self) -> None:
         """Wait for all that devices have to work out: no step will come that could take it."""
-        for (row, columns), numbers in self._later.finish():
-            _fill(row, columns, numbers)
+        if self._later is not None:
+            for (row, columns), numbers in self._later.finish():
+                _fill(row, columns, numbers)
 
     def _await_values(self, row: Row, values: Mapping[str, Value]) -> None:
         for name, value in values.items():
@@ -112,6 +115,8 @@ class Recorder:
                 self._await(row, value, functools.partial(_still, row, name, value))
 
     def _await(self, row: Row, numbers: Tensor, columns: Columns) -> None:
+        if self._later is None:
+            self._later = Later()
         row.awaits += 1
         self._later.put((row, columns), numbers)
 

@@ -41,7 +41,7 @@ class Sentinel:
                 return False
             self._param, self._seen = weakref.ref(param), 0
         assert param.grad is not None
-        norm = float(torch.linalg.vector_norm(param.grad.detach()))
+        norm = torch.linalg.vector_norm(param.grad).item()
         if not math.isfinite(norm):
             return True
         if norm <= 0:

@@ -9,6 +9,7 @@ Each rank may still hold snapshots of other steps than the next one; a rollback 
 has none of it votes against it. Non-finite ones are never kept.
 """
 
+import logging
 import math
 import random
 import threading
@@ -30,6 +31,8 @@ from optwatch_agent.loose import Loose
 from optwatch_agent.parts import in_step
 from optwatch_agent.roles import counters_of
 from optwatch_agent.tensors import on_cpu
+
+log = logging.getLogger("optwatch")
 
 SHARE = 1 / 3
 """Of the budget, for snapshots on the cadence."""
@@ -68,10 +71,12 @@ class Snapshots:
     ) -> None:
         self.most_bytes = most_bytes
         self.size: int | None = None
-        self._began = False
         """Bytes of one, None before the first step."""
+        self.on = most_bytes > 0
+        """Whether any are taken."""
         self.failed = ""
         """Why none is taken any more, "" while they are."""
+        self._began = False
         self.every = EVERY
         self._held = [Loose(optimizer) for optimizer in optimizers]
         self._model = None if model is None else weakref.ref(model)
@@ -84,10 +89,6 @@ class Snapshots:
         self._budget = SHARE * budget
         self._cost = Cost(0.01)
         self._step_time: Usual | None = None
-
-    @property
-    def on(self) -> bool:
-        return self.most_bytes > 0 and not self.failed
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -137,16 +138,15 @@ class Snapshots:
     # --- the training thread --------------------------------------------------------------------------
 
     def begin(self, completed: int) -> None:
-        """Take the first one before the first update: a start that goes wrong can be made anew."""
-        if self.on and not self._began:
+        """Take the first one before the first update, if they are on: a start that goes wrong can be made
+        anew."""
+        if not self._began:
             self._began = True
             self.take(completed, None)
             self.size = None  # the moments are yet to come
 
     def due(self, step: int, step_time: float | None) -> bool:
-        """Whether one is to be taken after a step; `step_time` in seconds."""
-        if not self.on:
-            return False
+        """Whether one is to be taken after a step, if they are on; `step_time` in seconds."""
         for snapshot, (sound,) in self._later.take():
             snapshot.good = bool(sound)
         if self.size is None:
@@ -156,6 +156,12 @@ class Snapshots:
                 self._step_time = Usual(step_time)
             self._step_time.see(step_time)
         return (step in _EARLY or in_step(self.every, step)) and not self.no_room()
+
+    def give_up(self, error: Exception) -> None:
+        """Take none any more."""
+        self.on = False
+        self.failed = f"taking a snapshot failed: {type(error).__name__}: {error}"
+        log.warning("optwatch: %s; none is taken any more", self.failed, exc_info=error)
 
     def take(self, step: int, loss: Any) -> str:
         """Take one after a step with its loss; why there is none, "" where it is kept."""

@@ -198,7 +198,8 @@ class Track:
     # --- hooks ----------------------------------------------------------------------------------------
 
     def _pre(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if not self.active or self._is_captured():
+        # Nothing is done for a step that goes into a CUDA graph, and a replay calls no hook.
+        if not self.active or (self._measurements.devices and torch.cuda.is_current_stream_capturing()):
             return None
         try:
             began = time.perf_counter()
@@ -233,10 +234,6 @@ class Track:
             self._interventions.end()
             losses.TAP.close()
 
-    def _is_captured(self) -> bool:
-        """Whether the step goes into a CUDA graph: nothing is done then, and a replay calls no hook."""
-        return bool(self._measurements.devices) and torch.cuda.is_current_stream_capturing()
-
     def _begin(self, awaits_closure: bool) -> None:
         self.under_way = step = self.completed + 1
         PHASES.enter(STEP)
@@ -249,7 +246,7 @@ class Track:
         self._interventions.begin()
         self._loss.begin(awaits_closure)
         try:
-            if self._index == 0:
+            if self._index == 0 and self.actuators.snapshots.on:
                 self.actuators.snapshots.begin(self.completed)
             if self._measurements.begin(step, not self.degraded and not self.reduced):
                 began = time.perf_counter()
@@ -328,8 +325,9 @@ class Track:
         if self.checks.ranks > 1 and not self.degraded:
             measurements.arm_local_norm(step + 1)
         if self.forward is not None:
-            may = not self.degraded and not self.reduced
-            self.forward.arm(may and measurements.wants_sample(step + 1))
+            wanted = not self.degraded and not self.reduced and measurements.wants_sample(step + 1)
+            if wanted or self.forward.armed:
+                self.forward.arm(wanted)
         self._ended = time.perf_counter()
 
     def _row(self, step_time: float | None) -> dict[str, Value]:
@@ -365,9 +363,8 @@ class Track:
         if due:
             try:
                 snapshots.take(step, loss)
-            except Exception as error:
-                snapshots.failed = f"taking a snapshot failed: {type(error).__name__}: {error}"
-                log.warning("optwatch: %s; none is taken any more", snapshots.failed, exc_info=error)
+            except Exception as error:  # noqa: BLE001 - the run goes on without
+                snapshots.give_up(error)
         return time.thread_time() - began
 
     def _check(self, step: int, step_time: float | None) -> float:

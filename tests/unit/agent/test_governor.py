@@ -35,8 +35,8 @@ def drive(
     """Do as the governor says, as a track does: with a sample there is always a norm."""
     told = Told([], [], [], 0.0, 0.0)
     for i in range(steps):
-        samples = governor.wants_sample()
-        norms = samples or governor.wants_norm()
+        samples = governor.wants_sample
+        norms = samples or governor.wants_norm
         costs = norm(i) if norms else None, sample(i) if samples else None
         spread = histogram(i) if samples and governor.wants_histogram() else None
         governor.spent(step_time(i), fixed(i), *costs, histogram=spread)
