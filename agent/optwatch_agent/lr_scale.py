@@ -73,13 +73,15 @@ class LrScale:
         ramps = self._ramp_done < self._ramp or self._warmup_done < self._warmup
         self.in_force = self.target != 1.0 or ramps
 
-    def scheduled(self) -> list[Value]:
-        """The lr of each group as the schedule has it, also while the factor is in; NaN where it is none."""
-        groups = self._held.optimizer.param_groups
-        if not self._saved:
-            return [_number(group.get("lr")) for group in groups]
-        saved = {id(group): lr for group, lr, _ in self._saved}
-        return [_number(saved.get(id(group), group.get("lr"))) for group in groups]
+    def add_columns(self, values: dict[str, Value]) -> None:
+        """Tell in a step's row the lr of each group as the schedule has it, also while the factor is in; NaN
+        where it is none."""
+        saved = {id(group): lr for group, lr, _ in self._saved} if self._saved else {}
+        name = "lr"
+        for i, group in enumerate(self._held.optimizer.param_groups, start=1):
+            lr = saved.get(id(group), group.get("lr")) if saved else group.get("lr")
+            values[name] = lr if type(lr) is float else _number(lr)
+            name = f"lr/{i}"
 
     def enter(self) -> float | None:
         """Multiply the lr for the step that begins; the factor, None where none is in force."""

@@ -41,7 +41,7 @@ class Sentinel:
                 return False
             self._param, self._seen = weakref.ref(param), 0
         assert param.grad is not None
-        norm = torch.linalg.vector_norm(param.grad).item()
+        norm = _norm(param.grad)
         if not math.isfinite(norm):
             return True
         if norm <= 0:
@@ -53,6 +53,13 @@ class Sentinel:
             return False
         self._usual += _RATE * min(over, 1.0)  # a spike is not to raise what is usual
         return self._seen > _LEARN and over > math.log(LEAP)
+
+
+def _norm(grad: Tensor) -> float:
+    """The norm, or inf where its square is beyond the dtype: then it is far out, too."""
+    if grad.dim() == 1 and grad.dtype is torch.float32:  # a bias, as mostly: this takes less than the other
+        return math.sqrt(torch.dot(grad, grad).item())
+    return float(torch.linalg.vector_norm(grad).item())
 
 
 def _first(optimizer: torch.optim.Optimizer) -> Tensor | None:

@@ -165,8 +165,7 @@ class Track:
             self.control.apply_due(self._index, step)
         self.completed = step
         self._loss.add_columns(values)
-        lrs = self.actuators.lr_scale.scheduled()
-        values["lr"] = lrs[0] if lrs else float("nan")
+        self.actuators.lr_scale.add_columns(values)
         if self.control is not None and self.control.behind:
             self.actuators.loss = values.get("loss")
             self.control.apply_behind(self._index, step)
@@ -334,10 +333,7 @@ class Track:
         """What is known of the step without measuring a tensor."""
         values: dict[str, Value] = {}
         self._loss.add_columns(values)
-        lrs = self.actuators.lr_scale.scheduled()
-        values["lr"] = lrs[0] if lrs else float("nan")
-        for i, lr in enumerate(lrs[1:], start=1):
-            values[f"lr/{i}"] = lr
+        self.actuators.lr_scale.add_columns(values)
         if step_time is not None:
             values["step_time"] = step_time
         own, self._own = PHASES.own - self._own, PHASES.own
