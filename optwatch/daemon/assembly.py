@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optwatch.series.shards import Plan, numel
+from optwatch.series.shards import Holding, Plan, numel
 from optwatch.wire.messages import Schema, TensorInfo
 
-Holding = tuple[tuple[TensorInfo, ...], tuple[str, ...], tuple[str, ...]]
-"""What a rank holds, and what it measures of it."""
+Kind = tuple[tuple[TensorInfo, ...], tuple[str, ...], tuple[str, ...]]
+"""What ranks hold, and what they measure of it."""
 
 MAX_WAITING = 64
 """Steps whose records wait for other ranks'. They all sample the same steps, but some more often."""
@@ -38,12 +38,15 @@ class Assembly:
     def __init__(self) -> None:
         self._schemas: dict[int, Schema] = {}
         """What each live rank holds."""
-        self._holdings: dict[Holding, int] = {}
+        self._kinds: dict[Kind, int] = {}
         self._holds: dict[int, int] = {}
-        """A number for what each live rank holds: thousands of ranks hold few different things."""
+        """A number for what each live rank holds: thousands of ranks may hold few different things."""
         self._firsts: dict[int, int] = {}
         """The lowest rank that holds it, for each such number: the others are replicas of it."""
+        self._holdings: dict[int, Holding] = {}
+        """The same taken apart."""
         self._plan: Plan | None = None
+        """None where another rank is a first one since."""
         self._tried: Plan | None = None
         """What the waiting records were last held against."""
         self._whole: Schema | None = None
@@ -63,7 +66,7 @@ class Assembly:
 
     def needs(self, rank: int) -> bool:
         """Whether the records of this rank count; else they are replicas."""
-        return rank in self._planned().ranks
+        return rank in self._holds and self._firsts[self._holds[rank]] == rank
 
     @property
     def known(self) -> set[int]:
@@ -76,10 +79,12 @@ class Assembly:
 
     def keep_only(self, live: Collection[int]) -> None:
         """Do without the ranks that are gone: where they have replicas, these take over."""
-        for rank in [rank for rank in self._schemas if rank not in live]:
-            del self._schemas[rank]
-            if self._firsts.get(self._holds.pop(rank)) == rank:
-                self._plan = None
+        gone = [rank for rank in self._schemas if rank not in live]
+        leads = any(map(self.needs, gone))
+        for rank in gone:
+            del self._schemas[rank], self._holds[rank]
+        if leads:
+            self._look_for_firsts()
 
     def restore(self, parts: Sequence[Mapping[int, Record]]) -> list[Record]:
         """Take what ranks had sent before a restart of the daemon, of steps that others have yet to send.
@@ -94,15 +99,16 @@ class Assembly:
 
     def add(self, rank: int, records: list[Record]) -> list[Record]:
         """Take a rank's records; those of whole tensors that are complete now, in order of step."""
-        plan = self._planned()
-        assert self._whole is not None
-        if plan.ranks == (rank,) and self._whole is self._schemas[rank]:
+        done: list[Record] = []
+        plan = self._planned() if self._may_be_whole() else None
+        if plan is not None and plan.ranks == (rank,) and self._whole is self._schemas[rank]:
             return records
         for record in records:
             self._wait(rank, record)
-        # Where other ranks are needed now, what they had sent before may be all that was missing.
-        steps = [record.step for record in records] if plan is self._tried else sorted(self._waiting)
-        done = self._complete(steps)
+        if plan is not None:
+            # Where other ranks are needed now, what they had sent before may be all that was missing.
+            steps = [record.step for record in records] if plan is self._tried else sorted(self._waiting)
+            done = self._complete(steps)
         if len(self._waiting) > MAX_WAITING or self._bytes > MAX_WAITING_BYTES:
             self._give_up()
         return done
@@ -138,39 +144,57 @@ class Assembly:
     def clear(self) -> None:
         """Other processes go on with the run, and hold what they hold."""
         self._schemas.clear()
-        self._holdings.clear()
         self._holds.clear()
+        self._look_for_firsts()
         self._waiting.clear()
         self._bytes = 0
-        self._plan = None
+
+    def _may_be_whole(self) -> bool:
+        """Whether there may be a plan for whole tensors. While a thousand ranks with a part each come one
+        after the other there is none, and to make one for each of them would take long."""
+        if self._plan is not None:
+            return True
+        lowest = self._holdings[self._holds[min(self._holds)]]
+        return sum(holding.elements for holding in self._holdings.values()) >= lowest.whole
 
     def _planned(self) -> Plan:
         if self._plan is None:
-            self._firsts = {}
-            for rank in sorted(self._holds):
-                self._firsts.setdefault(self._holds[rank], rank)
-            self._holdings = {holding: n for holding, n in self._holdings.items() if n in self._firsts}
-            firsts = {rank: self._schemas[rank] for rank in sorted(self._firsts.values())}
+            firsts = {rank: self._holdings[number] for number, rank in self._firsts.items()}
             self._plan = Plan(alike(firsts))
-            self._whole = whole(firsts[min(firsts)], self._plan)
+            self._whole = whole(self._schemas[min(firsts)], self._plan)
         return self._plan
 
     def _put(self, rank: int, schema: Schema) -> None:
-        holding = schema.tensors, schema.stats, schema.counts
-        number = self._holdings.setdefault(holding, max(self._holdings.values(), default=0) + 1)
-        was_first = self._firsts.get(self._holds.get(rank, 0)) == rank
+        kind = schema.tensors, schema.stats, schema.counts
+        if kind not in self._kinds:
+            self._kinds[kind] = max(self._kinds.values(), default=0) + 1
+        number = self._kinds[kind]
+        was_first = self.needs(rank)
         self._schemas[rank], self._holds[rank] = schema, number
-        if was_first or rank < self._firsts.get(number, rank + 1):
-            self._plan = None
+        if was_first:
+            self._look_for_firsts()
+        elif rank < self._firsts.get(number, rank + 1):
+            self._firsts[number], self._plan = rank, None
+        if number not in self._holdings:
+            self._holdings[number] = Holding(schema)
+
+    def _look_for_firsts(self) -> None:
+        """Find anew who is the lowest to hold what."""
+        self._plan = None
+        self._firsts = {}
+        for rank in sorted(self._holds):
+            self._firsts.setdefault(self._holds[rank], rank)
+        self._kinds = {kind: number for kind, number in self._kinds.items() if number in self._firsts}
+        self._holdings = {n: holding for n, holding in self._holdings.items() if n in self._firsts}
 
 
-def alike(schemas: Mapping[int, Schema]) -> dict[int, Schema]:
+def alike(holdings: Mapping[int, Holding]) -> dict[int, Holding]:
     """Those that measure what the lowest rank measures: no others can be merged with it."""
-    first = schemas[min(schemas)]
+    first = holdings[min(holdings)].schema
     return {
-        rank: schema
-        for rank, schema in schemas.items()
-        if (schema.stats, schema.counts) == (first.stats, first.counts)
+        rank: holding
+        for rank, holding in holdings.items()
+        if (holding.schema.stats, holding.schema.counts) == (first.stats, first.counts)
     }
 
 
@@ -214,7 +238,7 @@ def assemble(
     for parts in steps:
         key = tuple((rank, parts[rank].schema.digest) for rank in sorted(parts))
         if key not in plans:
-            plan = Plan(alike({rank: record.schema for rank, record in parts.items()}))
+            plan = Plan(alike({rank: Holding(record.schema) for rank, record in parts.items()}))
             plans[key] = plan, whole(parts[min(parts)].schema, plan)
         plan, schema = plans[key]
         if plan.ranks and schema is parts[plan.ranks[0]].schema:

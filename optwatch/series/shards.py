@@ -18,47 +18,78 @@ F8 = npt.NDArray[np.float64]
 F4 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint64]
 Index = npt.NDArray[np.intp]
+Shard = tuple[tuple[str, int], ...]
 
 ROOTS = ("rms", "rms_t")
 COSINE = "cos_grad_exp_avg"
 
 
+class Holding:
+    """What one rank holds, the tensors of each shard together: taken apart once, for there may be a thousand
+    ranks with hundreds of tensors each, and plans come and go with them."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.held: F8 = np.array(
+            [numel(tensor) if tensor.held is None else tensor.held for tensor in schema.tensors], np.float64
+        )
+        """Of each row, how many elements are there."""
+        self.elements = float(self.held.sum())
+        self.whole = float(sum(map(numel, schema.tensors)))
+        """How many elements its tensors have in all, wherever they are."""
+        self.names = tuple(tensor.name for tensor in schema.tensors)
+        rows: dict[Shard, dict[str, int]] = {}
+        for row, tensor in enumerate(schema.tensors):
+            rows.setdefault(tensor.shard, {}).setdefault(tensor.name, row)
+        self.shards = [
+            (shard, tuple(own), np.array(list(own.values()), np.intp)) for shard, own in rows.items()
+        ]
+        """Shard, the names of its tensors, and their rows."""
+
+
 class Plan:
     """Which ranks' records are needed, and how they make up the whole tensors.
 
-    `schemas`: rank → the schema of its records; all have the same statistics.
+    `holdings`: rank → what it holds; all have the same statistics.
     """
 
-    def __init__(self, schemas: Mapping[int, Schema]) -> None:
-        order = sorted(schemas)
-        self.stats = schemas[order[0]].stats
-        self.counts = schemas[order[0]].counts
-        names: dict[str, int] = {}
-        tensors: list[TensorInfo] = []
-        taken: set[tuple[str, tuple[tuple[str, int], ...]]] = set()
-        rows: dict[int, list[int]] = {}
-        into: list[int] = []
-        held: list[int] = []
+    def __init__(self, holdings: Mapping[int, Holding]) -> None:
+        order = sorted(holdings)
+        self.stats = holdings[order[0]].schema.stats
+        self.counts = holdings[order[0]].schema.counts
+        tensors: dict[str, TensorInfo] = {}
+        places: dict[tuple[str, ...], Index] = {}
+        taken: dict[Shard, set[str]] = {}
+        rows: dict[int, Index] = {}
+        into: list[Index] = []
+        held: list[F8] = []
         for rank in order:
-            for row, tensor in enumerate(schemas[rank].tensors):
-                if (tensor.name, tensor.shard) in taken:
-                    continue
-                taken.add((tensor.name, tensor.shard))
-                if tensor.name not in names:
-                    names[tensor.name] = len(tensors)
-                    tensors.append(msgspec.structs.replace(tensor, shard=(), held=None))
-                rows.setdefault(rank, []).append(row)
-                into.append(names[tensor.name])
-                held.append(numel(tensor) if tensor.held is None else tensor.held)
-        self.tensors = tuple(tensors)
+            holding = holdings[rank]
+            if holding.names not in places:
+                for tensor in holding.schema.tensors:
+                    if tensor.name not in tensors:
+                        tensors[tensor.name] = msgspec.structs.replace(tensor, shard=(), held=None)
+                number = {name: at for at, name in enumerate(tensors)}
+                places[holding.names] = np.array([number[name] for name in holding.names], np.intp)
+            own = [
+                at if shard not in taken else at[[name not in taken[shard] for name in names]]
+                for shard, names, at in holding.shards
+            ]
+            for shard, names, _ in holding.shards:
+                taken.setdefault(shard, set()).update(names)
+            if len(needed := np.concatenate(own)) if own else 0:
+                rows[rank] = needed
+                into.append(places[holding.names][needed])
+                held.append(holding.held[needed])
+        self.tensors = tuple(tensors.values())
         """The whole tensors, as the lowest rank that has them orders them."""
         self.ranks = tuple(rows)
         """The ranks whose records are needed."""
-        self._rows = {rank: np.array(r, dtype=np.intp) for rank, r in rows.items()}
-        self._into: Index = np.array(into, dtype=np.intp)
-        self._held: F8 = np.array(held, dtype=np.float64)
+        self._rows = rows
+        self._into: Index = np.concatenate([*into, np.empty(0, np.intp)])
+        self._held: F8 = np.concatenate([*held, np.empty(0)])
         self._total = self._add(self._held)
-        self.complete = self._total.tolist() == [numel(tensor) for tensor in tensors]
+        self.complete = self._total.tolist() == [numel(tensor) for tensor in self.tensors]
         """Whether the ranks hold all elements of all tensors between them."""
 
     def merge(self, records: Mapping[int, tuple[F4, U8]]) -> tuple[F4, U8]:

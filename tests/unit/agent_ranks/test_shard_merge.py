@@ -9,7 +9,7 @@ import pytest
 from optwatch.daemon.assembly import Record, add_up, assemble
 from optwatch.series.norms import Norms
 from optwatch.series.points import Column
-from optwatch.series.shards import Plan
+from optwatch.series.shards import Holding, Plan
 from optwatch.wire.messages import COUNTS, STATS, Schema, TensorInfo
 from optwatch.wire.parts import Part, tensor_digest
 from tests.histograms import counted
@@ -44,6 +44,10 @@ def schema(tensors: list[TensorInfo]) -> Schema:
     return Schema(session="s", optimizer=0, digest="d", scalars=(), tensors=tuple(tensors))
 
 
+def plan_of(schemas: dict[int, Schema]) -> Plan:
+    return Plan({rank: Holding(schema) for rank, schema in schemas.items()})
+
+
 def tensors_of(n: int) -> list[np.ndarray]:
     g, m, p = RNG.normal(size=(3, n))
     g[RNG.random(n) < 0.2] = 0
@@ -62,7 +66,7 @@ def test_uneven_and_empty_parts_make_up_the_whole(cuts: tuple[int, ...]) -> None
         )
         parts = [record(*(x[low:high] for x in tensor)) for tensor in whole.values()]
         records[rank] = np.stack([s for s, _ in parts]), np.stack([c for _, c in parts])
-    plan = Plan(infos)
+    plan = plan_of(infos)
     assert plan.complete
     assert plan.ranks == (0, 1, 2)
     assert [(t.name, t.shape, t.shard, t.held) for t in plan.tensors] == [
@@ -77,18 +81,18 @@ def test_uneven_and_empty_parts_make_up_the_whole(cuts: tuple[int, ...]) -> None
 
 def test_replicas_are_counted_once_and_only_the_lowest_rank_of_each_is_needed() -> None:
     infos = {rank: schema([TensorInfo("w", (8,), "float32", 0, (("dp", rank % 2),), 4)]) for rank in range(4)}
-    plan = Plan(infos)
+    plan = plan_of(infos)
     assert plan.ranks == (0, 1)
     assert plan.complete
-    assert Plan({rank: infos[rank] for rank in (1, 2, 3)}).ranks == (1, 2)
-    assert not Plan({rank: infos[rank] for rank in (1, 3)}).complete
+    assert plan_of({rank: infos[rank] for rank in (1, 2, 3)}).ranks == (1, 2)
+    assert not plan_of({rank: infos[rank] for rank in (1, 3)}).complete
 
 
 def test_a_part_without_a_number_leaves_the_whole_without_one() -> None:
     infos = {rank: schema([TensorInfo("w", (8,), "float32", 0, (("dp", rank),), 4)]) for rank in range(2)}
     records = {rank: tuple(x[None] for x in record(*tensors_of(4))) for rank in range(2)}
     records[1][0][0, STATS.index("grad_rms")] = np.nan
-    stats, _ = Plan(infos).merge(records)
+    stats, _ = plan_of(infos).merge(records)
     assert np.isnan(stats[0, STATS.index("grad_rms")])
     assert np.isnan(stats[0, STATS.index("cos_grad_exp_avg")])
     assert np.isfinite(stats[0, STATS.index("param_rms")])
@@ -102,7 +106,7 @@ def test_large_and_tiny_numbers_and_large_counts_survive() -> None:
     stats = np.full((1, len(STATS)), 1e-30, np.float32)
     stats[0, STATS.index("grad_rms")] = 3e38
     counts = np.full((1, len(COUNTS)), (1 << 29) - 1, np.uint64)
-    merged, total = Plan(infos).merge({0: (stats, counts), 1: (stats, counts)})
+    merged, total = plan_of(infos).merge({0: (stats, counts), 1: (stats, counts)})
     np.testing.assert_allclose(merged[0, STATS.index("grad_rms")], np.float32(3e38), rtol=1e-6)
     np.testing.assert_allclose(merged[0, STATS.index("update_rms")], np.float32(1e-30), rtol=1e-6)
     assert total.tolist() == [[(1 << 30) - 2] * len(COUNTS)]

@@ -1,7 +1,10 @@
 """Records of parts wait for those of the other parts, but not in any amount of memory."""
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from optwatch.daemon import assembly
 from optwatch.daemon.assembly import Assembly, Record
@@ -54,3 +57,45 @@ def test_room_is_made_again_by_what_is_complete(monkeypatch: pytest.MonkeyPatch)
     for step in range(1, 50):
         assert made.add(0, [record(0, step)]) == []
         assert [r.step for r in made.add(1, [record(1, step)])] == [step]
+
+
+def in_parts(part: int) -> Schema:
+    """A third of one tensor, and all of another."""
+    tensors = (
+        TensorInfo("w", (9, 2), "float32", 0, (("dp", part),), 6),
+        TensorInfo("b", (3,), "float32", 0),
+    )
+    return msgspec.structs.replace(SCHEMAS[0], digest=f"third {part}", tensors=tensors)
+
+
+THIRDS = [in_parts(part) for part in range(3)]
+
+
+@given(st.data())
+def test_a_step_is_whole_as_soon_as_the_lowest_rank_of_each_part_has_sent_it(data: st.DataObject) -> None:
+    """Whatever the order in which ranks come, send and go: six ranks, each part held by two of them."""
+    made = Assembly()
+    known: set[int] = set()
+    waiting: dict[int, set[int]] = {}
+    for _ in range(data.draw(st.integers(1, 40))):
+        if known and data.draw(st.integers(0, 4)) == 0:
+            known &= data.draw(st.sets(st.integers(0, 5)))
+            made.keep_only(known)
+            continue
+        rank, step = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 4))
+        known.add(rank)
+        made.hold(rank, THIRDS[rank % 3])
+        lowest = {min(r for r in known if r % 3 == part) for part in {r % 3 for r in known}}
+        assert made.needs(rank) == (rank in lowest)
+        if rank not in lowest:
+            continue
+        numbers = np.full((2, 1), rank, np.float32), np.full((2, 1), 1 + rank % 3, np.uint64)
+        done = made.add(rank, [Record(step, THIRDS[rank % 3], *numbers)])
+        waiting.setdefault(step, set()).add(rank)
+        whole = [s for s in sorted(waiting) if len(lowest) == 3 and lowest <= waiting[s]]
+        assert [r.step for r in done] == whole
+        for record in done:
+            del waiting[record.step]
+            assert record.counts[:, 0].tolist() == [6, 1 + min(lowest) % 3]
+            root = np.sqrt(np.mean(np.square([float(r) for r in lowest])))
+            np.testing.assert_allclose(record.stats[:, 0], [root, min(lowest)], rtol=1e-6)
