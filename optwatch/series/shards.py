@@ -6,6 +6,7 @@ wire, weighted with the elements that each rank holds, in float64.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -35,8 +36,6 @@ class Holding:
         )
         """Of each row, how many elements are there."""
         self.elements = float(self.held.sum())
-        self.whole = float(sum(map(numel, schema.tensors)))
-        """How many elements its tensors have in all, wherever they are."""
         self.names = tuple(tensor.name for tensor in schema.tensors)
         rows: dict[Shard, dict[str, int]] = {}
         for row, tensor in enumerate(schema.tensors):
@@ -45,6 +44,11 @@ class Holding:
             (shard, tuple(own), np.array(list(own.values()), np.intp)) for shard, own in rows.items()
         ]
         """Shard, the names of its tensors, and their rows."""
+
+    @cached_property
+    def whole(self) -> float:
+        """How many elements its tensors have in all, wherever they are."""
+        return float(sum(map(numel, self.schema.tensors)))
 
 
 class Plan:
