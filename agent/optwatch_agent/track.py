@@ -20,6 +20,7 @@ from optwatch_agent.interventions import Interventions
 from optwatch_agent.loose import Loose
 from optwatch_agent.measurements import Measurements
 from optwatch_agent.membership import Membership
+from optwatch_agent.outside import outside
 from optwatch_agent.phases import FORWARD, PHASES, STEP
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import steps_so_far
@@ -108,10 +109,9 @@ class Track:
         self._failures = 0
         scalers.TAP.install(self)
         # A compiled step keeps one graph.
-        disable: Any = torch.compiler.disable
         self._handles = [
-            optimizer.register_step_pre_hook(disable(self._pre)),
-            optimizer.register_step_post_hook(disable(self._post)),
+            optimizer.register_step_pre_hook(outside(self._pre)),
+            optimizer.register_step_post_hook(outside(self._post)),
         ]
 
     @property
