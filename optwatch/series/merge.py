@@ -62,9 +62,10 @@ class Merger:
 
     def add_rows(self, ranks: npt.NDArray[np.int64], points: Points, now: float) -> None:
         """Take points of several ranks at once, of steps that are not handed on yet: `ranks` i8[n] says whose
-        each is, and each rank's are in order of step."""
+        each is. Each rank's are in order of step, and behind those of it that have the same columns."""
         whose, last = np.unique(ranks[::-1], return_index=True)
-        self._reached.update(zip(whose.tolist(), points.step[::-1][last].tolist(), strict=True))
+        for rank, step in zip(whose.tolist(), points.step[::-1][last].tolist(), strict=True):
+            self._reached[rank] = max(step, self._reached.get(rank, step))
         self._pending.add_rows(ranks, points, now)
 
     def add_samples(self, samples: Samples) -> None:

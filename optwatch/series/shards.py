@@ -81,7 +81,8 @@ class Plan:
             ]
             for shard, names, _ in holding.shards:
                 taken.setdefault(shard, set()).update(names)
-            if len(needed := np.concatenate(own)) if own else 0:
+            needed = np.concatenate([np.empty(0, np.intp), *own])
+            if len(needed):
                 rows[rank] = needed
                 into.append(places[holding.names][needed])
                 held.append(holding.held[needed])

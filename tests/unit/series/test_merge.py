@@ -194,6 +194,17 @@ def test_rows_of_several_ranks_at_once_are_merged_as_those_of_each_alone(
             np.testing.assert_array_equal(part.column(name).logged, wanted.column(name).logged)
 
 
+def test_rows_with_other_columns_may_lie_before_those_that_are_there() -> None:
+    merger = Merger()
+    late, early = (
+        Points(np.array([step]), Table((name,), np.ones((1, 1)), np.ones((1, 1), bool)))
+        for step, name in ((2, "b"), (1, "a"))
+    )
+    for rows in (late, early):
+        merger.add_rows(np.array([0]), rows, 0.0)
+    assert [part.step.tolist() for part in merger.take({0}, 0.0)] == [[1, 2]]
+
+
 def test_what_a_new_incarnation_repeats_is_not_handed_on() -> None:
     merger = Merger()
     merger.add(0, points(1, [1.0, 2.0, 3.0], 0), now=0.0)
