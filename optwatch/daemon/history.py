@@ -397,8 +397,7 @@ class History:
         return [data[chunk] for chunk in chunks]
 
     def _blob(self, chunk: int) -> bytes:
-        (data,) = self._connection.execute("SELECT data FROM chunk WHERE id = ?", (chunk,)).fetchone()
-        return bytes(data)
+        return self._blobs([chunk])[0]
 
 
 def _pieces(chunk: _Chunk, first: int | None, last: int, most: int) -> Iterator[_Piece]:
