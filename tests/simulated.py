@@ -195,6 +195,7 @@ class SimulatedRank:
             reduced=self.reduced,
             thinned=self.link.ring.thinned,
             sent=self.link.sent,
+            clock=time.monotonic(),
         )
 
     def follow(self) -> Follow | None:

@@ -310,6 +310,7 @@ class Agent:
             snapshots=self._told_snapshots,
             thinned=self.link.ring.thinned,
             sent=self.link.sent,
+            clock=time.monotonic(),
         )
 
     def account(self, share: float) -> None:

@@ -240,9 +240,7 @@ class Ingest:
             raise WireError("a beat with a number out of range")
         if beat.steps and len(beat.steps) != max(len(session.hello.optimizers), 1):
             raise WireError(f"a beat of {len(beat.steps)} optimizers")
-        session.beat = beat
-        session.control = beat.control
-        session.advance(beat.steps, now)
+        session.take_beat(beat, now)
         if lost := session.give_up_before(beat.oldest):
             log.warning("%d messages of %s were lost", lost, _name(session))
             self._taken.append((session, session.received))
@@ -292,7 +290,7 @@ class Ingest:
                 raise
             run.take_batch(session, schema, parsed, now)
             if len(parsed.step):
-                session.advance_one(message.optimizer, int(parsed.step[-1]), now)
+                session.advance(message.optimizer, int(parsed.step[-1]), now)
         elif isinstance(message, Event):
             if 0 <= message.step <= MAX_STEP:
                 run.take_event(message)

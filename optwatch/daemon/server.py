@@ -163,7 +163,7 @@ class Server:
             self._publisher.subscriptions(now)
         if self._router in events and self._drain(now):
             self._fresh = True
-        if (began := time.monotonic()) < self._next_move:
+        if (now := time.monotonic()) < self._next_move:  # what was taken took time
             return
         self._fresh = False
         self._leftovers.tick(now)
@@ -173,7 +173,7 @@ class Server:
         if self._readout.wanted:
             self._readout.take(self._runs, self._store, self._ingest, now)
         ended = time.monotonic()
-        rest = min(max(REST * (ended - began), SHORTEST_REST), LONGEST_REST)
+        rest = min(max(REST * (ended - now), SHORTEST_REST), LONGEST_REST)
         self._next_move = min(ended + rest, self._publisher.due)
 
     def _drain(self, now: float) -> int:

@@ -240,6 +240,9 @@ class Beat(msgspec.Struct, tag="beat", frozen=True, kw_only=True):
     sent: int = 0
     """The last `seq` that was sent before this beat: all up to it have come when the beat has, or were lost.
     0: not said."""
+    clock: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.0
+    """Seconds of a clock that nobody sets, at which the agent made this beat: it tells how long one beat was
+    under way beside another. 0: not said."""
 
 
 class Sums(msgspec.Struct, tag="sums", frozen=True, kw_only=True):

@@ -273,6 +273,7 @@ class Rank:
             reduced=self.reduced,
             thinned=self.ring.thinned,
             sent=self._sent,
+            clock=time.monotonic(),
         )
 
     def _send(self, parts: Sequence[Buffer]) -> bool:
