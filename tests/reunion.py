@@ -17,18 +17,21 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Sequence
+from functools import lru_cache
 from multiprocessing.synchronize import Event
 from typing import Any
 
 import numpy as np
 import zmq
 
+from optwatch.wire.frames import BatchBlocks
 from optwatch.wire.keys import daemon_key
 from tests.benchmarks.ingest import cpu, cpu_by_thread
 from tests.daemons import DaemonProcess, home_of_its_own
 
 STEP_TIME = 2.0
-LOOK = 0.02
+LOOK = 0.04
 """Seconds between two looks at what has come to the links of a process. A link of its own sees it at once."""
 PATIENCE = 600.0
 """Seconds after which something hangs, also on a host that is busy with other things."""
@@ -99,10 +102,18 @@ def agents(
 ) -> None:
     """Some of the agents. Told is, whenever all of them are back, when each was welcome and when it had
     delivered."""
-    from tests.simulated import SimulatedRun, Trainings
+    from tests.simulated import SHARDS, SimulatedRun, Trainings
+
+    class Alike(SimulatedRun):
+        """Ranks that measure the same, once for all: on hosts of their own each would do so for itself."""
+
+        same = lru_cache(maxsize=64)(SimulatedRun.blocks)
+
+        def blocks(self, rank: int, steps: Sequence[int], *, sampled: bool) -> BatchBlocks:
+            return self.same(rank % SHARDS, tuple(steps), sampled=sampled)
 
     os.environ["OPTWATCH_DAEMON_KEY"] = key
-    here = SimulatedRun("many", address, 0, False, run=run, numbers=numbers, world_size=total, hasty=False)
+    here = Alike("many", address, 0, False, run=run, numbers=numbers, world_size=total, hasty=False)
     trainings = Trainings([here], STEP_TIME)
     turns = Turns([rank.link for rank in here.ranks])
     turns.start()

@@ -80,9 +80,9 @@ _REJECTED = 5.0
 """Seconds until a daemon that refuses this agent is asked again."""
 _HANDSHAKE = 3.0
 """Seconds that a connection may take to be there."""
-_PROBE = 0.15
+_PROBE = 1.0
 """Seconds until the first look, while it is not there, at whether anybody listens any more. Each later one
-comes after twice the time: a daemon that is started anew is soon back, a busy one is not asked often."""
+comes after twice the time: each look is a connection more for a daemon that a thousand agents come back to."""
 _BLOCKED = 0.5
 """Seconds for which a socket takes nothing after which the connection is held lost."""
 _WELCOME = 10.0
