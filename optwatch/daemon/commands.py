@@ -14,6 +14,7 @@ import uuid
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -273,13 +274,8 @@ class Book:
         if world_size > 1:
             margin = max(self.margin, PER_RANK * world_size) * 2 ** (entry.attempt - 1)
             entry.steps = tuple(
-                max(step + math.ceil(peer.age / step_time) for step, peer in zip(steps, peers, strict=True))
-                + max(2, math.ceil(margin / step_time))
-                for steps, step_time in zip(
-                    zip(*(peer.steps for peer in peers), strict=True),
-                    (pace(step_times, i) for i in range(len(peers[0].steps))),
-                    strict=True,
-                )
+                _due(steps, [peer.age for peer in peers], pace(step_times, i), margin)
+                for i, steps in enumerate(zip(*(peer.steps for peer in peers), strict=True))
             )
         self._order += 1
         entry.order = self._order
@@ -388,6 +384,16 @@ class Book:
 
     def _touch(self, entry: Entry) -> None:
         self.changed[entry.command.id] = entry
+
+
+def _due(steps: Sequence[int], ages: Sequence[float], step_time: float, margin: float) -> int:
+    """The step of a vote: `margin` seconds, and two steps at least, after the one that the ranks are at.
+
+    They are at the same one, or nearly: what is thought of the one in the middle, whose steps are `ages` old,
+    is nearer to the truth than the most that is thought of any.
+    """
+    reached = median(step + age / step_time for step, age in zip(steps, ages, strict=True))
+    return math.ceil(max(reached, *steps) + max(margin / step_time, 2.0))
 
 
 def _with(ranks: tuple[int, ...], rank: int) -> tuple[int, ...]:
