@@ -58,7 +58,7 @@ from optwatch.wire.messages import (
     Sums,
     Welcome,
 )
-from optwatch.wire.pace import CALM, Pace
+from optwatch.wire.pace import Pace
 from optwatch.wire.places import find_daemon
 from optwatch.wire.sending import send
 from optwatch_agent.reach import refused
@@ -82,7 +82,7 @@ _HANDSHAKE = 3.0
 """Seconds that a connection may take to be there."""
 _PROBE = 1.0
 """Seconds until the first look, while it is not there, at whether anybody listens any more. Each later one
-comes after twice the time: each look is a connection more for a daemon that a thousand agents come back to."""
+comes after twice the time: it is one more connection to a daemon that a thousand agents come back to."""
 _BLOCKED = 0.5
 """Seconds for which a socket takes nothing after which the connection is held lost."""
 _WELCOME = 10.0
@@ -211,7 +211,7 @@ class Link:
         """Be quick for a while: something unusual happened. Called by the training thread."""
         now = time.monotonic()
         if now >= self._next_haste:
-            self._hasty_until, self._next_haste = now + self._pace.haste, now + CALM
+            self._hasty_until, self._next_haste = now + self._pace.haste, now + self._pace.calm
             self._wake()
 
     def stop(self, reason: str, timeout: float = _GRACE + 0.45) -> None:

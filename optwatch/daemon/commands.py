@@ -34,7 +34,7 @@ PATIENCE = 10.0
 FIRST_MARGIN = 0.3
 MAX_MARGIN = 10.0
 """Seconds between a proposal and its step: learned from the votes, within these bounds."""
-PER_RANK = 0.0004
+PER_RANK = 0.0005
 """Seconds of it for each rank at least: to tell a thousand takes time, and to hear of their steps did."""
 _ANSWERS = 100
 """Votes from which the margin is learned."""

@@ -224,7 +224,8 @@ class Run:
 
     def take_report(self, session: Session, report: Report) -> None:
         """Take what became of a command on one rank."""
-        entry = self.book.report(session.hello.rank, report, steady())
+        # What waited before this daemon does not tell how soon the agent had answered.
+        entry = self.book.report(session.hello.rank, report, steady() - session.delay)
         if entry is not None and entry.command.state == "applied" and entry.command.step is not None:
             self.diagnosis.acted(entry.command.step, entry.command.action)
             self._checkpoint_at = 0.0

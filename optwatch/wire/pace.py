@@ -8,10 +8,10 @@ LONGEST = 1.0
 MESSAGES = 1_250
 """A second, of all agents of a job together, up to the size at which they are at the longest turn."""
 QUICK_TURN = 0.005
-QUICK_MESSAGES = 4_000
-"""The same after something unusual."""
+QUICK_MESSAGES = 3_000
+"""The same after something unusual. A daemon that gets more than it takes hears of nothing sooner."""
 HASTE, CALM = 0.25, 1.0
-"""Seconds for which an agent is quick after something unusual, and in which it is so once."""
+"""Seconds for which an agent is quick after something unusual, and in which it is so once, at least."""
 
 
 @dataclass(frozen=True)
@@ -32,5 +32,10 @@ class Pace:
 
     @property
     def haste(self) -> float:
-        """Seconds for which it is quick: two more turns at least."""
-        return max(HASTE, 2 * self.quick_turn)
+        """Seconds for which it is quick: one more turn at least."""
+        return max(HASTE, self.quick_turn)
+
+    @property
+    def calm(self) -> float:
+        """Seconds in which it is so once: the daemon is to have caught up by then."""
+        return max(CALM, 8 * self.quick_turn)

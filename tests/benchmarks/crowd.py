@@ -6,6 +6,7 @@ each at a moment of its own. What the ranks measure is packed once for many of t
 """
 
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -37,7 +38,7 @@ from optwatch.wire.messages import (
     TensorInfo,
     Welcome,
 )
-from optwatch.wire.pace import CALM, Pace
+from optwatch.wire.pace import Pace
 from optwatch_agent.ring import Ring
 from tests.peers import OPTIMIZER
 
@@ -392,7 +393,8 @@ def step_all(
     measured = Measured(crowd, seed)
     pace = Pace(crowd.world_size)
     slices = max(int(pace.turn / MOMENT), 1)
-    hasty_until = calm_until = quick_at = behind = 0.0
+    hasty_until = calm_until = rested_at = behind = 0.0
+    quick_at = math.inf
     poller = zmq.Poller()
     by_socket = {rank.socket: rank for rank in ranks}
     for socket in by_socket:
@@ -410,11 +412,12 @@ def step_all(
         measured.reach(step, wrong.is_set())
         # A loss that leaves its range, not one that stays where it is: the links are quick for a while.
         if 1 < measured.grown < GROWN and now > calm_until:
-            quick_at, hasty_until, calm_until = now, now + pace.haste, now + CALM
+            quick_at, hasty_until, calm_until = now, now + pace.haste, now + pace.calm
         over = ended.is_set()
-        taking = ranks[part::slices]
-        if over or quick_at <= now < hasty_until:  # all were woken by the same
-            quick_at, taking = now + pace.quick_turn, ranks
+        taking = ranks[part::slices] if now >= rested_at else []
+        if over or now >= quick_at:  # all were woken by the same, and then rest as long as ever
+            quick_at = now + pace.quick_turn if now < hasty_until else math.inf
+            rested_at, taking = now + pace.turn / 2, ranks
         for rank in taking:
             samples += rank.turn(measured, step, now)
         for socket, _ in poller.poll(0) if not number % LISTEN else ():
