@@ -26,10 +26,10 @@ from optwatch.daemon.chunks import ChunkKind, split
 from optwatch.daemon.diagnosis import Diagnosis
 from optwatch.daemon.history import History
 from optwatch.daemon.ledger import read_commands, read_findings
+from optwatch.daemon.schemas import read_schema
 from optwatch.daemon.store import FILE
 from optwatch.daemon.tables import connect
 from optwatch.daemon.upkeep import check
-from optwatch.daemon.writer import read_schema
 from optwatch.wire.actions import OPEN_STATES
 from optwatch.wire.places import state_dir
 from tests.daemons import GUARD, DaemonProcess, home_of_its_own

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from optwatch.daemon.assembly import Record, add_up, assemble
 from optwatch.daemon.blocks import scalar_points, with_samples
 from optwatch.daemon.chunks import ChunkKind, split, split_alike, split_rows
+from optwatch.daemon.schemas import read_columns, read_schema
 from optwatch.daemon.tables import again
-from optwatch.daemon.writer import read_schema
 from optwatch.series.coverage import Coverage
 from optwatch.series.merge import Pending, select
 from optwatch.series.norms import Norms
@@ -34,6 +34,8 @@ SMALL = 256
 """Rows of a chunk up to which all of it is read, whatever part is wanted."""
 AT_ONCE = 512
 """Chunks that one query reads."""
+MOST_SCHEMAS = 4_096
+"""Schemas that are kept read: where each of a thousand ranks has a part of its own, there are as many."""
 LEAST_PIECE = 64
 """Rows of a chunk that are read at once, at least, where a window has less room for each rank."""
 
@@ -69,15 +71,25 @@ class History:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._schemas: dict[tuple[str, int, str], Schema] = {}
+        self._columns: dict[tuple[str, int, str], Schema] = {}
+        """The same without their tensors: what scalars are read with."""
 
     def schema(self, run: str, optimizer: int, digest: str) -> Schema:
         """Raises `ValueError` where the store has none of that digest."""
         key = run, optimizer, digest
         if key not in self._schemas:
-            if len(self._schemas) > 1_000:
+            if len(self._schemas) >= MOST_SCHEMAS:
                 self._schemas.clear()
             self._schemas[key] = read_schema(self._connection, *key)
         return self._schemas[key]
+
+    def _columns_of(self, run: str, optimizer: int, digest: str) -> Schema:
+        key = run, optimizer, digest
+        if key not in self._columns:
+            if len(self._columns) >= MOST_SCHEMAS:
+                self._columns.clear()
+            self._columns[key] = read_columns(self._connection, *key)
+        return self._columns[key]
 
     def points(
         self,
@@ -316,7 +328,7 @@ class History:
                 if chunk.rows == chunk.last - chunk.first + 1 or covered.holds(chunk.first, chunk.last):
                     covered.add_range(chunk.first, chunk.last)
                 else:
-                    schema = self.schema(run, optimizer, chunk.schema)
+                    schema = self._columns_of(run, optimizer, chunk.schema)
                     covered.add(split("s", schema, chunk.rows, self._blob(chunk.id))[0][:, 0])
         return out
 
@@ -377,12 +389,12 @@ class History:
             if chunk.rows <= SMALL:
                 alike.setdefault((chunk.schema, chunk.rows), []).append(chunk)
                 continue
-            schema = self.schema(run, optimizer, chunk.schema)
+            schema = self._columns_of(run, optimizer, chunk.schema)
             with self._connection.blobopen("chunk", "data", chunk.id, readonly=True) as blob:
                 blocks = split_rows("s", schema, chunk.rows, blob, piece.start, piece.stop)
             parts.setdefault(schema.scalars, []).append([np.full(len(blocks[0]), chunk.rank), *blocks])
         for (digest, rows), own in alike.items():
-            schema = self.schema(run, optimizer, digest)
+            schema = self._columns_of(run, optimizer, digest)
             blocks = split_alike("s", schema, rows, self._blobs([chunk.id for chunk in own]))
             parts.setdefault(schema.scalars, []).append([np.repeat([c.rank for c in own], rows), *blocks])
         found = (_in_order(names, same, first, last) for names, same in parts.items())

@@ -3,15 +3,12 @@
 Whatever arrives, nothing here raises: what is not as the protocol says is counted and dropped.
 """
 
-import hashlib
 import logging
 import math
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +18,7 @@ from optwatch.daemon.attempts import incarnation_of
 from optwatch.daemon.refusals import Refusals
 from optwatch.daemon.run import Run
 from optwatch.daemon.runs import Runs
+from optwatch.daemon.schemas import taken_in
 from optwatch.daemon.sessions import Session
 from optwatch.daemon.store import Store
 from optwatch.wire import limits
@@ -45,7 +43,6 @@ from optwatch.wire.messages import (
     Schema,
     Stack,
     Sums,
-    TensorInfo,
     Welcome,
 )
 
@@ -224,9 +221,7 @@ class Ingest:
         if not 0 <= schema.optimizer < max(len(session.hello.optimizers), 1):
             raise WireError(f"a schema of optimizer {schema.optimizer}")
         key = schema.optimizer, schema.digest
-        schema = msgspec.structs.replace(
-            schema, session="", digest=_digest(schema), tensors=tuple(map(_in_common, schema.tensors))
-        )
+        schema = taken_in(schema)
         schema = self._schemas.setdefault(schema.digest, schema)
         if session.schemas.get(key) is not schema:
             if len(session.schemas) >= 256:
@@ -330,32 +325,6 @@ class Ingest:
             run = self._runs.for_agent(session.hello)
             run.greet(session)
         return run
-
-
-def _digest(schema: Schema) -> str:
-    """The store's own name for a schema: the agents' might stand for another one in another process."""
-    named = schema.optimizer, schema.scalars, schema.tensors, schema.stats, schema.counts
-    return hashlib.blake2b(msgspec.msgpack.encode(named), digest_size=12).hexdigest()
-
-
-_first = lru_cache(maxsize=1 << 14)(lambda value: value)
-
-
-def _the_same(value: Any) -> Any:
-    """The object that is equal to a given one and came first; of long ones none is kept."""
-    return _first(value) if len(value) <= limits.MAX_NAME else value
-
-
-def _in_common(tensor: TensorInfo) -> TensorInfo:
-    """A tensor whose name and shapes are those of the others': a thousand ranks tell of the same ones."""
-    return TensorInfo(
-        name=_the_same(tensor.name),
-        shape=_the_same(tensor.shape),
-        dtype=_the_same(tensor.dtype),
-        group=tensor.group,
-        shard=_the_same(tensor.shard),
-        held=tensor.held,
-    )
 
 
 def _problem(hello: Hello) -> str:

@@ -1,5 +1,6 @@
 """The daemon's process: from settings to a served address, and a clean end."""
 
+import gc
 import logging
 import os
 import signal
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+GARBAGE = 20_000
+"""New objects between two looks for garbage: what a thousand ranks tell of is half a million, and is kept."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -73,6 +77,8 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda address: Non
     rules = _rules(settings.policy)
     check_exposure(address, insecure=settings.insecure)
     raise_file_limit()
+    gc.freeze()
+    gc.set_threshold(GARBAGE, 10, 10)
     wake, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     store = Store(settings.store or state_dir(), notify=lambda: _ring(bell))
     boards: Boards | None = None

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from optwatch.daemon.chunks import kind_of, pack_blocks, split
 from optwatch.daemon.history import History
-from optwatch.daemon.writer import read_schema
+from optwatch.daemon.schemas import read_schema
 from optwatch.series.coverage import Coverage
 from optwatch.series.points import Points
 from optwatch.wire.findings import Finding

@@ -15,10 +15,11 @@ from optwatch.daemon.errors import StartError
 from optwatch.daemon.head import Head
 from optwatch.daemon.resume import LaneState
 from optwatch.daemon.retention import Limits, delete_run, next_job, used
+from optwatch.daemon.schemas import read_schema
 from optwatch.daemon.store import FILE, lock
 from optwatch.daemon.tables import VERSION, connect, migrate
 from optwatch.daemon.thinning import Thinned, thin_run
-from optwatch.daemon.writer import LEVELS, merge_level, read_schema
+from optwatch.daemon.writer import LEVELS, merge_level
 from optwatch.wire.findings import Finding
 from optwatch.wire.messages import Hello
 

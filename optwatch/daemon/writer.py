@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from optwatch.daemon.chunks import join, kind_of
+from optwatch.daemon.schemas import schema_data
 from optwatch.daemon.statements import execute
-from optwatch.wire.messages import Schema
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def merge_level(connection: sqlite3.Connection, stream: Stream, level: int) -> i
     ).fetchall()
     run, optimizer, kind, rank = stream
     for (digest, incarnation), group in groupby(rows, key=lambda row: (row[1], row[2])):
-        schema = msgspec.msgpack.decode(_schema(connection, run, optimizer, digest), type=_Shape)
+        schema = msgspec.msgpack.decode(schema_data(connection, run, optimizer, digest), type=_Shape)
         for batch in _by_size(list(group)):
             connection.execute(
                 "INSERT INTO chunk (run, optimizer, kind, rank, level, schema, incarnation, first, last, "
@@ -214,15 +214,6 @@ def merge_level(connection: sqlite3.Connection, stream: Stream, level: int) -> i
     return len(rows)
 
 
-def read_schema(connection: sqlite3.Connection, run: str, optimizer: int, digest: str) -> Schema:
-    """A schema of the store.
-
-    Raises:
-        ValueError: there is none of that digest.
-    """
-    return msgspec.msgpack.decode(_schema(connection, run, optimizer, digest), type=Schema)
-
-
 class _Shape(msgspec.Struct, tag="schema", frozen=True):
     """What merging needs of a schema: not the tensors of each of a thousand ranks, every few seconds."""
 
@@ -230,15 +221,6 @@ class _Shape(msgspec.Struct, tag="schema", frozen=True):
     tensors: tuple[msgspec.Raw, ...]
     stats: tuple[str, ...]
     counts: tuple[str, ...]
-
-
-def _schema(connection: sqlite3.Connection, run: str, optimizer: int, digest: str) -> bytes:
-    row = connection.execute(
-        "SELECT data FROM schema WHERE run = ? AND optimizer = ? AND digest = ?", (run, optimizer, digest)
-    ).fetchone()
-    if row is None:
-        raise ValueError(f"no schema {digest} of run {run}")
-    return bytes(row[0])
 
 
 def _by_size(rows: list[tuple[Any, ...]]) -> list[list[tuple[Any, ...]]]:
