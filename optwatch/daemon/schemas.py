@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from optwatch.wire.limits import MAX_NAME
 from optwatch.wire.messages import Schema, TensorInfo
 
 
@@ -40,9 +39,7 @@ def read_columns(connection: sqlite3.Connection, run: str, optimizer: int, diges
         ValueError: there is none of that digest.
     """
     named = msgspec.msgpack.decode(schema_data(connection, run, optimizer, digest), type=_Columns)
-    return Schema(
-        session="", optimizer=optimizer, digest=digest, scalars=_the_same(named.scalars), tensors=()
-    )
+    return Schema(session="", optimizer=optimizer, digest=digest, scalars=_first(named.scalars), tensors=())
 
 
 def schema_data(connection: sqlite3.Connection, run: str, optimizer: int, digest: str) -> bytes:
@@ -65,25 +62,21 @@ class _Columns(msgspec.Struct, tag="schema", frozen=True):
 
 def _in_common(schema: Schema) -> Schema:
     """A schema whose names and shapes are the objects that those of others are."""
-    tensors = tuple(
-        [
-            TensorInfo(
-                name=_the_same(tensor.name),
-                shape=_the_same(tensor.shape),
-                dtype=_the_same(tensor.dtype),
-                group=tensor.group,
-                shard=_the_same(tensor.shard),
-                held=tensor.held,
-            )
-            for tensor in schema.tensors
-        ]
+    tensors = schema.tensors
+    shards: dict[Any, Any] = {}
+    made = map(
+        TensorInfo,
+        _first(tuple([tensor.name for tensor in tensors])),
+        _first(tuple([tensor.shape for tensor in tensors])),
+        _first(tuple([tensor.dtype for tensor in tensors])),
+        [tensor.group for tensor in tensors],
+        [shards.setdefault(tensor.shard, tensor.shard) for tensor in tensors],
+        _first(tuple([tensor.held for tensor in tensors])),
     )
-    return msgspec.structs.replace(schema, scalars=_the_same(schema.scalars), tensors=tensors)
+    return msgspec.structs.replace(schema, scalars=_first(schema.scalars), tensors=tuple(made))
 
 
-_first = lru_cache(maxsize=1 << 14)(lambda value: value)
-
-
-def _the_same(value: Any) -> Any:
-    """The object that is equal to a given one and came first; of long ones none is kept."""
-    return _first(value) if len(value) <= MAX_NAME else value
+@lru_cache(maxsize=256)
+def _first(column: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The column that is equal to a given one and came first, a while ago at most."""
+    return column
