@@ -97,12 +97,14 @@ def agents(
     run: str,
     numbers: range,
     total: int,
+    shards: int,
+    tensors: int,
     ended: Event,
     told: "multiprocessing.Queue[Any]",
 ) -> None:
     """Some of the agents. Told is, whenever all of them are back, when each was welcome and when it had
     delivered."""
-    from tests.simulated import SHARDS, SimulatedRun, Trainings
+    from tests.simulated import SimulatedRun, Trainings
 
     class Alike(SimulatedRun):
         """Ranks that measure the same, once for all: on hosts of their own each would do so for itself."""
@@ -110,10 +112,21 @@ def agents(
         same = lru_cache(maxsize=64)(SimulatedRun.blocks)
 
         def blocks(self, rank: int, steps: Sequence[int], *, sampled: bool) -> BatchBlocks:
-            return self.same(rank % SHARDS, tuple(steps), sampled=sampled)
+            return self.same(rank % self.shards, tuple(steps), sampled=sampled)
 
     os.environ["OPTWATCH_DAEMON_KEY"] = key
-    here = Alike("many", address, 0, False, run=run, numbers=numbers, world_size=total, hasty=False)
+    here = Alike(
+        "many",
+        address,
+        0,
+        False,
+        run=run,
+        numbers=numbers,
+        world_size=total,
+        hasty=False,
+        shards=shards,
+        tensors=tensors,
+    )
     trainings = Trainings([here], STEP_TIME)
     turns = Turns([rank.link for rank in here.ranks])
     turns.start()
@@ -139,6 +152,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--agents", type=int, default=1_024)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--shards", type=int, default=2, help="parts of the tensors, of each as many replicas"
+    )
+    parser.add_argument("--tensors", type=int, default=3)
     parser.add_argument("--away", type=float, nargs="*", default=[0.0, 10.0], help="seconds that it is away")
     args = parser.parse_args()
     with home_of_its_own() as home:
@@ -152,7 +169,17 @@ def main() -> None:
         for first in range(0, args.agents, share):
             queues.append(spawn.Queue())
             numbers = range(first, min(first + share, args.agents))
-            given = (daemon.address, key, run, numbers, args.agents, ended, queues[-1])
+            given = (
+                daemon.address,
+                key,
+                run,
+                numbers,
+                args.agents,
+                args.shards,
+                args.tensors,
+                ended,
+                queues[-1],
+            )
             processes.append(spawn.Process(target=agents, args=given, daemon=True))
             processes[-1].start()
         for queue in queues:

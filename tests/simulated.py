@@ -75,7 +75,7 @@ class SimulatedRank:
         self._reports: list[Report] = []
         self._pending: list[Prepare] = []
         self._known: set[str] = set()
-        shard = number % SHARDS
+        shard = number % run.shards
         self.schema = Schema(
             session=self.session,
             optimizer=0,
@@ -83,9 +83,14 @@ class SimulatedRank:
             scalars=COLUMNS,
             tensors=tuple(
                 TensorInfo(
-                    f"layer.{i}.weight", (10 * SHARDS, i + 1), "float32", 0, (("dp", shard),), 10 * (i + 1)
+                    f"layer.{i}.weight",
+                    (10 * run.shards, i + 1),
+                    "float32",
+                    0,
+                    (("dp", shard),),
+                    10 * (i + 1),
                 )
-                for i in range(TENSORS)
+                for i in range(run.tensors)
             ),
         )
         self.link = Link(self, self.session, address)
@@ -242,12 +247,15 @@ class SimulatedRun:
         numbers: Sequence[int] = range(RANKS),
         world_size: int = RANKS,
         hasty: bool = True,
+        shards: int = SHARDS,
+        tensors: int = TENSORS,
     ) -> None:
         """Ranks `numbers` of the job's `world_size`; `hasty` links do not wait for a tenth of a second."""
         self.name = name
         self.run = run or uuid.uuid4().hex
         self.world_size = world_size
         self.hasty = hasty
+        self.shards, self.tensors = shards, tensors
         self.started = time.time()
         self.lock = threading.Lock()
         self.step = 0
@@ -267,18 +275,18 @@ class SimulatedRun:
         sample_step = step[step % SAMPLE_EVERY == 0] if sampled else step[:0]
         k = len(sample_step)
         scalars, logged = self._scalars(rank, step)
-        counts = np.zeros((k, TENSORS, len(COUNTS)), np.uint64)
+        counts = np.zeros((k, self.tensors, len(COUNTS)), np.uint64)
         counts[:, :, 0] = sample_step[:, None]  # the zeros tell the step
         if self._faults:  # now and then one gradient has an element that is not finite
             counts[sample_step % FAULT_EVERY == FAULT_EVERY // 2, 1, 1] = 1
-        stats = 0.5 + uniform(self._seed, 1_000_000 + rank % SHARDS, sample_step, TENSORS * 12)
+        stats = 0.5 + uniform(self._seed, 1_000_000 + rank % self.shards, sample_step, self.tensors * 12)
         return BatchBlocks(
             step=step,
             wall=1e9 + step * STEP_TIME + rank * 1e-4,
             scalars=scalars,
             logged=logged,
             sample_step=sample_step,
-            stats=stats.astype(np.float32).reshape(k, TENSORS, 12),
+            stats=stats.astype(np.float32).reshape(k, self.tensors, 12),
             counts=counts,
         )
 
