@@ -98,7 +98,8 @@ class SimulatedRank:
     # --- the training thread, under the run's lock ----------------------------------------------------
 
     def step(self, step: int) -> None:
-        for prepare in [p for p in self._pending if not p.steps or p.steps[0] <= step]:
+        due = [p for p in self._pending if not p.steps or p.steps[0] <= step]
+        for prepare in sorted(due, key=lambda p: (p.steps, p.order, p.vote)):  # as agents do, on all ranks
             self._pending.remove(prepare)
             if self._run.votes.decide(prepare.vote, prepare.n):
                 self.applied.append((prepare.command, step))

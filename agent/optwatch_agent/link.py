@@ -80,9 +80,9 @@ _REJECTED = 5.0
 """Seconds until a daemon that refuses this agent is asked again."""
 _HANDSHAKE = 3.0
 """Seconds that a connection may take to be there."""
-_PROBE = 1.0
-"""Seconds until the first look, while it is not there, at whether anybody listens any more. Each later one
-comes after twice the time: it is one more connection to a daemon that a thousand agents come back to."""
+_PROBE = 0.15
+"""Seconds until the first look, while it is not there, at whether anybody listens any more: before a daemon
+that is started anew is back. Each later one comes after twice the time, so a busy one is not asked often."""
 _BLOCKED = 0.5
 """Seconds for which a socket takes nothing after which the connection is held lost."""
 _WELCOME = 10.0
@@ -408,7 +408,11 @@ class Link:
     # --- messages -------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
-        """Take what has come; whether it was more than that the daemon has what it was sent."""
+        """Take what has come; whether it calls for an answer at once.
+
+        A welcome does not: what is held goes out at the next turn, since a thousand agents may have come back
+        at once, and some of them still wait for theirs.
+        """
         more = False
         while self._socket is not None and _holds(self._socket):
             parts = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -419,7 +423,7 @@ class Link:
                 continue
             if message.session != self._session:
                 continue
-            more |= not isinstance(message, Ack)
+            more |= not isinstance(message, Ack | Welcome)
             match message:
                 case Welcome(acked=acked):
                     self._forget(acked)
