@@ -33,8 +33,8 @@ class InForce:
             entry.after = self.clip
 
     def restore(self, entry: Entry) -> None:
-        """A command was applied, as was noted then."""
-        if entry.command.state in ("applied", "judged", "undone"):
+        """A command was applied, as was noted with the first rank that did; others may have yet to tell."""
+        if entry.command.ranks_applied:
             if entry.command.action == "scale_lr" and isinstance(entry.after, (int, float)):
                 self.lr_scale = float(entry.after)
             elif entry.command.action == "clip":

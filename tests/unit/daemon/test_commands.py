@@ -383,6 +383,18 @@ def test_each_optimizer_gets_its_margin_in_its_own_steps() -> None:
     assert {p.steps for p in sent.prepares} == {(130, 26)}
 
 
+def test_what_a_part_of_the_ranks_has_told_before_a_restart_is_in_force_after_it() -> None:
+    book = Book("r")
+    entry = ask(book, factor=0.5)
+    prepare = go(book, 2)[0]
+    report(book, prepare, "applied", rank=1)
+    again = Book("r", [entry])
+    assert again.in_force.lr_scale == 0.5
+    report(again, prepare, "applied", rank=0)
+    assert entry.command.state == "applied"
+    assert again.in_force.lr_scale == 0.5
+
+
 def test_the_step_follows_what_is_thought_of_most_ranks() -> None:
     book, sent = Book("r"), Sent()
     ask(book, factor=0.5)
