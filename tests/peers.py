@@ -40,6 +40,19 @@ OPTIMIZER = OptimizerInfo(
 )
 
 
+BEAT = Beat(
+    session="",
+    steps=(),
+    phase="forward",
+    phase_time=0.0,
+    overhead=0.0,
+    sample_every=1,
+    queued=0,
+    dropped=0,
+    control="armed",
+)
+
+
 class AgentPeer:
     """One rank of a run. It keeps what it sent until it is acknowledged, as the protocol asks."""
 

@@ -2,29 +2,17 @@
 
 import contextlib
 
+import msgspec
 import pytest
 
 from optwatch.client import Refusal
-from optwatch.wire.messages import Beat
 from optwatch.wire.requests import Act, AddMark, GetSeries, Request
 from tests.daemons import GUARD, DaemonProcess
-from tests.peers import AgentPeer, values
+from tests.peers import BEAT, AgentPeer, values
 
 
 def beat_with(agent: AgentPeer, steps: tuple[int, ...]) -> None:
-    agent.send(
-        Beat(
-            session=agent.session,
-            steps=steps,
-            phase="forward",
-            phase_time=0.0,
-            overhead=0.0,
-            sample_every=1,
-            queued=0,
-            dropped=0,
-            control="armed",
-        )
-    )
+    agent.send(msgspec.structs.replace(BEAT, session=agent.session, steps=steps))
 
 
 def recorded_after(daemon: DaemonProcess, agent: AgentPeer) -> int:

@@ -4,20 +4,8 @@ import msgspec
 import pytest
 
 from optwatch.daemon.sessions import LONGEST_DELAY, WINDOW, Session, Transit
-from optwatch.wire.messages import Beat
+from tests.peers import BEAT
 from tests.unit.daemon.test_ingest import GOOD
-
-BEAT = Beat(
-    session="one",
-    steps=(1,),
-    phase="forward",
-    phase_time=0.0,
-    overhead=0.0,
-    sample_every=1,
-    queued=0,
-    dropped=0,
-    control="armed",
-)
 
 
 def session() -> Session:
@@ -25,7 +13,7 @@ def session() -> Session:
 
 
 def beat(of: Session, step: int, sent: float, now: float) -> None:
-    of.take_beat(msgspec.structs.replace(BEAT, steps=(step,), clock=sent), now)
+    of.take_beat(msgspec.structs.replace(BEAT, session="one", steps=(step,), clock=sent), now)
 
 
 @pytest.mark.parametrize("apart", [-1e6, 0.0, 1e6])
