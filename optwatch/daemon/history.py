@@ -15,7 +15,7 @@ import numpy.typing as npt
 from optwatch.daemon.assembly import Record, add_up, assemble
 from optwatch.daemon.blocks import scalar_points, with_samples
 from optwatch.daemon.chunks import ChunkKind, split, split_alike, split_rows
-from optwatch.daemon.schemas import read_columns, read_schema
+from optwatch.daemon.schemas import in_common, read_columns, read_schema
 from optwatch.daemon.tables import again
 from optwatch.series.coverage import Coverage
 from optwatch.series.merge import Pending, select
@@ -50,6 +50,8 @@ class _Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     rows: int
 
 
+Key = tuple[str, int, str]
+"""Run, optimizer and digest of a schema."""
 Rows = tuple[npt.NDArray[np.int64], Points]
 """Rows of several ranks: whose each is, i8[n], and the rows."""
 Place = tuple[int, Callable[[], Record]]
@@ -70,26 +72,23 @@ class History:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._schemas: dict[tuple[str, int, str], Schema] = {}
-        self._columns: dict[tuple[str, int, str], Schema] = {}
+        self._schemas: dict[Key, Schema] = {}
+        self._columns: dict[Key, Schema] = {}
         """The same without their tensors: what scalars are read with."""
 
     def schema(self, run: str, optimizer: int, digest: str) -> Schema:
         """Raises `ValueError` where the store has none of that digest."""
-        key = run, optimizer, digest
-        if key not in self._schemas:
-            if len(self._schemas) >= MOST_SCHEMAS:
-                self._schemas.clear()
-            self._schemas[key] = read_schema(self._connection, *key)
-        return self._schemas[key]
+        return self._kept(self._schemas, (run, optimizer, digest), lambda *key: in_common(read_schema(*key)))
 
     def _columns_of(self, run: str, optimizer: int, digest: str) -> Schema:
-        key = run, optimizer, digest
-        if key not in self._columns:
-            if len(self._columns) >= MOST_SCHEMAS:
-                self._columns.clear()
-            self._columns[key] = read_columns(self._connection, *key)
-        return self._columns[key]
+        return self._kept(self._columns, (run, optimizer, digest), read_columns)
+
+    def _kept(self, kept: dict[Key, Schema], key: Key, read: Callable[..., Schema]) -> Schema:
+        if key not in kept:
+            if len(kept) >= MOST_SCHEMAS:
+                kept.clear()
+            kept[key] = read(self._connection, *key)
+        return kept[key]
 
     def points(
         self,

@@ -6,11 +6,12 @@ which the same names and shapes come again and again.
 
 import hashlib
 import sqlite3
-from functools import lru_cache
+import weakref
 from typing import Any
 
 import msgspec
 
+from optwatch.daemon.chunks import Shape
 from optwatch.wire.messages import Schema, TensorInfo
 
 
@@ -19,7 +20,7 @@ def taken_in(schema: Schema) -> Schema:
     for another one in another process."""
     named = schema.optimizer, schema.scalars, schema.tensors, schema.stats, schema.counts
     digest = hashlib.blake2b(msgspec.msgpack.encode(named), digest_size=12).hexdigest()
-    return _in_common(msgspec.structs.replace(schema, session="", digest=digest))
+    return in_common(msgspec.structs.replace(schema, session="", digest=digest))
 
 
 def read_schema(connection: sqlite3.Connection, run: str, optimizer: int, digest: str) -> Schema:
@@ -28,8 +29,7 @@ def read_schema(connection: sqlite3.Connection, run: str, optimizer: int, digest
     Raises:
         ValueError: there is none of that digest.
     """
-    data = schema_data(connection, run, optimizer, digest)
-    return _in_common(msgspec.msgpack.decode(data, type=Schema))
+    return msgspec.msgpack.decode(_data(connection, run, optimizer, digest), type=Schema)
 
 
 def read_columns(connection: sqlite3.Connection, run: str, optimizer: int, digest: str) -> Schema:
@@ -38,45 +38,62 @@ def read_columns(connection: sqlite3.Connection, run: str, optimizer: int, diges
     Raises:
         ValueError: there is none of that digest.
     """
-    named = msgspec.msgpack.decode(schema_data(connection, run, optimizer, digest), type=_Columns)
-    return Schema(session="", optimizer=optimizer, digest=digest, scalars=_first(named.scalars), tensors=())
+    named = msgspec.msgpack.decode(_data(connection, run, optimizer, digest), type=_Columns)
+    return Schema(session="", optimizer=optimizer, digest=digest, scalars=named.scalars, tensors=())
 
 
-def schema_data(connection: sqlite3.Connection, run: str, optimizer: int, digest: str) -> bytes:
-    """A schema of the store, encoded.
+def read_shape(connection: sqlite3.Connection, run: str, optimizer: int, digest: str) -> Shape:
+    """The same as far as merging needs it: not the tensors of each of a thousand ranks, every few seconds.
 
     Raises:
         ValueError: there is none of that digest.
     """
-    row = connection.execute(
-        "SELECT data FROM schema WHERE run = ? AND optimizer = ? AND digest = ?", (run, optimizer, digest)
-    ).fetchone()
-    if row is None:
-        raise ValueError(f"no schema {digest} of run {run}")
-    return bytes(row[0])
+    return msgspec.msgpack.decode(_data(connection, run, optimizer, digest), type=_Shape)
 
 
 class _Columns(msgspec.Struct, tag="schema", frozen=True):
     scalars: tuple[str, ...]
 
 
-def _in_common(schema: Schema) -> Schema:
-    """A schema whose names and shapes are the objects that those of others are."""
-    tensors = schema.tensors
+class _Shape(msgspec.Struct, tag="schema", frozen=True):
+    scalars: tuple[str, ...]
+    tensors: tuple[msgspec.Raw, ...]
+    stats: tuple[str, ...]
+    counts: tuple[str, ...]
+
+
+_models: weakref.WeakValueDictionary[int, Schema] = weakref.WeakValueDictionary()
+"""By the hash of its tensors' names, a schema that is in use somewhere; nothing is kept for others' sake."""
+
+
+def in_common(schema: Schema) -> Schema:
+    """A schema whose names and shapes are the objects that those of another one are, of the same model."""
+    key = hash(tuple([tensor.name for tensor in schema.tensors]))
+    model = _models.setdefault(key, schema)
+    if model is schema or len(model.tensors) != len(schema.tensors):
+        return schema
     shards: dict[Any, Any] = {}
-    made = map(
-        TensorInfo,
-        _first(tuple([tensor.name for tensor in tensors])),
-        _first(tuple([tensor.shape for tensor in tensors])),
-        _first(tuple([tensor.dtype for tensor in tensors])),
-        [tensor.group for tensor in tensors],
-        [shards.setdefault(tensor.shard, tensor.shard) for tensor in tensors],
-        _first(tuple([tensor.held for tensor in tensors])),
+    tensors = tuple(
+        [
+            TensorInfo(
+                name=first.name if own.name == first.name else own.name,
+                shape=first.shape if own.shape == first.shape else own.shape,
+                dtype=first.dtype if own.dtype == first.dtype else own.dtype,
+                group=own.group,
+                shard=shards.setdefault(own.shard, own.shard),
+                held=own.held,
+            )
+            for own, first in zip(schema.tensors, model.tensors, strict=True)
+        ]
     )
-    return msgspec.structs.replace(schema, scalars=_first(schema.scalars), tensors=tuple(made))
+    scalars = model.scalars if schema.scalars == model.scalars else schema.scalars
+    return msgspec.structs.replace(schema, scalars=scalars, tensors=tensors)
 
 
-@lru_cache(maxsize=256)
-def _first(column: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The column that is equal to a given one and came first, a while ago at most."""
-    return column
+def _data(connection: sqlite3.Connection, run: str, optimizer: int, digest: str) -> bytes:
+    row = connection.execute(
+        "SELECT data FROM schema WHERE run = ? AND optimizer = ? AND digest = ?", (run, optimizer, digest)
+    ).fetchone()
+    if row is None:
+        raise ValueError(f"no schema {digest} of run {run}")
+    return bytes(row[0])

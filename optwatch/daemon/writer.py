@@ -10,10 +10,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-import msgspec
-
 from optwatch.daemon.chunks import join, kind_of
-from optwatch.daemon.schemas import schema_data
+from optwatch.daemon.schemas import read_shape
 from optwatch.daemon.statements import execute
 
 log = logging.getLogger(__name__)
@@ -188,7 +186,7 @@ def merge_level(connection: sqlite3.Connection, stream: Stream, level: int) -> i
     ).fetchall()
     run, optimizer, kind, rank = stream
     for (digest, incarnation), group in groupby(rows, key=lambda row: (row[1], row[2])):
-        schema = msgspec.msgpack.decode(schema_data(connection, run, optimizer, digest), type=_Shape)
+        schema = read_shape(connection, run, optimizer, digest)
         for batch in _by_size(list(group)):
             connection.execute(
                 "INSERT INTO chunk (run, optimizer, kind, rank, level, schema, incarnation, first, last, "
@@ -212,15 +210,6 @@ def merge_level(connection: sqlite3.Connection, stream: Stream, level: int) -> i
         (*stream, level),
     )
     return len(rows)
-
-
-class _Shape(msgspec.Struct, tag="schema", frozen=True):
-    """What merging needs of a schema: not the tensors of each of a thousand ranks, every few seconds."""
-
-    scalars: tuple[str, ...]
-    tensors: tuple[msgspec.Raw, ...]
-    stats: tuple[str, ...]
-    counts: tuple[str, ...]
 
 
 def _by_size(rows: list[tuple[Any, ...]]) -> list[list[tuple[Any, ...]]]:
