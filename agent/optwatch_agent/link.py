@@ -58,7 +58,7 @@ from optwatch.wire.messages import (
     Sums,
     Welcome,
 )
-from optwatch.wire.pace import Pace
+from optwatch.wire.pace import TURN, Pace
 from optwatch.wire.places import find_daemon
 from optwatch.wire.sending import send
 from optwatch_agent.reach import refused
@@ -82,7 +82,8 @@ _HANDSHAKE = 3.0
 """Seconds that a connection may take to be there."""
 _PROBE = 0.15
 """Seconds until the first look, while it is not there, at whether anybody listens any more: before a daemon
-that is started anew is back. Each later one comes after twice the time, so a busy one is not asked often."""
+that is started anew is back. Each later one comes after four times the time, and all later in a large job:
+each is one more connection for a daemon that may be busy with a thousand others."""
 _BLOCKED = 0.5
 """Seconds for which a socket takes nothing after which the connection is held lost."""
 _WELCOME = 10.0
@@ -169,6 +170,8 @@ class Link:
         """When the socket last would have taken a message, or was made."""
         self._greeted = 0.0
         """When hello was said, or the socket was made."""
+        self._settled = 0.0
+        """From when on what is held goes out: the other ranks of a large job may still wait for a welcome."""
         self._at = ""
         """The address that the socket is connected to, or is to be."""
         self._next_probe = 0.0
@@ -287,7 +290,7 @@ class Link:
             self._watch_connection(now)
         if self._socket is not None and self._connected:
             self._receive()
-            if self.welcomed:
+            if self.welcomed and (now >= self._settled or self._stopping):
                 # First what can be rolled back to: what the points show may call for it.
                 if now >= self._next_beat or self._source.pressing():
                     self._next_beat = now + _BEAT * _JITTER.uniform(0.9, 1.1)
@@ -377,7 +380,7 @@ class Link:
             return
         self._socket, self._at = socket, address
         self._writable = self._greeted = now
-        self._next_probe = now + _PROBE
+        self._next_probe = now + _PROBE * self._pace.turn / TURN
 
     def _watch_connection(self, now: float) -> None:
         """Say hello as soon as the connection is there, and notice when it is lost."""
@@ -393,10 +396,12 @@ class Link:
         limit = _BLOCKED if self._connected else _HANDSHAKE
         gone = False
         if not self._connected and now >= self._next_probe:
-            self._next_probe = now + (now - self._greeted)
+            self._next_probe = now + 3 * (now - self._greeted)
             gone = refused(self._at)  # a daemon that ended in the handshake: ZeroMQ does not say so
         if gone or now - self._writable > limit or (not self.welcomed and now - self._greeted > _WELCOME):
             self._disconnect()
+            # Not at once: one that was killed may close its connections before it is gone.
+            self._next_try = now + self._retry * _JITTER.uniform(0.5, 1.0)
 
     def _disconnect(self) -> None:
         self._connected = self.welcomed = False
@@ -427,6 +432,8 @@ class Link:
             match message:
                 case Welcome(acked=acked):
                     self._forget(acked)
+                    if not self.welcomed:
+                        self._settled = time.monotonic() + self._pace.turn - TURN
                     self._sent = max(acked, self.oldest - 1)
                     self._known.clear()
                     self.welcomed = True

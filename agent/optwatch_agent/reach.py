@@ -13,15 +13,18 @@ _PATIENCE = 0.25
 
 def refused(address: str) -> bool:
     """Whether a connection to a `tcp://host:port` or `ipc://path` is refused; False where it is not known."""
+    family: int = socket.AF_INET  # what ZeroMQ makes of a name
+    to: str | tuple[str, int] = address.removeprefix("ipc://")
     with contextlib.suppress(OSError, ValueError):
-        try:
-            if address.startswith("ipc://"):
-                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                    probe.settimeout(_PATIENCE)
-                    probe.connect(address.removeprefix("ipc://"))
-            else:
-                host, _, port = address.removeprefix("tcp://").rpartition(":")
-                socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
-        except (ConnectionRefusedError, FileNotFoundError):
-            return True
+        if to != address:
+            family = socket.AF_UNIX
+        else:
+            host, _, port = address.removeprefix("tcp://").rpartition(":")
+            to = host, int(port)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_PATIENCE)
+            try:
+                probe.connect(to)
+            except (ConnectionRefusedError, FileNotFoundError):
+                return True
     return False

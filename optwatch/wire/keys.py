@@ -37,15 +37,22 @@ def key_pair(owner: Owner) -> KeyPair:
     """
     path = config_dir() / "keys" / f"{owner}.json"
     try:
-        data = path.read_bytes()
+        data, mode = _contents(path)
     except FileNotFoundError:
-        data = _make(path)
-    if path.stat().st_mode & 0o077:
+        _make(path)
+        data, mode = _contents(path)
+    if mode & 0o077:
         raise KeyFileError(f"{path} can be read by others: run chmod 600 {path}")
     try:
         return _read(data)
     except ValueError as error:
         raise KeyFileError(f"{path} is no key pair ({error}): delete it and a new one is made") from None
+
+
+def _contents(path: Path) -> tuple[bytes, int]:
+    """What a file holds, and its mode."""
+    with path.open("rb") as file:
+        return file.read(), os.fstat(file.fileno()).st_mode
 
 
 @lru_cache(maxsize=2)  # an agent asks at each connection
@@ -56,7 +63,7 @@ def _read(data: bytes) -> KeyPair:
     return pair
 
 
-def _make(path: Path) -> bytes:
+def _make(path: Path) -> None:
     """Write a new pair, and of several processes that do so at once let one be the first."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (path.parent / ".lock").open("wb") as lock:
@@ -66,7 +73,6 @@ def _make(path: Path) -> bytes:
             while public.startswith(b"-"):  # as an argument it would be taken for an option
                 public, secret = zmq.curve_keypair()
             write_private(path, msgspec.json.encode(KeyPair(public.decode(), secret.decode())))
-        return path.read_bytes()
 
 
 def daemon_key(address: str) -> str | None:

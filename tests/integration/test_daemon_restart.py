@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from optwatch.wire.messages import Prepare
+from optwatch.wire.pace import TURN, Pace
 from tests.daemons import GUARD, DaemonProcess
 from tests.integration.test_daemon_commands import state_of
 from tests.peers import AgentPeer, values
@@ -54,6 +55,22 @@ def test_a_link_notices_that_its_daemon_ended_in_the_handshake(
         assert time.monotonic() < end
         time.sleep(0.01)
     rank.link.stop("done")
+
+
+def test_the_ranks_of_a_large_job_let_each_other_come_back_first(daemon: DaemonProcess) -> None:
+    pytest.importorskip("torch")  # the links are the agent's own
+    from tests.simulated import SimulatedRun
+
+    run = SimulatedRun("large", daemon.address, 0, False, numbers=range(8), world_size=1_024)
+    for rank in run.ranks:
+        rank.link.start()
+    end = time.monotonic() + GUARD
+    while not all(rank.served for rank in run.ranks):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    for rank in run.ranks:
+        rank.link.stop("done")
+    assert min(rank.welcomed - rank.greeted for rank in run.ranks) >= Pace(1_024).turn - TURN
 
 
 def test_a_record_whose_parts_come_before_and_after_a_kill_is_whole(daemon: DaemonProcess) -> None:
