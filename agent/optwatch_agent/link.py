@@ -88,6 +88,8 @@ _BLOCKED = 0.5
 """Seconds for which a socket takes nothing after which the connection is held lost."""
 _WELCOME = 10.0
 """Seconds that the daemon may take to answer a hello."""
+_ALONE = 1.0
+"""Seconds between two looks at what has happened, while no daemon is there that could be told."""
 _IN_FLIGHT = 64
 _LINGER_MS = 300
 # As plain numbers: an enum's operators take longer than the call that they are for.
@@ -174,6 +176,7 @@ class Link:
         """From when on what is held goes out: the other ranks of a large job may still wait for a welcome."""
         self._at = ""
         """The address that the socket is connected to, or is to be."""
+        self._next_pack = 0.0
         self._next_probe = 0.0
         self._next_try = 0.0
         self._retry = _RETRY[0]
@@ -272,13 +275,18 @@ class Link:
         if now < self._hasty_until:
             return self._pace.quick_turn
         turn = self._pace.turn * _JITTER.uniform(0.9, 1.1)
-        due = (self._next_try if self._socket is None else self._next_probe) - now
-        return due if not self._connected and 0 < due < turn else turn
+        if self._connected:
+            return turn
+        alone = self._socket is None
+        due = (self._next_try if alone else self._next_probe) - now
+        return min(due, _ALONE if alone else turn) if due > 0 else turn
 
     def _turn(self, everything: bool = False) -> None:
-        for message, blocks, schema in self._source.collect(everything):
-            self._hold(message, blocks, schema)
         now = time.monotonic()
+        if self._connected or everything or now >= self._next_pack:
+            self._next_pack = now + _ALONE
+            for message, blocks, schema in self._source.collect(everything):
+                self._hold(message, blocks, schema)
         if now - self._accounted >= _ACCOUNT:
             used = time.thread_time()
             self._source.account(_CIPHERS * (used - self._used) / (now - self._accounted))

@@ -1,8 +1,10 @@
 """What a run could not send before it ended reaches the next daemon, once."""
 
 import os
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from optwatch.wire.leftovers import leave, leftovers_dir
@@ -41,6 +43,23 @@ def test_a_run_without_a_daemon_is_taken_in_by_the_next(left: Path, home: Path) 
             assert blocks.step.tolist() == list(range(1, 121))
     finally:
         daemon.kill()
+
+
+def test_while_no_daemon_is_there_an_agent_packs_a_message_a_second(home: Path) -> None:
+    pytest.importorskip("torch")  # the link is the agent's own
+    from tests.simulated import SimulatedRun
+
+    run = SimulatedRun("alone", "tcp://127.0.0.1:1", 0, False, numbers=[0], world_size=1, hasty=False)
+    (rank,) = run.ranks
+    rank.link.start()
+    began = time.monotonic()
+    for _ in range(60):
+        run.advance()
+        time.sleep(0.05)
+    assert 2 <= rank.link.queued <= time.monotonic() - began + 1
+    rank.link.stop("done")
+    steps = np.concatenate([blocks.step for _, blocks in rank.journal if blocks is not None])
+    assert steps.tolist() == list(range(1, 61))
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
