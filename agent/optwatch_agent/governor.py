@@ -25,8 +25,8 @@ _APART = (2.0, 60.0)
 _RESOLUTION = 256
 """Of a long run, a histogram for every such part."""
 
-_REPLAN = 16
-"""Steps between two plans while nothing is measured: step times move slowly, and a plan has its price."""
+_MOST_AT_ONCE = 16
+"""Steps without a measurement that are accounted for together at most: an account of each has its price."""
 
 _WEIGHT = 0.2
 """Weight of the newest value in a moving average."""
@@ -74,6 +74,11 @@ class Governor:
         self._since_histogram = math.inf
         self._steps = 0
         self._cost = self._time = 0.0
+        self._open = 0
+        """Steps that are yet to be accounted for, and below what they took."""
+        self._open_time = self._open_fixed = 0.0
+        self._room = 1
+        """As many steps can pass until something may be due."""
 
     @property
     def overhead(self) -> float:
@@ -82,7 +87,7 @@ class Governor:
 
     def wants_histogram(self) -> bool:
         """Whether a sample that is taken now should come with the histograms of its tensors."""
-        return self._since_histogram + 1 >= self.histogram_every
+        return self._since_histogram + self._open + 1 >= self.histogram_every
 
     def spent(
         self,
@@ -97,11 +102,21 @@ class Governor:
 
         `step_time` is None where no step came before; `reserved` is what the reserved share paid for.
         """
-        self._since_norm = 0 if norm is not None else self._since_norm + 1
-        self._since_sample = 0 if sample is not None else self._since_sample + 1
-        self._since_histogram = 0.0 if histogram is not None else self._since_histogram + 1
-        self._steps += 1
-        cost = self._fixed.see(fixed) + reserved
+        steps = 1
+        if step_time is not None:
+            self._open += 1
+            self._open_time += step_time
+            self._open_fixed += fixed
+            quiet = norm is None and sample is None and histogram is None and not reserved
+            if quiet and self._open < self._room:
+                return
+            steps, step_time, fixed = self._open, self._open_time / self._open, self._open_fixed / self._open
+            self._open, self._open_time, self._open_fixed = 0, 0.0, 0.0
+        self._since_norm = 0 if norm is not None else self._since_norm + steps
+        self._since_sample = 0 if sample is not None else self._since_sample + steps
+        self._since_histogram = 0.0 if histogram is not None else self._since_histogram + steps
+        self._steps += steps
+        cost = steps * self._fixed.see(fixed, steps) + reserved
         if norm is not None:
             cost += norm
             self._for_norms = self._norm.debit(self._for_norms, norm)
@@ -112,21 +127,23 @@ class Governor:
             cost += histogram
             self._for_samples -= self._histogram.see(histogram)
         if step_time is not None:
-            self._cost = 0.99 * self._cost + cost
-            self._time = 0.99 * self._time + step_time
+            kept = 0.99**steps
+            self._cost = kept * self._cost + cost
+            self._time = kept * self._time + steps * step_time
             if self._step_time is None:
                 self._step_time = Usual(step_time)
             # An evaluation or a checkpoint between two steps is no reason to measure more.
-            self._earn(self._step_time.see(step_time))
-            measured = norm is not None or sample is not None or histogram is not None
-            if measured or self._steps % _REPLAN == 1:
-                self._plan(self._step_time.value)
+            self._earn(steps, self._step_time.see(step_time, steps))
+            income = self._income(self._step_time.value)
+            self._plan(self._step_time.value, income)
+            debt = -self._for_norms
+            self._room = period(debt, income, _MOST_AT_ONCE) if debt > 0 else 1
         self.wants_norm = self._for_norms >= 0 or self._since_norm >= _MOST
         paid = self.wants_norm and self._for_samples >= 0
         self.wants_sample = paid or self._since_sample >= _MOST
 
-    def _earn(self, step_time: float) -> None:
-        income = self._income(step_time)
+    def _earn(self, steps: int, step_time: float) -> None:
+        income = steps * self._income(step_time)
         for_samples = _LEAST * income
         # What was earned long ago is not saved up for a burst.
         self._for_norms += income - for_samples
@@ -135,8 +152,7 @@ class Governor:
             for_samples += over
         self._for_samples = min(self._for_samples + for_samples, 0.0)
 
-    def _plan(self, step_time: float) -> None:
-        income = self._income(step_time)
+    def _plan(self, step_time: float, income: float) -> None:
         self.norm_every = period(self._norm.usual, (1 - _LEAST) * income)
         norms = min(self._norm.usual / self.norm_every, (1 - _LEAST) * income)
         self.sample_every = period(self._sample.usual, income - norms)
@@ -159,10 +175,10 @@ class Usual:
     def __init__(self, value: float) -> None:
         self.value = value
 
-    def see(self, value: float) -> float:
-        """Take account of a value; what of it is believed."""
+    def see(self, value: float, times: int = 1) -> float:
+        """Take account of a value, or of the mean of several; what of it is believed."""
         believed = min(value, _OUTLIER * self.value)
-        self.value += _WEIGHT * (believed - self.value)
+        self.value += (1.0 - (1.0 - _WEIGHT) ** times) * (believed - self.value)
         return believed
 
 

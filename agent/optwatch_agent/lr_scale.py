@@ -76,12 +76,10 @@ class LrScale:
     def add_columns(self, values: dict[str, Value]) -> None:
         """Tell in a step's row the lr of each group as the schedule has it, also while the factor is in; NaN
         where it is none."""
-        saved = {id(group): lr for group, lr, _ in self._saved}
-        name = "lr"
-        for i, group in enumerate(self._held.optimizer.param_groups, start=1):
+        saved = {id(group): lr for group, lr, _ in self._saved} if self._saved else {}
+        for i, group in enumerate(self._held.optimizer.param_groups):
             lr = saved.get(id(group), group.get("lr"))
-            values[name] = lr if type(lr) is float else _number(lr)
-            name = f"lr/{i}"
+            values[f"lr/{i}" if i else "lr"] = lr if type(lr) is float else _number(lr)
 
     def enter(self) -> float | None:
         """Multiply the lr for the step that begins; the factor, None where none is in force."""
