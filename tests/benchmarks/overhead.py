@@ -5,12 +5,13 @@
 Every way has a copy of the model. The ways take turns of a fraction of a second in one process on one
 thread; a figure is the median over rounds of (CPU time of a step - that of nothing in the same round) /
 that of nothing, with the quartiles. What optwatch does by default it does not do in every step: there single
-steps with it alternate with steps of nothing, and the figure is that of all of them, with the 95 % interval
-of a bootstrap. The agent may spend a share of the time from step to step, so the other copy's steps are taken
-out of that. Two copies of a model differ by several percent for where they lie in memory alone, so after half
-of the time they change places. "nothing, again" is measured the same way: what it differs from 0 by is
-the error of the method. The CPU time of the agent's threads is counted too, and neighbours on the machine
-disturb it less than the wall clock; what wandb's own process does is not counted. No daemon listens.
+steps with it alternate with steps of the same model for which its hooks are taken off, and the figure is that
+of all of them, with the 95 % interval of a bootstrap over pairs. (Two copies of a model differ by several
+percent for where they lie in memory alone, and not always by the same.) The agent may spend a share of the
+time from step to step, so the other steps are taken out of that. "nothing, again" is measured the same way:
+what it differs from 0 by is the error of the method. The CPU time of the agent's threads is counted too, and
+neighbours on the machine disturb it less than the wall clock; what wandb's own process does is not counted.
+No daemon listens.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -32,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 import optwatch
-from optwatch_agent import compiled
+from optwatch_agent import compiled, losses
 from optwatch_agent.probe import measure
 from optwatch_agent.roles import roles_of
 
@@ -147,8 +149,9 @@ class Way:
 
     def after(self) -> None: ...
 
-    def away(self, seconds: float) -> None:
-        """Between two steps so much time went to something else."""
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """For the time of a step, as if nothing watched."""
+        return contextlib.nullcontext()
 
 
 class Nothing(Way): ...
@@ -159,10 +162,24 @@ class Default(Way):
         super().__init__(model, optimizer, stack)
         self.watch = stack.enter_context(optwatch.attach(optimizer, model=model))
 
-    def away(self, seconds: float) -> None:
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
         (track,) = self.watch._agent.tracks
-        if track._ended is not None:
-            track._ended += seconds
+        optimizer, forward, began = self.optimizer, track.forward, time.perf_counter()
+        hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+        backward, armed = torch.autograd.backward, forward.armed
+        optimizer._optimizer_step_pre_hooks = OrderedDict()
+        optimizer._optimizer_step_post_hooks = OrderedDict()
+        torch.autograd.backward = losses.TAP.patches[0]._original
+        if armed:
+            forward.arm(False)
+        yield
+        if armed:
+            forward.arm(True)
+        torch.autograd.backward = backward
+        optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks = hooks
+        if track._ended is not None:  # this step is none of its own
+            track._ended += time.perf_counter() - began
 
 
 class EveryTensor(Way):
@@ -311,7 +328,7 @@ class Training:
 
 Round = dict[str, float]
 """CPU seconds of a step, by way."""
-Half = list[tuple[float, float]]
+Pair = tuple[float, float]
 """CPU seconds of a step that is watched and of one that is not."""
 
 
@@ -332,31 +349,24 @@ def compare(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> lis
         return rounds
 
 
-def alternate(make: Callable[[], tuple[nn.Module, Tensor]], kind: type[Way], seconds: float) -> list[Half]:
-    """Single steps of two copies in turn, one of which is watched: each of them half of the time."""
-    copies = [Training(make, Nothing, ExitStack()) for _ in range(2)]
-    return [_half(watched, other, kind, seconds / 2) for watched, other in (copies, copies[::-1])]
-
-
-def _half(watched: Training, other: Training, kind: type[Way], seconds: float) -> Half:
+def alternate(make: Callable[[], tuple[nn.Module, Tensor]], kind: type[Way], seconds: float) -> list[Pair]:
+    """Single steps of a model in turn: watched, and as if nothing watched."""
     with ExitStack() as stack:
-        watched.way = kind(watched.model, watched.optimizer, stack)
-        half: Half = []
+        training = Training(make, kind, stack)
+        pairs: list[Pair] = []
         own, all_threads, began = time.thread_time(), time.process_time(), time.monotonic()
-        while time.monotonic() < began + seconds or len(half) < FEWEST:
+        while time.monotonic() < began + seconds or len(pairs) < FEWEST:
             seen = {}
-            for training in (watched, other) if len(half) % 2 else (other, watched):
-                before, clock = time.thread_time(), time.perf_counter()
-                training.step()
-                seen[training] = time.thread_time() - before
-                if training is other:
-                    watched.way.away(time.perf_counter() - clock)
-            half.append((seen[watched], seen[other]))
+            for watched in (True, False) if len(pairs) % 2 else (False, True):
+                with contextlib.nullcontext() if watched else training.way.aside():
+                    before = time.thread_time()
+                    training.step()
+                    seen[watched] = time.thread_time() - before
+            pairs.append((seen[True], seen[False]))
         # The agent's threads wake by the clock: in a training alone, as often as a step of it is long.
         others = (time.process_time() - all_threads) - (time.thread_time() - own)
         share = others / (time.monotonic() - began)
-    watched.way = Nothing(watched.model, watched.optimizer, ExitStack())
-    return [(ours * (1 + share), nothing) for ours, nothing in half]
+    return [(watched * (1 + share), nothing) for watched, nothing in pairs]
 
 
 def fixed_cost(steps: int = 2_000, rounds: int = 15) -> dict[str, float]:
@@ -409,26 +419,19 @@ def added(rounds: list[Round], way: str) -> list[float]:
     return [each[way] / each["nothing"] - 1 for each in rounds if way in each]
 
 
-def added_in_all(halves: list[Half]) -> tuple[float, float, float]:
-    """Share of a step that a way adds over all steps, in the middle of its 95 % interval.
-
-    The geometric mean of both halves: the ratio of the two copies, which change places, drops out.
-    """
+def added_in_all(pairs: list[Pair]) -> tuple[float, float, float]:
+    """Share of a step that a way adds over all steps, in the middle of its 95 % interval."""
     rng = np.random.default_rng(0)
-    found, drawn = 0.0, np.zeros(2_000)
-    for half in halves:
-        seconds = np.array(half)
-        watched, other = seconds.sum(axis=0)
-        found += np.log(watched / other) / len(halves)
-        sums = seconds[rng.integers(len(seconds), size=(len(drawn), len(seconds)))].sum(axis=1)
-        drawn += np.log(sums[:, 0] / sums[:, 1]) / len(halves)
-    low, high = np.expm1(np.quantile(drawn, (0.025, 0.975)))
-    return float(low), float(np.expm1(found)), float(high)
+    seconds = np.array(pairs)
+    watched, other = seconds.sum(axis=0)
+    drawn = seconds[rng.integers(len(seconds), size=(2_000, len(seconds)))].sum(axis=1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1] - 1, (0.025, 0.975))
+    return float(low), float(watched / other - 1), float(high)
 
 
-def cell(rounds: list[Round], halves: dict[str, list[Half]], way: str) -> str:
+def cell(rounds: list[Round], pairs: dict[str, list[Pair]], way: str) -> str:
     if way in NOW_AND_THEN:
-        low, middle, high = added_in_all(halves[way])
+        low, middle, high = added_in_all(pairs[way])
         return f"{middle:+.1%} ({low:+.1%} … {high:+.1%})"
     if way not in rounds[0]:
         return WAYS[way].missing()
@@ -451,7 +454,7 @@ def main() -> None:
     models = options.models.split(",")
     print(f"about {(options.seconds + 15) * len(models) / 60:.0f} minutes", flush=True)
     torch.set_num_threads(1)
-    results: dict[str, tuple[list[Round], dict[str, list[Half]]]] = {}
+    results: dict[str, tuple[list[Round], dict[str, list[Pair]]]] = {}
     with home():
         fixed = fixed_cost()
         for name in models:
