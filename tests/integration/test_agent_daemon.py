@@ -242,7 +242,7 @@ def test_a_daemon_that_is_told_to_end_says_goodbye(
 def test_what_waits_too_long_loses_tensors_before_scalars(home: Path) -> None:
     run = SimulatedRun("patient", "tcp://127.0.0.1:9", 0, False, numbers=(0,), world_size=1)
     (rank,) = run.ranks
-    rank.link.ring = Ring(most=60_000)
+    rank.link.ring = Ring(most=300_000)  # a few messages
     rank.link.start()
     while rank.link.ring.thinned < 5:
         run.advance()
