@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Sequence
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 import zmq
 
@@ -194,15 +195,13 @@ class AgentPeer:
         sent: int = 0,
     ) -> None:
         self.send(
-            Beat(
+            msgspec.structs.replace(
+                BEAT,
                 session=self.session,
                 steps=(self.step if step is None else step,),
-                phase="forward",
-                phase_time=0.0,
                 overhead=0.005,
                 sample_every=10,
                 queued=len(self.held) if queued is None else queued,
-                dropped=0,
                 control=control,
                 oldest=oldest,
                 reduced=reduced,

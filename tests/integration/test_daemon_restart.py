@@ -2,7 +2,6 @@
 
 import random
 import socket
-import time
 from pathlib import Path
 
 import msgspec
@@ -13,6 +12,7 @@ from optwatch.wire.messages import Prepare
 from optwatch.wire.pace import TURN, Pace
 from tests.daemons import GUARD, DaemonProcess
 from tests.integration.test_daemon_commands import state_of
+from tests.integration.test_main_job import eventually
 from tests.peers import AgentPeer, values
 
 
@@ -50,10 +50,7 @@ def test_a_link_notices_that_its_daemon_ended_in_the_handshake(
             connection.recv(1)
             connection.close()
     daemon.start()
-    end = time.monotonic() + GUARD
-    while not rank.link.welcomed:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    eventually(lambda: rank.link.welcomed)
     rank.link.stop("done")
 
 
@@ -64,10 +61,7 @@ def test_the_ranks_of_a_large_job_let_each_other_come_back_first(daemon: DaemonP
     run = SimulatedRun("large", daemon.address, 0, False, numbers=range(8), world_size=1_024)
     for rank in run.ranks:
         rank.link.start()
-    end = time.monotonic() + GUARD
-    while not all(rank.served for rank in run.ranks):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    eventually(lambda: all(rank.served for rank in run.ranks))
     for rank in run.ranks:
         rank.link.stop("done")
     assert min(rank.welcomed - rank.greeted for rank in run.ranks) >= Pace(1_024).turn - TURN

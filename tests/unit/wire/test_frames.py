@@ -25,8 +25,9 @@ from optwatch.wire.frames import (
     unpack,
 )
 from optwatch.wire.histograms import WIDTH
-from optwatch.wire.messages import Batch, Beat, Schema, TensorInfo
+from optwatch.wire.messages import Batch, Schema, TensorInfo
 from optwatch.wire.requests import GetSeries
+from tests.peers import BEAT
 
 DECODERS = [agent_decoder, daemon_decoder, request_decoder, reply_decoder, publication_decoder]
 SCHEMA = Schema(
@@ -41,17 +42,7 @@ SCHEMA = Schema(
 MESSAGES = [
     SCHEMA,
     Batch(session="s", seq=1, optimizer=0, schema="d", steps=2, sampled=1, histograms=1),
-    Beat(
-        session="s",
-        steps=(1,),
-        phase="forward",
-        phase_time=0.1,
-        overhead=0.0,
-        sample_every=1,
-        queued=0,
-        dropped=0,
-        control="armed",
-    ),
+    msgspec.structs.replace(BEAT, session="s", steps=(1,), phase_time=0.1),
     GetSeries(run="r"),
 ]
 
