@@ -299,7 +299,7 @@ class Agent:
             session=self.identity.session,
             steps=tuple(track.under_way for track in self.tracks),
             phase=phase,
-            phase_time=time.monotonic() - since,
+            phase_time=time.perf_counter() - since,
             overhead=max(track.governor.overhead for track in self.tracks),
             sample_every=first.governor.sample_every,
             queued=self.link.queued,
@@ -344,7 +344,7 @@ class Agent:
                 session=self.identity.session,
                 steps=tuple(track.under_way for track in self.tracks),
                 phase=phase,
-                phase_time=time.monotonic() - since,
+                phase_time=time.perf_counter() - since,
                 frames=stacks.frames_of(PHASES.thread),
             )
             return stack, ()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from optwatch_agent.outside import skipped
 from optwatch_agent.patches import Patch
 from optwatch_agent.recorder import Value
 from optwatch_agent.tensors import on_cpu, on_device
@@ -75,9 +76,7 @@ class ClipTap:
                 self._saw(parameters, max_norm, total_norm)
             return result
 
-        disable: Any = torch._dynamo.disable
-        wrapper: Callable[..., Any] = disable(watched, recursive=False)
-        return wrapper
+        return skipped(watched)
 
     def _saw(self, parameters: Sequence[Tensor], max_norm: Any, total_norm: Any) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from typing import NamedTuple
 
 _MOST = 1_024
 """Steps between two measurements at most, however little the budget allows."""
@@ -12,6 +13,10 @@ _OUTLIER = 2.0
 _LEAST = 0.25
 """Share of the budget left for norms and samples, whatever the cost of every step; and share of what is
 left for samples, however seldom that makes the norm."""
+
+_LOOK = 0.5
+"""Share of the budget that looks at the sentinel may take, of which there is one in `_MOST_UNSEEN` steps."""
+_MOST_UNSEEN = 16
 
 _SAVED = 8.0
 """Norms that can be paid from savings while steps are shorter than usual."""
@@ -30,6 +35,19 @@ _MOST_AT_ONCE = 16
 
 _WEIGHT = 0.2
 """Weight of the newest value in a moving average."""
+
+
+class Costs(NamedTuple):
+    """What was measured of a step and how many seconds each took, None for what was not."""
+
+    norm: float | None = None
+    sample: float | None = None
+    histogram: float | None = None
+    reserved: float = 0.0
+    """What the reserved share paid for."""
+
+
+NOTHING = Costs()
 
 
 class Governor:
@@ -57,6 +75,10 @@ class Governor:
         self.wants_sample = False
         """Whether the step that begins should measure every tensor. The norm, which goes with it, is one that
         was wanted anyway."""
+        self.look = Usual(3e-5)
+        """What a look at the sentinel costs, in seconds."""
+        self.look_every = 1
+        """Steps from one look to the next."""
         self.norm_every = 1
         self.sample_every = _MOST
         self.histogram_every = 1
@@ -89,29 +111,21 @@ class Governor:
         """Whether a sample that is taken now should come with the histograms of its tensors."""
         return self._since_histogram + self._open + 1 >= self.histogram_every
 
-    def spent(
-        self,
-        step_time: float | None,
-        fixed: float,
-        norm: float | None,
-        sample: float | None,
-        reserved: float = 0.0,
-        histogram: float | None = None,
-    ) -> None:
-        """Take account of a step: its whole time, and what the agent's parts took, in seconds.
+    def spent(self, step_time: float | None, fixed: float, costs: Costs = NOTHING) -> None:
+        """Take account of a step: its whole time, what the agent takes of every step, and what was measured.
 
-        `step_time` is None where no step came before; `reserved` is what the reserved share paid for.
+        `step_time` is None where no step came before.
         """
         steps = 1
         if step_time is not None:
             self._open += 1
             self._open_time += step_time
             self._open_fixed += fixed
-            quiet = norm is None and sample is None and histogram is None and not reserved
-            if quiet and self._open < self._room:
+            if self._open < self._room and costs == NOTHING:
                 return
             steps, step_time, fixed = self._open, self._open_time / self._open, self._open_fixed / self._open
             self._open, self._open_time, self._open_fixed = 0, 0.0, 0.0
+        norm, sample, histogram, reserved = costs
         self._since_norm = 0 if norm is not None else self._since_norm + steps
         self._since_sample = 0 if sample is not None else self._since_sample + steps
         self._since_histogram = 0.0 if histogram is not None else self._since_histogram + steps
@@ -153,6 +167,7 @@ class Governor:
         self._for_samples = min(self._for_samples + for_samples, 0.0)
 
     def _plan(self, step_time: float, income: float) -> None:
+        self.look_every = period(self.look.value, _LOOK * self.budget * step_time, _MOST_UNSEEN)
         self.norm_every = period(self._norm.usual, (1 - _LEAST) * income)
         norms = min(self._norm.usual / self.norm_every, (1 - _LEAST) * income)
         self.sample_every = period(self._sample.usual, income - norms)

@@ -21,7 +21,7 @@ class Range:
 
     def left_by(self, value: float) -> bool:
         """Take the next value; whether it lies a whole range above it, or is not finite."""
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:
             return True
         high, low = self._high, self._low
         width = high - low

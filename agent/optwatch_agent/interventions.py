@@ -41,6 +41,7 @@ class Interventions:
 
     def end(self) -> None:
         """The step is over."""
+        self.clipped = None
         if self._factor is not None:
             self._lr_scale.leave()
         if self._guard.on or self._guard.skipping:
@@ -53,6 +54,12 @@ class Interventions:
             self._guard.give_up("the gradients are yet to be summed over ranks when the optimizer steps")
         if self._guard.on_device is not None and self._actuators.sparse:
             self._guard.give_up("there are sparse gradients, on a device")
+
+    @property
+    def in_force(self) -> bool:
+        """Whether anything is done to steps."""
+        scale = self._lr_scale
+        return self.on_gradients or self._guard.skipping or scale.in_force or scale.armed
 
     @property
     def on_gradients(self) -> bool:
@@ -118,6 +125,7 @@ class Interventions:
         """Tell in the step's row what was in force."""
         guard = self._guard
         if self._factor is not None:
+            self._lr_scale.add_columns(values)
             values["lr_scale"] = self._factor
         if self._actuators.max_norm is not None:
             values["clip"] = self._actuators.max_norm

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optwatch_agent.outside import skipped
 from optwatch_agent.patches import Patch
 from optwatch_agent.phases import PHASES
 from optwatch_agent.tensors import on_cpu
@@ -97,10 +98,12 @@ class LossTap:
             if grad_tensors is not None or tensors.numel() != 1:
                 return
             if self._closed:
-                self._values, self._divisors, self._closed = [], [], False
+                self._values, self._closed = [], False
             if self._scaled is not None and self._scaled[0]() is tensors:
                 tensors = self._scaled[1]
             if self._values:  # looking at what was divided costs more than all the rest
+                if len(self._values) == 1:
+                    self._divisors = []
                 self._divisors.append(_divisors(tensors))
             self._values.append(tensors.item() if on_cpu(tensors) else tensors.detach().clone())
         except Exception:  # noqa: BLE001 - never in the way of a backward pass
@@ -110,7 +113,7 @@ class LossTap:
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
             self._saw(tensors, grad_tensors)
-            PHASES.begin_backward()
+            PHASES.begin_backward(began)
             self._spent += time.perf_counter() - began
             try:
                 return backward(tensors, grad_tensors, *args, **kwargs)
@@ -118,9 +121,7 @@ class LossTap:
                 PHASES.end_backward()
 
         # Not recursive: the code under it is the user's and may be compiled.
-        disable: Any = torch._dynamo.disable
-        wrapper: Callable[..., Any] = disable(watched, recursive=False)
-        return wrapper
+        return skipped(watched)
 
     def wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         def watched(scaler: Any, outputs: Any) -> Any:

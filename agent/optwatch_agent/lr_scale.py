@@ -6,6 +6,7 @@
 
 import functools
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,12 +75,11 @@ class LrScale:
         self.in_force = self.target != 1.0 or ramps
 
     def add_columns(self, values: dict[str, Value]) -> None:
-        """Tell in a step's row the lr of each group as the schedule has it, also while the factor is in; NaN
-        where it is none."""
-        saved = {id(group): lr for group, lr, _ in self._saved} if self._saved else {}
-        for i, group in enumerate(self._held.optimizer.param_groups):
-            lr = saved.get(id(group), group.get("lr"))
-            values[f"lr/{i}" if i else "lr"] = lr if type(lr) is float else _number(lr)
+        """Tell in a step's row the lr of each group as the schedule has it, while the factor is in."""
+        if self._saved:
+            scheduled = {id(group): lr for group, lr, _ in self._saved}
+            groups = self._optimizer.param_groups
+            add_lrs(values, [{"lr": scheduled.get(id(group), group.get("lr"))} for group in groups])
 
     def enter(self) -> float | None:
         """Multiply the lr for the step that begins; the factor, None where none is in force."""
@@ -156,6 +156,13 @@ class LrScale:
         self.target, self._ramp, self._warmup = 1.0, 0, 0
         self._look()
         self.disarm()
+
+
+def add_lrs(values: dict[str, Value], groups: Sequence[dict[str, Any]]) -> None:
+    """Tell in a step's row the lr of each group; NaN where it is none."""
+    for i, group in enumerate(groups):
+        lr = group.get("lr")
+        values[f"lr/{i}" if i else "lr"] = lr if type(lr) is float else _number(lr)
 
 
 def _number(lr: Any) -> Value:

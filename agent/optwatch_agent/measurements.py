@@ -64,6 +64,8 @@ class Measurements:
         """Norms of gradients that the step overwrites, and the CPU seconds that they took before it."""
         self._gradients = Gradients()
         self._sentinel = Sentinel()
+        self._unseen = 0
+        """Steps since the sentinel was looked at."""
         self._tools = Tools(_kernels(self.devices))
         self._norm_time, self._sample_time = DeviceTime(self.devices), DeviceTime(self.devices)
 
@@ -71,6 +73,11 @@ class Measurements:
     def is_on_cpu(self) -> bool:
         """Whether there is a tensor that is measured by the host."""
         return any(map(on_cpu, self._params()))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this rank alone measures, on the host, what can be read after the step."""
+        return bool(self.keeps_grad) and not self._together and not self.devices
 
     @property
     def outdated(self) -> bool:
@@ -125,12 +132,24 @@ class Measurements:
 
     # --- after the update -----------------------------------------------------------------------------
 
-    def due(self, step: int, clipped: bool) -> bool:
-        """Whether there is something to measure of the step that is done."""
+    def due(self, optimizer: torch.optim.Optimizer, step: int, clipped: bool, leapt: bool) -> bool:
+        """Whether there is something to measure of the step that is done. `leapt`: its loss did."""
         if self.sampling or clipped or self._wants_norm(step):
             return True
-        # Out of turn, where gradients are unusual; where ranks measure together each would call by its part.
-        return bool(self.keeps_grad) and not self._together and self._sentinel.calls(self._held.optimizer)
+        # Where ranks measure together each would call by its part.
+        return bool(self.keeps_grad) and not self._together and (leapt or self.is_called(optimizer))
+
+    def is_called(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the gradients of the step that is done are so unusual that they are measured at once."""
+        governor = self._governor
+        self._unseen += 1
+        if self._unseen < governor.look_every:
+            return False
+        self._unseen = 0
+        began = time.perf_counter()
+        called = self._sentinel.calls(optimizer)
+        governor.look.see(time.perf_counter() - began)
+        return called
 
     def add_norms(self, values: dict[str, Value], clipped: tuple[Value, Value] | None, scaled: bool) -> float:
         """Add the norms of the gradients to a row; the seconds it took.

@@ -9,6 +9,16 @@ _tracer: Callable[[], Any] | None = getattr(torch._C._dynamo.eval_frame, "get_ev
 """What Dynamo would compile the next frame with, None outside of compiled code; not in every torch."""
 
 
+def skipped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which a compiled caller calls as it is; what it calls is compiled as ever.
+
+    As `torch.compiler.disable(recursive=False)`, without a wrapper, whose call takes its time.
+    """
+    skip: Any = torch._dynamo.decorators.skip
+    marked: Callable[..., Any] = skip(function)
+    return marked
+
+
 def outside(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A hook that a compiled caller calls as it is, and nothing in which is compiled.
 
@@ -24,5 +34,4 @@ def outside(hook: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: Any) -> Any:
         return hook(*args) if tracer() is None else disabled(*args)
 
-    nonrecursive: Callable[..., Any] = disable(called, recursive=False)
-    return nonrecursive
+    return skipped(called)

@@ -29,8 +29,8 @@ class Phases:
     """The phase now, and what the ranks' own time adds up to. Written by the training thread alone."""
 
     def __init__(self) -> None:
-        self.now: tuple[str, float] = (START, time.monotonic())
-        """The phase, and since when (monotonic)."""
+        self.now: tuple[str, float] = (START, time.perf_counter())
+        """The phase, and since when, on the clock of `perf_counter`."""
         self.thread = threading.main_thread().ident
         """The thread that trains."""
         self.own = 0.0
@@ -39,11 +39,11 @@ class Phases:
         """Backward passes so far."""
         self.patch = Patch(dataloader._BaseDataLoaderIter, "__next__", self._wrap_next)
         self._left = 0.0
-        """Since when the time is this rank's own, on the clock of `perf_counter`; 0 while it is not."""
+        """Since when the time is this rank's own, 0 while it is not."""
         self._depth = 0
 
-    def enter(self, phase: str) -> None:
-        self.now = phase, time.monotonic()
+    def enter(self, phase: str, now: float) -> None:
+        self.now = phase, now
 
     def begin_forward(self) -> None:
         """A forward pass begins in which ranks wait for each other."""
@@ -51,33 +51,33 @@ class Phases:
             self.own += time.perf_counter() - self._left
             self._left = 0.0
 
-    def begin_backward(self) -> None:
+    def begin_backward(self, now: float) -> None:
         """A backward pass begins: what came since the last one was this rank's own time."""
         self._depth += 1
         if self._depth > 1:  # a checkpointed part runs its own
             return
         if self._left:
-            self.own += time.perf_counter() - self._left
+            self.own += now - self._left
         self.passes += 1
         self.thread = threading.get_ident()
-        self.now = BACKWARD, time.monotonic()
+        self.now = BACKWARD, now
 
     def end_backward(self) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self._left = time.perf_counter()
-            self.now = AFTER, time.monotonic()
+            self._left = now = time.perf_counter()
+            self.now = AFTER, now
 
     def _wrap_next(self, following: Callable[..., Any]) -> Callable[..., Any]:
         def watched(loader: Any) -> Any:
             if self.patch.users == 0 or threading.get_ident() != self.thread:
                 return following(loader)
             before = self.now[0]
-            self.enter(DATA)
+            self.enter(DATA, time.perf_counter())
             try:
                 return following(loader)
             finally:
-                self.enter(before)
+                self.enter(before, time.perf_counter())
 
         return watched
 

@@ -70,17 +70,24 @@ class Recorder:
     # --- the training thread --------------------------------------------------------------------------
 
     def add(self, step: int, values: dict[str, Value]) -> None:
-        """Record a completed step."""
+        """Record a completed step, and take what devices have got done for former ones."""
         self.release()
         if len(self._rows) >= _MOST_ROWS:
             self._rows.popleft()
             self.dropped += 1
         row = Row(step, time.time(), values)
-        for numbers, columns in self._expected:
-            self._await(row, numbers, columns)
-        self._expected = []
-        self._await_values(row, values)
+        if self._expected:
+            for numbers, columns in self._expected:
+                self._await(row, numbers, columns)
+            self._expected = []
+        for value in values.values():
+            if type(value) is not float:
+                self._await_values(row, values)
+                break
         self._newest.append(row)
+        if self._later is not None:
+            for (former, columns), arrived in self._later.take():  # never waits for one
+                _fill(former, columns, arrived)
 
     def amend(self, values: Mapping[str, Value]) -> bool:
         """Add values to the newest step; False where it is on its way already."""
@@ -96,12 +103,6 @@ class Recorder:
     def expect(self, numbers: Tensor, columns: Columns) -> None:
         """Wait, with the row that is added next, for numbers of a device, which become columns of it."""
         self._expected.append((numbers, columns))
-
-    def arrive(self) -> None:
-        """Take what devices have got done. Never waits for one."""
-        if self._later is not None:
-            for (row, columns), numbers in self._later.take():
-                _fill(row, columns, numbers)
 
     def settle(self) -> None:
         """Wait for all that devices have to work out: no step will come that could take it."""

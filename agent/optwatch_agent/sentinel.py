@@ -1,12 +1,14 @@
-"""A sentinel: one small gradient, looked at in every step, that calls for the norm of all of them.
+"""A sentinel: one small gradient, looked at in nearly every step, that calls for the norm of all of them.
 
 The global norm is measured as often as the budget allows, and one huge gradient easily comes in between. The
 first layers see what goes wrong anywhere behind them, so one small tensor of theirs is enough to tell that
-something did, at the price of a few microseconds.
+something did. A look takes 10 us, and up to 50 where the model has emptied the caches: where steps take 10 ms
+or more there is one in each.
 """
 
 import math
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,11 +17,19 @@ from optwatch_agent.tensors import on_cpu
 
 LEAP = 10.0
 """A norm over so many times the usual one, or not finite, calls."""
+_FAR = 2 * math.log(LEAP)
 _LEARN = 20
 """Steps before it calls for the first time."""
 _RATE = 0.1
+_MOST_OVER = 2.0
+"""What a spike counts for at most, which is not to raise what is usual."""
+_REST = 100
+"""Steps until it looks for a tensor again where there was none: to look at all of them takes its time."""
 _MOST = 4096
 """Elements of the tensor that is looked at."""
+
+_SINGLE = torch.float32
+_dot: Callable[[Tensor, Tensor], Tensor] = torch.dot
 
 
 class Sentinel:
@@ -27,39 +37,49 @@ class Sentinel:
     gradient, on the CPU."""
 
     def __init__(self) -> None:
-        self._param: weakref.ref[Tensor] | None = None
+        self._param: Callable[[], Tensor | None] = _nowhere
+        """The tensor, while somebody else keeps it."""
         self._usual = 0.0
-        """Exponential average of the logarithms of its norm."""
+        """Exponential average of the logarithms of its squared norm."""
         self._seen = 0
+        self._rest = 0
 
     def calls(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this step's gradient is far out of what it has been."""
-        param = None if self._param is None else self._param()
-        if param is None or param.grad is None:
-            param = _first(optimizer)
-            if param is None:
-                return False
-            self._param, self._seen = weakref.ref(param), 0
-        assert param.grad is not None
-        norm = _norm(param.grad)
-        if not math.isfinite(norm):
-            return True
-        if norm <= 0:
+        param = self._param()
+        if param is None and self._rest > 0:
+            self._rest -= 1
             return False
-        over = math.log(norm) - self._usual
+        grad = None if param is None else param.grad
+        if grad is None:
+            if (param := _first(optimizer)) is None:
+                self._rest = _REST
+                return False
+            self._param, self._seen, grad = weakref.ref(param), 0, param.grad
+            assert grad is not None
+        square = _square(grad)
+        if not square < math.inf:
+            return True
+        if square == 0:
+            return False
+        over = math.log(square) - self._usual
         self._seen += 1
         if self._seen == 1:
             self._usual += over
             return False
-        self._usual += _RATE * min(over, 1.0)  # a spike is not to raise what is usual
-        return self._seen > _LEARN and over > math.log(LEAP)
+        self._usual += _RATE * min(over, _MOST_OVER)
+        return over > _FAR and self._seen > _LEARN
 
 
-def _norm(grad: Tensor) -> float:
-    """The norm, or inf where its square is beyond the dtype: then it is far out, too."""
-    if grad.dim() == 1 and grad.dtype is torch.float32:  # a bias, as mostly: this takes less than the other
-        return math.sqrt(torch.dot(grad, grad).item())
-    return float(torch.linalg.vector_norm(grad).item())
+def _nowhere() -> None:
+    return None
+
+
+def _square(grad: Tensor) -> float:
+    """The sum of squares; inf where it is beyond the dtype: then it is far out, too."""
+    if grad.dim() == 1 and grad.dtype is _SINGLE:  # a bias, as mostly: this takes less than the other
+        return _dot(grad, grad).item()
+    return float(torch.linalg.vector_norm(grad).item()) ** 2
 
 
 def _first(optimizer: torch.optim.Optimizer) -> Tensor | None:

@@ -22,11 +22,19 @@ class StepLoss:
         """`see`: whether it is recorded; `hurry` is called when one is out of the range of the last."""
         self.awaits_closure = False
         """Whether the gradients of the step are yet to come, within it."""
+        self.leapt = False
+        """Whether the loss of the step is the first out of the range of the last."""
         self._see = see
         self._hurry = hurry
         self._range = Range()
+        self._left = False
         self._of_closure: float | Tensor | None = None
         self._passes = 1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the step took no closure."""
+        return self._of_closure is None and not self.awaits_closure
 
     def begin(self, awaits_closure: bool) -> None:
         """A step begins."""
@@ -58,6 +66,7 @@ class StepLoss:
 
     def add_columns(self, values: dict[str, Value]) -> None:
         """Tell it in the step's row."""
+        self.leapt = False
         if not self._see:
             return
         loss: float | Tensor | None
@@ -68,7 +77,10 @@ class StepLoss:
         if loss is None:
             return
         values["loss"] = seen = loss.item() if isinstance(loss, Tensor) and on_cpu(loss) else loss
-        if isinstance(seen, float) and self._range.left_by(seen):
-            self._hurry()
+        if isinstance(seen, float):
+            left = self._range.left_by(seen)
+            self.leapt, self._left = left and not self._left, left
+            if left:
+                self._hurry()
         if passes > 1:
             values["backward_passes"] = float(passes)

@@ -14,10 +14,11 @@ from optwatch_agent.calls import closure_of, is_nested
 from optwatch_agent.checks import Checks
 from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.forward import Forward
-from optwatch_agent.governor import Governor
+from optwatch_agent.governor import NOTHING, Costs, Governor
 from optwatch_agent.guard import Guard
 from optwatch_agent.interventions import Interventions
 from optwatch_agent.loose import Loose
+from optwatch_agent.lr_scale import add_lrs
 from optwatch_agent.measurements import Measurements
 from optwatch_agent.membership import Membership
 from optwatch_agent.outside import outside
@@ -94,8 +95,13 @@ class Track:
             self.actuators.hear_norm,
             self._failed,
         )
+        self._on_device = bool(self._measurements.devices)
         self._own = 0.0
         """`PHASES.own` at the end of the last step."""
+        self._settled = False
+        """Whether steps are quiet until a measurement is due or a command comes. See `_is_settled`."""
+        self._quiet = False
+        """Whether nothing is done to the step that is under way, and nothing but its row told of it."""
         self._must_check = False
         self._logged: dict[str, Value] = {}
         self._skipped = 0
@@ -165,7 +171,7 @@ class Track:
             self.control.apply_due(self._index, step)
         self.completed = step
         self._loss.add_columns(values)
-        self.actuators.lr_scale.add_columns(values)
+        add_lrs(values, self.optimizer.param_groups)
         if self.control is not None and self.control.behind:
             self.actuators.loss = values.get("loss")
             self.control.apply_behind(self._index, step)
@@ -198,7 +204,7 @@ class Track:
 
     def _pre(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         # Nothing is done for a step that goes into a CUDA graph, and a replay calls no hook.
-        if not self.active or (self._measurements.devices and torch.cuda.is_current_stream_capturing()):
+        if not self.active or (self._on_device and torch.cuda.is_current_stream_capturing()):
             return None
         try:
             began = time.perf_counter()
@@ -206,8 +212,8 @@ class Track:
                 self._depth += 1  # a subclass that calls super().step()
                 return None
             self._depth = 1
-            closure = closure_of(args, kwargs)
-            self._begin(closure is not None)
+            closure = closure_of(args, kwargs) if kwargs or len(args) > 1 else None
+            self._begin(began, closure is not None)
             changed = None
             if closure is not None:
                 changed = self._loss.wrap(closure, args, kwargs, self._take_gradients)
@@ -226,24 +232,36 @@ class Track:
         if self._depth:
             return
         try:
-            self._end(time.perf_counter())
+            self._end(optimizer, time.perf_counter())
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._failed(error)
         finally:
-            self._interventions.end()
+            if not self._quiet:
+                self._interventions.end()
             losses.TAP.close()
 
-    def _begin(self, awaits_closure: bool) -> None:
-        self.under_way = step = self.completed + 1
-        PHASES.enter(STEP)
+    def _begin(self, began: float, awaits_closure: bool) -> None:
+        self.under_way = self.completed + 1
+        PHASES.enter(STEP, began)
         self._acting = 0.0
+        governor, control = self.governor, self.control
+        self._quiet = (
+            self._settled
+            and not (awaits_closure or governor.wants_norm or governor.wants_sample)
+            and not (control is not None and control.pending)
+        )
+        if not self._quiet:
+            self._prepare(self.under_way, awaits_closure)
+
+    def _prepare(self, step: int, awaits_closure: bool) -> None:
+        """All that is done before the update of a step that is not quiet."""
+        self._loss.begin(awaits_closure)
         self._must_check = False
         if self.control is not None and self.control.pending:
             # Whatever becomes of it here, another rank may apply it: all look what it did to the replicas.
             self._must_check = any(p.due(self._index, step) for p in self.control.pending)
             self.control.apply_due(self._index, step)
         self._interventions.begin()
-        self._loss.begin(awaits_closure)
         try:
             if self._index == 0 and self.actuators.snapshots.on:
                 self.actuators.snapshots.begin(self.completed)
@@ -287,15 +305,51 @@ class Track:
         if not waiting:
             self.actuators.lr_scale.disarm()
 
-    def _end(self, now: float) -> None:
+    def _end(self, optimizer: torch.optim.Optimizer, now: float) -> None:
         """Record the step that is done."""
         step = self.completed = self.under_way
         step_time = now - self._ended if self._ended is not None else None
-        values = self._row(step_time)
+        values: dict[str, Value] = {}
+        self._loss.add_columns(values)
+        add_lrs(values, optimizer.param_groups)
+        if step_time is not None:
+            values["step_time"] = step_time
+        costs, seconds = NOTHING, 0.0
+        if not self._quiet or self._loss.leapt or self._measurements.is_called(optimizer):
+            costs, seconds = self._look(optimizer, step, step_time, values)
+        elif self._logged:
+            self._add_logged(values)
+        self.recorder.add(step, values)
+        self._own = PHASES.own
+        fixed = self._spent + losses.TAP.take_spent() + (time.perf_counter() - now) - seconds
+        governor = self.governor
+        governor.spent(step_time, fixed, costs)
+        if not self._quiet or governor.wants_norm or governor.wants_sample:
+            self._look_ahead(step + 1)
+        self._ended = ended = time.perf_counter()
+        PHASES.enter(FORWARD, ended)
+
+    def _look(
+        self,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        step_time: float | None,
+        values: dict[str, Value],
+    ) -> tuple[Costs, float]:
+        """Tell in a step's row what was done to it, and measure what is due; what that cost, and the seconds
+        that it took."""
         interventions, measurements = self._interventions, self._measurements
+        if self._quiet:
+            measurements.begin(step, may_sample=False)
+        if step_time is not None and self.checks.ranks > 1 and PHASES.own > self._own:
+            values["arrival"] = PHASES.own - self._own
+        interventions.add_columns(values)
+        self._add_logged(values)
         clipped = interventions.clipped
         norm_cost = sample_cost = histogram_cost = None
-        due = not self.degraded and measurements.due(step, clipped is not None)
+        due = self._quiet or (
+            not self.degraded and measurements.due(optimizer, step, clipped is not None, self._loss.leapt)
+        )
         began = ended = time.perf_counter()
         if due and not self.guard.skipping:
             try:
@@ -309,41 +363,48 @@ class Track:
             ended = time.perf_counter()
         if self.forward is not None and self.forward.armed:
             seen, cost = self.forward.take()
-            values = seen | values  # what was logged overrides
+            for name, value in seen.items():
+                values.setdefault(name, value)  # what was logged overrides
             if seen or sample_cost is not None:  # attached after the pass, nothing was measured
                 sample_cost = cost + (sample_cost or 0.0)
             ended = time.perf_counter()
         check_cost = self._look_behind(step, step_time, values.get("loss")) + self._check(step, step_time)
         if check_cost:
             ended = time.perf_counter()
-        self.recorder.add(step, values)
-        self.recorder.arrive()
-        PHASES.enter(FORWARD)
-        fixed = self._spent + losses.TAP.take_spent() + (began - now) + (time.perf_counter() - ended)
-        self.governor.spent(step_time, fixed, norm_cost, sample_cost, check_cost, histogram_cost)
+        return Costs(norm_cost, sample_cost, histogram_cost, check_cost), ended - began
+
+    def _add_logged(self, values: dict[str, Value]) -> None:
+        logged, self._logged = self._logged, {}
+        values.update(logged)
+
+    def _look_ahead(self, step: int) -> None:
+        """Prepare what the step that comes next is to measure of its passes, and see whether the ones behind
+        it are quiet."""
         if self.checks.ranks > 1 and not self.degraded:
-            measurements.arm_local_norm(step + 1)
+            self._measurements.arm_local_norm(step)
         if self.forward is not None:
-            wanted = not self.degraded and not self.reduced and measurements.wants_sample(step + 1)
+            wanted = not self.degraded and not self.reduced and self._measurements.wants_sample(step)
             if wanted or self.forward.armed:
                 self.forward.arm(wanted)
-        self._ended = time.perf_counter()
+        self._settled = self._is_settled()
 
-    def _row(self, step_time: float | None) -> dict[str, Value]:
-        """What is known of the step without measuring a tensor."""
-        values: dict[str, Value] = {}
-        self._loss.add_columns(values)
-        self.actuators.lr_scale.add_columns(values)
-        if step_time is not None:
-            values["step_time"] = step_time
-        own, self._own = PHASES.own - self._own, PHASES.own
-        if step_time is not None and self.checks.ranks > 1 and own > 0:
-            values["arrival"] = own
-        self._interventions.add_columns(values)
-        if self._logged:
-            logged, self._logged = self._logged, {}
-            values.update(logged)
-        return values
+    def _is_settled(self) -> bool:
+        """Whether there is nothing to do at a step but to tell its loss, LR and time, as long as no
+        measurement is due and no command comes.
+
+        Only a command, or a measurement that fails, changes that, and the job's other ranks when they are
+        there: this is asked again at each step that is not quiet, and those are never far.
+        """
+        return (
+            self._membership.alone
+            and not self.degraded
+            and self._loss.is_plain
+            and self._measurements.is_plain
+            and not self._interventions.in_force
+            and not self.actuators.snapshots.on
+            and not (self.forward is not None and self.forward.armed)
+            and not (self.control is not None and self.control.behind)
+        )
 
     def _look_behind(self, step: int, step_time: float | None, loss: Value | None) -> float:
         """What follows the update: commands that wait for it, and a snapshot; the CPU seconds of that."""
@@ -389,6 +450,7 @@ class Track:
         """Log once and go on with less: nothing measured, then nothing at all."""
         self._failures += 1
         self._depth = 0
+        self._settled = False
         if not self.degraded:
             self.degraded = f"{type(error).__name__}: {error}"
             log.warning(

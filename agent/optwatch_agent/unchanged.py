@@ -19,6 +19,7 @@ from optwatch_agent import clips, losses
 from optwatch_agent.agent import is_watched
 from optwatch_agent.attach import attach, innermost
 from optwatch_agent.identity import default_name
+from optwatch_agent.outside import outside
 from optwatch_agent.patches import Patch
 from optwatch_agent.watch import Watch
 
@@ -61,8 +62,7 @@ class Everything:
             # The first loss comes before the first step.
             losses.TAP.install()
             clips.TAP.patch.install()
-            disable: Any = torch.compiler.disable
-            register_optimizer_step_pre_hook(disable(self._stepping))
+            register_optimizer_step_pre_hook(outside(self._stepping))
 
     def _stepping(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         try:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optwatch_agent.governor import Governor
+from optwatch_agent.governor import Costs, Governor
 
 
 @dataclass
@@ -37,15 +37,15 @@ def drive(
     for i in range(steps):
         samples = governor.wants_sample
         norms = samples or governor.wants_norm
-        costs = norm(i) if norms else None, sample(i) if samples else None
         spread = histogram(i) if samples and governor.wants_histogram() else None
-        governor.spent(step_time(i), fixed(i), *costs, histogram=spread)
+        costs = Costs(norm(i) if norms else None, sample(i) if samples else None, spread)
+        governor.spent(step_time(i), fixed(i), costs)
         if spread is not None:
             told.histograms.append(i)
             told.cost += spread
         told.norms.append(norms)
         told.samples.append(samples)
-        told.cost += sum(cost for cost in costs if cost is not None)
+        told.cost += sum(cost for cost in (costs.norm, costs.sample) if cost is not None)
         told.time += step_time(i)
     return told
 
@@ -85,6 +85,16 @@ def test_samples_take_what_norms_leave() -> None:
     assert told.samples.count(True) == pytest.approx(10_000 * 30e-6 / 2e-3, rel=0.15)
     assert made.sample_every == pytest.approx(2e-3 / 30e-6, rel=0.1)
     assert made.norm_every == 1
+
+
+@pytest.mark.parametrize(("step_time", "every"), [(100e-3, 1), (10e-3, 1), (6e-3, 2), (2e-3, 5), (1e-4, 16)])
+def test_looks_at_the_sentinel_take_half_the_budget_and_are_never_far_apart(
+    step_time: float, every: int
+) -> None:
+    made = governor()
+    made.look.value = 48e-6
+    drive(made, 100, step_time=lambda i: step_time)
+    assert made.look_every == every
 
 
 def test_an_interrupted_measurement_silences_nothing() -> None:
@@ -128,7 +138,7 @@ def test_a_cost_that_changes_for_good_is_followed() -> None:
 
 def test_a_sample_that_was_free_does_not_make_all_later_ones_free() -> None:
     made = governor()
-    made.spent(None, 20e-6, None, 0.0)
+    made.spent(None, 20e-6, Costs(sample=0.0))
     told = drive(made, 1_000)
     assert told.cost < 0.011 * told.time
     assert 10 < told.samples.count(True) < 100

@@ -1,6 +1,7 @@
 """A rank's own time ends where its model is called, if ranks wait for each other there."""
 
 import copy
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,7 @@ def model() -> Iterator[nn.Module]:
     """A model after a backward pass, with a hook of its own."""
     model = nn.Linear(2, 2)
     model.register_forward_pre_hook(lambda module, args: seen.append(PHASES.own), prepend=True)
-    PHASES.begin_backward()
+    PHASES.begin_backward(time.perf_counter())
     PHASES.end_backward()
     yield model
     seen.clear()
@@ -30,7 +31,7 @@ def own_of_a_step(model: nn.Module) -> tuple[float, float]:
     """Seconds of own time up to the model's hook, and from there to the backward pass."""
     before = PHASES.own
     model(torch.zeros(2, 2))
-    PHASES.begin_backward()
+    PHASES.begin_backward(time.perf_counter())
     PHASES.end_backward()
     return seen[-1] - before, PHASES.own - seen[-1]
 
