@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -35,6 +34,24 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """As in `kernels`, which only numba can load."""
 _TINY = 1e-37
+_SOURCES = (
+    "GRAD",
+    "GRAD_MAX",
+    "FIRST",
+    "SECOND",
+    "SECOND_MIN",
+    "SECOND_MAX",
+    "PARAM",
+    "PARAM_MAX",
+    "UPDATE",
+    "RMS_T",
+    "DOT",
+    "SMALL",
+)
+"""The columns of `kernels` that are the sums, in the order of those."""
+_BITS = [Sums.COLUMNS.index(name) for name in Sums.PEAKS]
+_SECOND = Sums.COLUMNS.index("second")
+_EXTREMES = [Sums.COLUMNS.index(name) for name in ("second_min", "second_max")]
 _REAPED = 1.0
 """Seconds that the end of a killed process may take."""
 
@@ -50,8 +67,8 @@ class Table:
         self._kinds: list[tuple[int, int, int, int]] = []
         self._sizes: list[int] = []
         self._numbers: list[tuple[float, ...]] = []
-        self._updated: list[bool] = []
-        self._known: dict[tuple[int, bool, bool], tuple[tuple[float, ...], bool] | None] = {}
+        self._seen: list[tuple[bool, ...]] = []
+        self._known: dict[tuple[int, bool, bool], tuple[tuple[float, ...], tuple[bool, ...]] | None] = {}
         self._pieces: list[Piece] = []
         self._memory: list[torch.UntypedStorage] = []
         """What the addresses point into: also `p.data = …` in another thread does not free it."""
@@ -76,7 +93,7 @@ class Table:
         self._kinds.append((g[1], m[1], v[1], p[1]))
         self._sizes.append(x.param.numel())
         self._numbers.append(numbers[0])
-        self._updated.append(numbers[1])
+        self._seen.append(numbers[1])
         return True
 
     def _place(self, x: Tensor | None, numel: int) -> tuple[int, int]:
@@ -94,16 +111,22 @@ class Table:
         self._memory.append(memory)
         return at, kind
 
-    def _read(self, x: Piece) -> tuple[tuple[float, ...], bool] | None:
-        """The numbers for the pass, and whether the update is among its results."""
+    def _read(self, x: Piece) -> tuple[tuple[float, ...], tuple[bool, ...]] | None:
+        """The numbers for the pass, and which of the sums it finds."""
         update = quotient(self._rule, x)
         if update is None and self._rule is not None and x.numbers:
             return None
         a, k, b, epsilon = update or Quotient(0.0, 0.0, 0.0, 1.0)
+        unknown = {
+            *(() if update else ("update",)),
+            *(() if x.first is not None else ("first", "dot")),
+            *(() if x.second is not None else ("second", "second_min", "second_max", "rms_t", "eps")),
+        }
+        seen = tuple(name not in unknown for name in Sums.COLUMNS)
         if x.second is None:
-            return (a, k, b, 1.0, 0.0, 1.0, 0.0), update is not None
+            return (a, k, b, 1.0, 0.0, 1.0, 0.0), seen
         floor = max(x.epsilon, _TINY)
-        return (a, k, b, x.correction**-0.5, epsilon, floor, 10 * x.epsilon), update is not None
+        return (a, k, b, x.correction**-0.5, epsilon, floor, 10 * x.epsilon), seen
 
     def measure(self, sums: Sums) -> None:
         """Measure all of them, and let go of them."""
@@ -117,35 +140,16 @@ class Table:
         k.measure(addresses, kinds, sizes, np.array(self._numbers, dtype=np.float32), out)
         self._pieces.clear()
         self._memory.clear()
-        where = np.array(self._of, dtype=np.int64)
-        sums.put("grad", where, out[:, k.GRAD])
-        sums.put("grad_max", where, _floats(out[:, k.GRAD_MAX]))
-        sums.put("param", where, out[:, k.PARAM])
-        sums.put("param_max", where, _floats(out[:, k.PARAM_MAX]))
-        sums.count("grad_zeros", where, out[:, k.ZEROS])
-        sums.count("grad_nonfinite", where, out[:, k.NONFINITE])
-        sums.count("moments_nonfinite", where, out[:, k.LOST])
-        updated = np.array(self._updated)
-        sums.put("update", where[updated], out[updated, k.UPDATE])
-        has = addresses[:, 1] != 0
-        sums.put("first", where[has], out[has, k.FIRST])
-        sums.put("dot", where[has], out[has, k.DOT])
-        has = addresses[:, 2] != 0
-        out = out[has]
-        lost = np.where(np.isnan(out[:, k.SECOND]), np.nan, 0.0)  # bits of a NaN order at either end
-        sums.put("second", where[has], out[:, k.SECOND])
-        sums.put("second_min", where[has], _floats(out[:, k.SECOND_MIN]) + lost)
-        sums.put("second_max", where[has], _floats(out[:, k.SECOND_MAX]) + lost)
-        sums.put("rms_t", where[has], out[:, k.RMS_T])
-        sums.put("eps", where[has], out[:, k.SMALL])
+        values = out[:, [getattr(k, name) for name in _SOURCES]]
+        values[:, _BITS] = values[:, _BITS].astype(np.int32).view(np.float32)
+        # Bits of a NaN order at either end.
+        values[:, _EXTREMES] += np.where(np.isnan(values[:, [_SECOND]]), np.nan, 0.0)
+        counts = out[:, [k.ZEROS, k.NONFINITE, k.LOST]]
+        sums.put_all(np.array(self._of, dtype=np.int64), values, np.array(self._seen), counts)
 
 
 class _Unreadable(Exception):
     """Not plain contiguous memory of a dtype that the pass knows."""
-
-
-def _floats(bits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return bits.astype(np.int32).view(np.float32).astype(np.float64)
 
 
 # --- getting ready ------------------------------------------------------------------------------------

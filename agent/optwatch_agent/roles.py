@@ -71,9 +71,8 @@ class Roles:
     def moments(self, state: State, group: Group) -> tuple[Tensor | None, Tensor | None, bool]:
         """Both moments, and whether one is no tensor of the state's but was made for this call."""
         first, second = self.first_moment(state), self.second_moment(state, group)
-        made = any(
-            each is not None and each is not state.get(key or "")
-            for each, key in ((first, self.first), (second, self.second))
+        made = (first is not None and first is not state.get(self.first or "")) or (
+            second is not None and second is not state.get(self.second or "")
         )
         return first, second, made
 

@@ -24,26 +24,41 @@ class Sample:
 class Sums:
     """Mergeable sums of T tensors in float64, to which passes add; roots and ratios are taken at the end."""
 
-    NAMES = ("grad", "first", "second", "param", "update", "rms_t", "dot", "eps")
+    COLUMNS = (
+        "grad",
+        "grad_max",
+        "first",
+        "second",
+        "second_min",
+        "second_max",
+        "param",
+        "param_max",
+        "update",
+        "rms_t",
+        "dot",
+        "eps",
+    )
+    """Each in the place of the statistic that is made of it."""
     PEAKS = ("grad_max", "param_max", "second_min", "second_max")
 
     def __init__(self, tensors: int) -> None:
-        self._values: dict[str, F8] = {name: np.zeros(tensors) for name in (*self.NAMES, *self.PEAKS)}
+        self._values = np.zeros((tensors, len(self.COLUMNS)))
         # Apart from the values: a sum may well be NaN.
-        self._seen = {name: np.zeros(tensors, dtype=bool) for name in self._values}
+        self._seen = np.zeros(self._values.shape, dtype=bool)
         self._counts = np.zeros((tensors, len(COUNTS)), dtype=np.uint64)
 
     def add(self, name: str, i: int, value: float) -> None:
         """Add to the sum of one tensor."""
-        self._values[name][i] += value
-        self._seen[name][i] = True
+        at = i, _AT[name]
+        self._values[at] += value
+        self._seen[at] = True
 
     def peak(self, name: str, i: int, value: float) -> None:
         """Take a minimum or maximum of a part of one tensor into account."""
-        column, seen = self._values[name], self._seen[name]
+        at = i, _AT[name]
         pick = np.minimum if name == "second_min" else np.maximum
-        column[i] = pick(column[i], value) if seen[i] else value
-        seen[i] = True
+        self._values[at] = pick(self._values[at], value) if self._seen[at] else value
+        self._seen[at] = True
 
     def count(self, name: str, where: int | npt.NDArray[np.int64], elements: npt.ArrayLike) -> None:
         """Add to a count of one tensor's elements, or of each of several tensors'."""
@@ -51,40 +66,41 @@ class Sums:
 
     def put(self, name: str, where: npt.NDArray[np.int64], values: F8) -> None:
         """Set the sums or peaks of several tensors at once."""
-        self._values[name][where] = values
-        self._seen[name][where] = True
+        self._values[where, _AT[name]] = values
+        self._seen[where, _AT[name]] = True
+
+    def put_all(
+        self, where: npt.NDArray[np.int64], values: F8, seen: npt.NDArray[np.bool_], counts: F8
+    ) -> None:
+        """Set all of several tensors: `values` and whether they are known, f8 and bool[n, COLUMNS], and
+        `counts`, f8[n, COUNTS]."""
+        self._values[where] = np.where(seen, values, 0.0)
+        self._seen[where] = seen
+        self._counts[where] = counts.astype(np.uint64)
 
     def sample(self, numel: F8) -> Sample:
         """Everything as it is reported; `numel` f8[T]."""
-        seen = self._seen
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            sums = {name: np.where(seen[name], column, np.nan) for name, column in self._values.items()}
-            mean = {name: sums[name] / numel for name in self.NAMES}
-            columns = {
-                "grad_rms": np.sqrt(mean["grad"]),
-                "grad_max": sums["grad_max"],
-                "exp_avg_rms": np.sqrt(mean["first"]),
-                "exp_avg_sq_mean": mean["second"],
-                "exp_avg_sq_min": sums["second_min"],
-                "exp_avg_sq_max": sums["second_max"],
-                "param_rms": np.sqrt(mean["param"]),
-                "param_max": sums["param_max"],
-                "update_rms": np.sqrt(mean["update"]),
-                "rms_t": np.sqrt(mean["rms_t"]),
-                "cos_grad_exp_avg": np.clip(
-                    sums["dot"] / (np.sqrt(sums["grad"]) * np.sqrt(sums["first"])), -1.0, 1.0
-                ),
-                "eps_share": mean["eps"],
-            }
-            stats = np.stack([columns[name] for name in STATS], axis=1).astype(np.float32)
+            stats = np.where(self._seen, self._values, np.nan)
+            lengths = np.sqrt(stats[:, _VECTORS])
+            cosine = np.clip(stats[:, _AT["dot"]] / (lengths[:, 0] * lengths[:, 1]), -1.0, 1.0)
+            stats[:, _MEANS] /= numel[:, None]
+            stats[:, _ROOTS] = np.sqrt(stats[:, _ROOTS])
+            stats[:, _AT["dot"]] = cosine
             # A tensor without a gradient was not updated, an empty one has no norm.
-            params_seen = seen["param"] | (numel == 0)
-            updates_seen = seen["update"] | ~seen["grad"]
+            params_seen = (self._seen[:, _AT["param"]] | (numel == 0)).all()
+            updates_seen = (self._seen[:, _AT["update"]] | ~self._seen[:, _AT["grad"]]).all()
+            params, updates = np.sqrt(self._values[:, [_AT["param"], _AT["update"]]].sum(axis=0)).tolist()
             return Sample(
-                stats=stats,
+                stats=stats.astype(np.float32),
                 counts=self._counts,
-                param_norm=float(np.sqrt(self._values["param"].sum())) if params_seen.all() else None,
-                update_norm=float(np.sqrt(self._values["update"].sum()))
-                if params_seen.all() and updates_seen.all()
-                else None,
+                param_norm=params if params_seen else None,
+                update_norm=updates if params_seen and updates_seen else None,
             )
+
+
+_AT = {name: at for at, name in enumerate(Sums.COLUMNS)}
+_VECTORS = [_AT["grad"], _AT["first"]]
+_ROOTS = [_AT[name] for name in ("grad", "first", "param", "update", "rms_t")]
+_MEANS = [*_ROOTS, _AT["second"], _AT["eps"]]
+assert len(STATS) == len(_AT)
