@@ -121,7 +121,7 @@ def onslaught(directory: Path, kills: int, seed: int, calm: float = 0.8) -> Outc
         _settle(daemon, runs[1], outcome)
         trainings.stopped = True
         trainings.join()
-        _until(lambda: all(not rank.link.queued for rank in ranks), "the links to be empty")
+        _until(lambda: all(not rank.link.outbox.queued for rank in ranks), "the links to be empty")
     finally:
         trainings.stopped = operator.stopped = True
         for rank in ranks:
@@ -130,7 +130,7 @@ def onslaught(directory: Path, kills: int, seed: int, calm: float = 0.8) -> Outc
     outcome.steps = runs[0].step
     for rank in ranks:
         outcome.acknowledged += rank.acked
-        if rank.acked != len(rank.journal) + 1 or rank.link.ring.dropped:  # and the bye
+        if rank.acked != len(rank.journal) + 1 or rank.link.outbox.ring.dropped:  # and the bye
             outcome.problems.append(f"rank {rank.number}: {rank.acked} of {len(rank.journal)} acknowledged")
     acked = {rank.session: rank.acked - 1 for rank in ranks}
     _compare(runs, acked, operator.taken, outcome, thorough=True)

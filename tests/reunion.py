@@ -87,7 +87,7 @@ class Turns(threading.Thread):
             self.delivered.pop(link, None)
             return
         self.welcomed.setdefault(link, time.monotonic())
-        if not link.queued:
+        if not link.outbox.queued:
             self.delivered.setdefault(link, time.monotonic())
 
 
@@ -140,9 +140,9 @@ def agents(
     trainings.stopped = True
     trainings.join()
     end = time.monotonic() + PATIENCE
-    while any(rank.link.queued for rank in here.ranks) and time.monotonic() < end:
+    while any(rank.link.outbox.queued for rank in here.ranks) and time.monotonic() < end:
         time.sleep(0.05)
-    told.put(sum(rank.link.ring.dropped + rank.link.queued for rank in here.ranks))
+    told.put(sum(rank.link.outbox.ring.dropped + rank.link.outbox.queued for rank in here.ranks))
     told.close()
     told.join_thread()
     os._exit(0)  # a thousand links take their time to say goodbye

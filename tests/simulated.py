@@ -194,13 +194,13 @@ class SimulatedRank:
             phase_time=0.0,
             overhead=0.0,
             sample_every=SAMPLE_EVERY,
-            queued=self.link.queued,
-            dropped=self.link.ring.dropped,
+            queued=self.link.outbox.queued,
+            dropped=self.link.outbox.ring.dropped,
             control="armed",
-            oldest=self.link.oldest,
+            oldest=self.link.outbox.oldest,
             reduced=self.reduced,
-            thinned=self.link.ring.thinned,
-            sent=self.link.sent,
+            thinned=self.link.outbox.ring.thinned,
+            sent=self.link.outbox.sent,
             clock=time.monotonic(),
         )
 
@@ -231,7 +231,7 @@ class SimulatedRank:
 
     @property
     def acked(self) -> int:
-        return self.link._acked
+        return self.link.outbox.acked
 
 
 class SimulatedRun:

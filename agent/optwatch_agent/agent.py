@@ -31,12 +31,13 @@ from optwatch_agent.compiled import COMPILER
 from optwatch_agent.control import Control
 from optwatch_agent.forward import Forward
 from optwatch_agent.glance import Glance
-from optwatch_agent.link import Answer, Durable, Link
+from optwatch_agent.link import Link
 from optwatch_agent.membership import Membership
 from optwatch_agent.mirroring import Mirroring
 from optwatch_agent.pace import Pace, waits_in_forward
 from optwatch_agent.phases import PHASES
 from optwatch_agent.snapshots import Snapshots
+from optwatch_agent.source import Answer, Durable
 from optwatch_agent.track import Track
 
 _MOST_EVENTS = 10_000
@@ -302,14 +303,14 @@ class Agent:
             phase_time=time.perf_counter() - since,
             overhead=max(track.governor.overhead for track in self.tracks),
             sample_every=first.governor.sample_every,
-            queued=self.link.queued,
-            dropped=self.link.ring.dropped + sum(track.recorder.dropped for track in self.tracks),
+            queued=self.link.outbox.queued,
+            dropped=self.link.outbox.ring.dropped + sum(track.recorder.dropped for track in self.tracks),
             control=self.control.state,
-            oldest=self.link.oldest,
+            oldest=self.link.outbox.oldest,
             reduced=first.reduced,
             snapshots=self._told_snapshots,
-            thinned=self.link.ring.thinned,
-            sent=self.link.sent,
+            thinned=self.link.outbox.ring.thinned,
+            sent=self.link.outbox.sent,
             clock=time.monotonic(),
         )
 

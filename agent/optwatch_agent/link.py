@@ -2,10 +2,9 @@
 ranks less often (`wire.pace`). What the daemon says it takes as it comes.
 For a while after something unusual it wakes more often, so that the daemon hears of it in time.
 
-Training never waits for it. Durable messages are numbered and kept in a ring until the daemon has
-acknowledged them, so a daemon that was away is sent what it missed. Each connection is a socket of its
-own: after a loss the address and the key are looked up anew, and nothing that was queued for the old
-daemon can reach another one.
+Training never waits for it. Durable messages are kept until the daemon has acknowledged them (`outbox`), so
+a daemon that was away is sent what it missed. Each connection is a socket of its own: after a loss the
+address and the key are looked up anew, and nothing that was queued for the old daemon can reach another one.
 
 A connection is there as long as its socket takes messages (ZMQ_IMMEDIATE: there is no pipe before the
 handshake nor after the loss). Not by ZeroMQ's socket monitor: switching it off can block for ever while
@@ -20,49 +19,19 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import msgspec
-import numpy.typing as npt
 import zmq
 
-from optwatch.wire.frames import (
-    AGENT,
-    BatchBlocks,
-    Buffer,
-    WireError,
-    daemon_decoder,
-    pack,
-    unpack,
-)
+from optwatch.wire.frames import AGENT, Buffer, WireError, daemon_decoder, pack, unpack
 from optwatch.wire.keys import daemon_key, key_pair
-from optwatch.wire.leftovers import leave
-from optwatch.wire.messages import (
-    Ack,
-    Ask,
-    Assign,
-    Batch,
-    Beat,
-    Bye,
-    Checked,
-    Event,
-    Farewell,
-    Follow,
-    Hello,
-    News,
-    Prepare,
-    Rejected,
-    Report,
-    Schema,
-    Stack,
-    Sums,
-    Welcome,
-)
+from optwatch.wire.messages import Ack, Ask, Assign, Bye, Farewell, News, Prepare, Rejected, Welcome
 from optwatch.wire.pace import TURN, Pace
 from optwatch.wire.places import find_daemon
 from optwatch.wire.sending import send
+from optwatch_agent.outbox import Outbox
 from optwatch_agent.reach import refused
-from optwatch_agent.ring import Ring
+from optwatch_agent.source import Source
 
 log = logging.getLogger("optwatch")
 
@@ -90,7 +59,8 @@ _WELCOME = 10.0
 """Seconds that the daemon may take to answer a hello."""
 _ALONE = 1.0
 """Seconds between two looks at what has happened, while no daemon is there that could be told."""
-_IN_FLIGHT = 64
+_MOST_WAITING = 64
+"""Messages that ZeroMQ holds for the daemon at most."""
 _LINGER_MS = 300
 # As plain numbers: an enum's operators take longer than the call that they are for.
 _EVENTS, _POLLIN, _POLLOUT = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
@@ -99,72 +69,17 @@ _GRACE = 1.0
 _LAST_CALL = 0.5
 """Seconds that the end of a run waits for a daemon to be there at all."""
 
-Durable = Batch | Event | Report | Checked | Bye
-Answer = tuple[Sums | Stack, Sequence[npt.NDArray[Any]]]
-
-
-class Source(Protocol):
-    """What the link carries."""
-
-    def ready(self) -> bool:
-        """Whether it is known who this is. Called five times a second."""
-        ...
-
-    @property
-    def run(self) -> str:
-        """The run's id, the same on all ranks once this is `ready`."""
-        ...
-
-    def hello(self) -> Hello:
-        """The first message of a connection."""
-        ...
-
-    def collect(self, everything: bool) -> list[tuple[Durable, BatchBlocks | None, Schema | None]]:
-        """What has happened since the last call, in order, with seq 0."""
-        ...
-
-    def beat(self) -> Beat: ...
-
-    def pressing(self) -> bool:
-        """Whether the next beat has something to tell that should not wait for it."""
-        ...
-
-    def follow(self) -> Follow | None:
-        """What is to be told of the run, None where nobody wants to know."""
-        ...
-
-    def hear(self, news: News) -> None: ...
-
-    def take(self, prepare: Prepare) -> None: ...
-
-    def assign(self, reduced: bool) -> None:
-        """Send everything, or no per-tensor statistics."""
-        ...
-
-    def account(self, share: float) -> None:
-        """Of each second, what the link takes lately."""
-        ...
-
-    def answer(self, ask: Ask) -> Answer | None:
-        """The answer to a question of the daemon's, None where there is none."""
-        ...
-
 
 class Link:
     """Carries one attachment's messages. All but `start`, `stop` and the properties is the thread's."""
 
     def __init__(self, source: Source, session: str, address: str | None) -> None:
-        self.ring = Ring()
+        self.outbox = Outbox()
         self.welcomed = False
         """Whether a daemon is connected and has taken our hello."""
         self._source = source
         self._session = session
         self._address = address
-        self._seq = 0
-        self._acked = 0
-        self._sent = 0
-        self._schemas: dict[str, list[Buffer]] = {}
-        self._known: set[str] = set()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._connected = False
@@ -191,21 +106,6 @@ class Link:
         self._waker: tuple[socket.socket, socket.socket] | None = None
         """What other threads wake this one by: both ends."""
         self._thread = threading.Thread(target=self._run, name="optwatch-link", daemon=True)
-
-    @property
-    def queued(self) -> int:
-        """Durable messages that are not acknowledged."""
-        return len(self.ring)
-
-    @property
-    def sent(self) -> int:
-        """The last seq that was sent by this connection."""
-        return self._sent
-
-    @property
-    def oldest(self) -> int:
-        """The lowest seq that can still be sent, or that comes next."""
-        return self.ring.oldest or self._seq + 1
 
     def start(self) -> None:
         self._waker = socket.socketpair()
@@ -286,7 +186,7 @@ class Link:
         if self._connected or everything or now >= self._next_pack:
             self._next_pack = now + _ALONE
             for message, blocks, schema in self._source.collect(everything):
-                self._hold(message, blocks, schema)
+                self.outbox.hold(message, blocks, schema)
         if now - self._accounted >= _ACCOUNT:
             used = time.thread_time()
             self._source.account(_CIPHERS * (used - self._used) / (now - self._accounted))
@@ -305,48 +205,27 @@ class Link:
                     self._send(pack(self._source.beat()))
                     if (follow := self._source.follow()) is not None:
                         self._send(pack(follow))
-                self._send_held()
+                self.outbox.send(self._send)
 
     def _finish(self) -> None:
         """Everything out, as far as a daemon takes it within the grace."""
         self._next_beat = 0.0
         self._turn(everything=True)
-        self._hold(Bye(session=self._session, seq=0, reason=self._reason), None, None)
+        self.outbox.hold(Bye(session=self._session, seq=0, reason=self._reason))
         self._next_try = 0.0
         began = time.monotonic()
-        while self.ring and time.monotonic() < began + (_GRACE if self._connected else _LAST_CALL):
+        while self.outbox.queued and time.monotonic() < began + (_GRACE if self._connected else _LAST_CALL):
             self._turn()
             if self._socket is None:  # there is nobody to wait for
                 break
             time.sleep(0.01)
-        if self.ring:
-            self._leave_behind()
-
-    def _leave_behind(self) -> None:
-        """Leave what no daemon has taken for the next one."""
-        schemas = {held.schema for held in self.ring if held.schema}
-        gone = "the process has ended"
-        try:
-            leave(
-                self._session,
-                [
-                    pack(msgspec.structs.replace(self._source.hello(), control=gone)),
-                    pack(msgspec.structs.replace(self._source.beat(), control=gone)),
-                    *(self._schemas[digest] for digest in schemas),
-                    *(held.parts for held in self.ring),
-                ],
-            )
-        except OSError as error:
-            self._warn(f"what no daemon has taken is lost, it cannot be written to {error.filename}: {error}")
-
-    def _hold(self, message: Durable, blocks: BatchBlocks | None, schema: Schema | None) -> None:
-        self._seq += 1
-        message = msgspec.structs.replace(message, seq=self._seq)
-        parts = pack(message, blocks.blocks() if blocks is not None else ())
-        if schema is not None and schema.digest not in self._schemas:
-            self._schemas[schema.digest] = pack(schema)
-        batch = message if isinstance(message, Batch) else None
-        self.ring.add(self._seq, parts, batch, schema.digest if schema else "")
+        if self.outbox.queued:
+            try:
+                self.outbox.leave_behind(self._session, self._source.hello(), self._source.beat())
+            except OSError as error:
+                self._warn(
+                    f"what no daemon has taken is lost, it cannot be written to {error.filename}: {error}"
+                )
 
     # --- the connection -------------------------------------------------------------------------------
 
@@ -370,7 +249,7 @@ class Link:
             self._context = zmq.Context()
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        socket.setsockopt(zmq.SNDHWM, _IN_FLIGHT)
+        socket.setsockopt(zmq.SNDHWM, _MOST_WAITING)
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
@@ -400,7 +279,6 @@ class Link:
                 self._pace = Pace(hello.world_size)
                 self._connected = self._send(pack(hello))
                 self._greeted = now
-                self._known.clear()
         limit = _BLOCKED if self._connected else _HANDSHAKE
         gone = False
         if not self._connected and now >= self._next_probe:
@@ -439,15 +317,13 @@ class Link:
             more |= not isinstance(message, Ack | Welcome)
             match message:
                 case Welcome(acked=acked):
-                    self._forget(acked)
+                    self.outbox.begin(acked)
                     if not self.welcomed:
                         self._settled = time.monotonic() + self._pace.turn - TURN
-                    self._sent = max(acked, self.oldest - 1)
-                    self._known.clear()
                     self.welcomed = True
                     self._retry, self._next_beat = _RETRY[0], 0.0
                 case Ack(acked=acked):
-                    self._forget(acked)
+                    self.outbox.forget(acked)
                 case Prepare():
                     self._source.take(message)
                 case News():
@@ -468,24 +344,6 @@ class Link:
                     self._disconnect()
                     self._next_try = time.monotonic() + _REJECTED
         return more
-
-    def _forget(self, acked: int) -> None:
-        self._acked = max(self._acked, min(acked, self._seq))
-        self.ring.forget(self._acked)
-
-    def _send_held(self) -> None:
-        for held in self.ring:
-            if held.seq <= self._sent:
-                continue
-            if held.seq - self._acked > _IN_FLIGHT and held.seq - self.oldest >= _IN_FLIGHT:
-                return
-            if held.schema and held.schema not in self._known:
-                if not self._send(self._schemas[held.schema]):
-                    return
-                self._known.add(held.schema)
-            if not self._send(held.parts):
-                return
-            self._sent = held.seq
 
     def _send(self, parts: Sequence[Buffer]) -> bool:
         if self._socket is None:

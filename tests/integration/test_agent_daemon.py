@@ -242,22 +242,22 @@ def test_a_daemon_that_is_told_to_end_says_goodbye(
 def test_what_waits_too_long_loses_tensors_before_scalars(home: Path) -> None:
     run = SimulatedRun("patient", "tcp://127.0.0.1:9", 0, False, numbers=(0,), world_size=1)
     (rank,) = run.ranks
-    rank.link.ring = Ring(most=300_000)  # a few messages
+    rank.link.outbox.ring = Ring(most=300_000)  # a few messages
     rank.link.start()
-    while rank.link.ring.thinned < 5:
+    while rank.link.outbox.ring.thinned < 5:
         run.advance()
         time.sleep(0.001)
     daemon = DaemonProcess(home / "daemon").start()
     try:
         rank.link._address = daemon.address
-        wait_until(lambda: rank.link.welcomed and not rank.link.queued, "not all was taken")
+        wait_until(lambda: rank.link.welcomed and not rank.link.outbox.queued, "not all was taken")
         with daemon.client() as client:
             wait_until(lambda: client.status("patient").ranks[0].thinned > 0, "nothing was told")
             status = client.status("patient")
         rank.link.stop("done")
     finally:
         daemon.stop()
-    thinned = rank.link.ring.thinned
+    thinned = rank.link.outbox.ring.thinned
     assert status.gaps == ()
     assert status.ranks[0].dropped == 0
     assert status.ranks[0].thinned == thinned

@@ -158,8 +158,8 @@ def test_a_half_open_connection_is_given_up_on_both_sides(daemon: DaemonProcess)
         until(lambda: open_files(daemon) <= before, "the old connections to be closed", 90)
         trainings.stopped = True
         trainings.join()
-        until(lambda: not any(rank.link.queued for rank in run.ranks), "the rest")
-        assert not any(rank.link.ring.dropped for rank in run.ranks)
+        until(lambda: not any(rank.link.outbox.queued for rank in run.ranks), "the rest")
+        assert not any(rank.link.outbox.ring.dropped for rank in run.ranks)
         with daemon.client() as client:
             assert client.status(run.run).gaps == ()
             assert client.status(run.run).steps_recorded == run.step

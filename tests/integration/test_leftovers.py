@@ -56,7 +56,7 @@ def test_while_no_daemon_is_there_an_agent_packs_a_message_a_second(home: Path) 
     for _ in range(60):
         run.advance()
         time.sleep(0.05)
-    assert 2 <= rank.link.queued <= time.monotonic() - began + 1
+    assert 2 <= rank.link.outbox.queued <= time.monotonic() - began + 1
     rank.link.stop("done")
     steps = np.concatenate([blocks.step for _, blocks in rank.journal if blocks is not None])
     assert steps.tolist() == list(range(1, 61))
