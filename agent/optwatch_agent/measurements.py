@@ -76,8 +76,8 @@ class Measurements:
 
     @property
     def is_plain(self) -> bool:
-        """Whether this rank alone measures, on the host, what can be read after the step."""
-        return bool(self.keeps_grad) and not self._together and not self.devices
+        """Whether this rank alone measures, and after the step."""
+        return bool(self.keeps_grad) and not self._together
 
     @property
     def outdated(self) -> bool:

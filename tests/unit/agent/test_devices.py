@@ -58,13 +58,16 @@ def true_norm(model: nn.Module) -> float:
     )
 
 
+@pytest.mark.parametrize("quiet", [False, True])
 @pytest.mark.parametrize("delay", [0, 1, 7])
-def test_loss_norm_and_what_is_logged_arrive_with_their_step(device: Device, delay: int) -> None:
+def test_loss_norm_and_what_is_logged_arrive_with_their_step(device: Device, delay: int, quiet: bool) -> None:
+    """Also of steps that nothing else is measured of."""
     device.delay = delay
     model = classifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = optwatch.attach(optimizer)
-    measure_always(watch)
+    track = watch._agent.tracks[0]
+    track.governor.budget = 1e-9 if quiet else 1e9
     sent = Sent(watch)
     losses, norms = [], []
     data = batches()
@@ -75,6 +78,7 @@ def test_loss_norm_and_what_is_logged_arrive_with_their_step(device: Device, del
         sent.look()
         assert sent.order == list(range(1, len(sent.order) + 1))
         assert len(sent.order) < step, "the newest row waits for what is logged"
+        assert not quiet or track._quiet == (step > 1)
     assert len(sent.order) >= 28 - 2 * delay
     assert not any(event.waited for event in device.events)
     watch.detach()
@@ -87,7 +91,7 @@ def test_loss_norm_and_what_is_logged_arrive_with_their_step(device: Device, del
         assert values["plain"] == step
         assert values["lr"] == 0.1
     seen = {step: values["grad_norm"] for step, values in sent.values.items() if "grad_norm" in values}
-    assert len(seen) > 20
+    assert not seen if quiet else len(seen) > 20
     assert all(norm == pytest.approx(norms[step - 1], rel=1e-6) for step, norm in seen.items())
 
 
@@ -255,15 +259,16 @@ def test_waits_are_noticed(wait: Any) -> None:
     assert mode.waits
 
 
+@pytest.mark.parametrize("budget", [1e9, 1e-9])
 @pytest.mark.parametrize("fused", [True, False])
-def test_nothing_waits_for_the_device(device: Device, fused: bool) -> None:
+def test_nothing_waits_for_the_device(device: Device, fused: bool, budget: float) -> None:
     """Not a training on it, nor what is logged."""
     model = classifier()
     optimizer: Any = torch.optim.AdamW(
         model.parameters(), lr=1e-2, fused=fused, foreach=False if fused else None
     )
     watch = optwatch.attach(optimizer, model=model)
-    measure_always(watch)
+    watch._agent.tracks[0].governor.budget = budget
     mode, data = NoWait(), batches()
     for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
         for key, hook in hooks.items():
