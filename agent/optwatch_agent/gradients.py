@@ -67,11 +67,11 @@ def _norm_on_device(grads: list[Tensor]) -> Tensor | None:
 def _before(norm: Value, clip: clips.Seen) -> Value:
     """The norm before the clipping, which divided by the norm that torch found; ours is the accurate one."""
     if isinstance(clip.norm, Tensor):
-        coefficient = (clip.max_norm / (clip.norm + 1e-6)).clamp(max=1.0)
-        return norm / (
-            coefficient.to(norm.device, non_blocking=True) if isinstance(norm, Tensor) else coefficient
-        )
-    return norm / min(1.0, clip.max_norm / (clip.norm + 1e-6))
+        before = clip.norm.to(norm.device, non_blocking=True) if isinstance(norm, Tensor) else clip.norm
+        coefficient = (clip.max_norm / (before + 1e-6)).clamp(max=1.0)
+        return torch.where(coefficient > 0, norm / coefficient, before)
+    by = min(1.0, clip.max_norm / (clip.norm + 1e-6))
+    return norm / by if by > 0 else clip.norm  # an infinite one was clipped to nothing
 
 
 def _waits_to_be_read(grad: Tensor) -> bool:

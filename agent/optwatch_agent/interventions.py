@@ -41,9 +41,9 @@ class Interventions:
 
     def end(self) -> None:
         """The step is over."""
-        self.clipped = None
         if self._factor is not None:
             self._lr_scale.leave()
+        self.clipped = self._factor = self._noise = None
         if self._guard.on or self._guard.skipping:
             self._guard.end()
 

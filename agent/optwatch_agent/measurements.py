@@ -29,6 +29,9 @@ from optwatch_agent.states import state_norms
 from optwatch_agent.sums import Sample
 from optwatch_agent.tensors import on_cpu
 
+_CALLS = 4.0
+"""How often in a row gradients are measured out of turn at most."""
+
 
 class Measurements:
     """Measures one optimizer. All of it is the training thread's."""
@@ -66,6 +69,8 @@ class Measurements:
         self._sentinel = Sentinel()
         self._unseen = 0
         """Steps since the sentinel was looked at."""
+        self._calls = _CALLS
+        """How often the gradients may be measured out of turn."""
         self._tools = Tools(_kernels(self.devices))
         self._norm_time, self._sample_time = DeviceTime(self.devices), DeviceTime(self.devices)
 
@@ -137,10 +142,22 @@ class Measurements:
         if self.sampling or clipped or self._wants_norm(step):
             return True
         # Where ranks measure together each would call by its part.
-        return bool(self.keeps_grad) and not self._together and (leapt or self.is_called(optimizer))
+        return bool(self.keeps_grad) and not self._together and self.is_called(optimizer, leapt)
 
-    def is_called(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether the gradients of the step that is done are so unusual that they are measured at once."""
+    def is_called(self, optimizer: torch.optim.Optimizer, leapt: bool) -> bool:
+        """Whether the step that is done is so unusual that its gradients are measured at once.
+
+        In the long run not more often than they are measured anyway: a run whose loss is NaN would ask for it
+        at each step.
+        """
+        self._calls = min(self._calls + 1 / self._governor.norm_every, _CALLS)
+        if self._calls >= 1 and (leapt or self._is_sentinel_calling(optimizer)):
+            self._calls -= 1
+            return True
+        return False
+
+    def _is_sentinel_calling(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Look at the sentinel, as often as can be afforded."""
         governor = self._governor
         self._unseen += 1
         if self._unseen < governor.look_every:

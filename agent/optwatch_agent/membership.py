@@ -28,17 +28,14 @@ class Membership:
     def __init__(self, who: Identity, store: "JobStore | None") -> None:
         self.who = who
         """As far as it is known; final once `settled`."""
+        self.alone = who.world_size == 1
+        """Whether no other process takes part in the training."""
         self.settled = False
         self.arbiter: Arbiter | None = None
         self.obstacle = ""
         """Why the ranks have no way to agree, "" where they have or need none."""
         self._store = store
         self._began = time.monotonic()
-
-    @property
-    def alone(self) -> bool:
-        """Whether no other process takes part in the training."""
-        return self.who.world_size == 1
 
     @property
     def state(self) -> str:
@@ -70,8 +67,7 @@ class Membership:
             else:
                 self._join(store if self._store is None else self._store, rank, world_size)
         except NoStore as error:
-            rank, world_size = identity.place()
-            self.who = dataclasses.replace(self.who, rank=rank, world_size=world_size)
+            self._take_place(*identity.place())
             self.obstacle = f"observe only: {error}"
             self.settled = True
 
@@ -90,10 +86,14 @@ class Membership:
 
     def _join(self, store: "JobStore | None", rank: int, world_size: int) -> None:
         assert store is not None
-        self.who = dataclasses.replace(self.who, rank=rank, world_size=world_size)
+        self._take_place(rank, world_size)
         arbiter = Arbiter(lambda: connect(store))
         arbiter.call(self._agree_on_run)
         self.arbiter = arbiter
+
+    def _take_place(self, rank: int, world_size: int) -> None:
+        self.who = dataclasses.replace(self.who, rank=rank, world_size=world_size)
+        self.alone = world_size == 1
 
     def _agree_on_run(self, store: Store) -> None:
         """All take the id of whoever comes first. In the arbiter's thread."""

@@ -70,7 +70,7 @@ class Recorder:
     # --- the training thread --------------------------------------------------------------------------
 
     def add(self, step: int, values: dict[str, Value]) -> None:
-        """Record a completed step, and take what devices have got done for former ones."""
+        """Record a completed step."""
         self.release()
         if len(self._rows) >= _MOST_ROWS:
             self._rows.popleft()
@@ -85,9 +85,6 @@ class Recorder:
                 self._await_values(row, values)
                 break
         self._newest.append(row)
-        if self._later is not None:
-            for (former, columns), arrived in self._later.take():  # never waits for one
-                _fill(former, columns, arrived)
 
     def amend(self, values: Mapping[str, Value]) -> bool:
         """Add values to the newest step; False where it is on its way already."""
@@ -103,6 +100,17 @@ class Recorder:
     def expect(self, numbers: Tensor, columns: Columns) -> None:
         """Wait, with the row that is added next, for numbers of a device, which become columns of it."""
         self._expected.append((numbers, columns))
+
+    @property
+    def waits(self) -> bool:
+        """Whether a device was ever to work out a number."""
+        return self._later is not None
+
+    def arrive(self) -> None:
+        """Take what devices have got done. Never waits for one."""
+        if self._later is not None:
+            for (row, columns), numbers in self._later.take():
+                _fill(row, columns, numbers)
 
     def settle(self) -> None:
         """Wait for all that devices have to work out: no step will come that could take it."""

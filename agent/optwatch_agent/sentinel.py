@@ -24,7 +24,7 @@ _RATE = 0.1
 _MOST_OVER = 2.0
 """What a spike counts for at most, which is not to raise what is usual."""
 _REST = 100
-"""Steps until it looks for a tensor again where there was none: to look at all of them takes its time."""
+"""Looks for which it rests where there was no tensor: to look at all of them takes its time."""
 _MOST = 4096
 """Elements of the tensor that is looked at."""
 
@@ -53,7 +53,7 @@ class Sentinel:
         grad = None if param is None else param.grad
         if grad is None:
             if (param := _first(optimizer)) is None:
-                self._rest = _REST
+                self._param, self._rest = _nowhere, _REST
                 return False
             self._param, self._seen, grad = weakref.ref(param), 0, param.grad
             assert grad is not None

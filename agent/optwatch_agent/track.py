@@ -167,6 +167,7 @@ class Track:
         """A step that was skipped, as all are by now, counts as one: its loss shows why, and commands that
         can end it wait for steps. Ranks skip the same steps, and count alike."""
         self.under_way = step = self.completed + 1
+        self._settled = False
         if self.control is not None and self.control.pending:
             self.control.apply_due(self._index, step)
         self.completed = step
@@ -247,6 +248,7 @@ class Track:
         governor, control = self.governor, self.control
         self._quiet = (
             self._settled
+            and self._membership.alone
             and not (awaits_closure or governor.wants_norm or governor.wants_sample)
             and not (control is not None and control.pending)
         )
@@ -255,6 +257,7 @@ class Track:
 
     def _prepare(self, step: int, awaits_closure: bool) -> None:
         """All that is done before the update of a step that is not quiet."""
+        self._settled = False  # until it has ended: it may raise
         self._loss.begin(awaits_closure)
         self._must_check = False
         if self.control is not None and self.control.pending:
@@ -315,11 +318,13 @@ class Track:
         if step_time is not None:
             values["step_time"] = step_time
         costs, seconds = NOTHING, 0.0
-        if not self._quiet or self._loss.leapt or self._measurements.is_called(optimizer):
+        if not self._quiet or self._measurements.is_called(optimizer, self._loss.leapt):
             costs, seconds = self._look(optimizer, step, step_time, values)
         elif self._logged:
             self._add_logged(values)
         self.recorder.add(step, values)
+        if self.recorder.waits:
+            self.recorder.arrive()
         self._own = PHASES.own
         fixed = self._spent + losses.TAP.take_spent() + (time.perf_counter() - now) - seconds
         governor = self.governor
@@ -348,10 +353,11 @@ class Track:
         clipped = interventions.clipped
         norm_cost = sample_cost = histogram_cost = None
         due = self._quiet or (
-            not self.degraded and measurements.due(optimizer, step, clipped is not None, self._loss.leapt)
+            not (self.degraded or self.guard.skipping)
+            and measurements.due(optimizer, step, clipped is not None, self._loss.leapt)
         )
         began = ended = time.perf_counter()
-        if due and not self.guard.skipping:
+        if due:
             try:
                 with torch.no_grad():
                     norm_cost = measurements.add_norms(values, clipped, self.actuators.scaled)
@@ -389,15 +395,10 @@ class Track:
         self._settled = self._is_settled()
 
     def _is_settled(self) -> bool:
-        """Whether there is nothing to do at a step but to tell its loss, LR and time, as long as no
-        measurement is due and no command comes.
-
-        Only a command, or a measurement that fails, changes that, and the job's other ranks when they are
-        there: this is asked again at each step that is not quiet, and those are never far.
-        """
+        """Whether there is nothing to do at a step but to tell its loss, LR and time, as long as this rank is
+        alone, no measurement is due and no command comes: only those change it."""
         return (
-            self._membership.alone
-            and not self.degraded
+            not self.degraded
             and self._loss.is_plain
             and self._measurements.is_plain
             and not self._interventions.in_force

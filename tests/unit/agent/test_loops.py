@@ -162,6 +162,23 @@ def test_the_users_clipping_and_how_often_it_bites() -> None:
     assert rows.column("grad_norm_raw")[5] == pytest.approx(0.2, rel=1e-5)
 
 
+def test_an_infinite_gradient_that_the_user_clips_is_told() -> None:
+    """torch multiplies it by 0, and it is NaN then."""
+    param = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([param], lr=0.0)
+    watch, rows = watched(optimizer)
+    measure_always(watch)
+    for step in range(8):
+        optimizer.zero_grad()
+        (param.sum() * (torch.inf if step == 5 else 0.1)).backward()
+        nn.utils.clip_grad_norm_([param], 1.0)
+        optimizer.step()
+    assert not watch._agent.tracks[0].degraded
+    watch.detach()
+    assert rows.column("grad_norm_raw")[5] == torch.inf
+    assert rows.column("grad_norm_raw")[6] == pytest.approx(0.2, rel=1e-5)
+
+
 def test_checkpoints_are_those_of_an_optimizer_alone() -> None:
     """The same bits, and loading one under way goes on as it would alone."""
 

@@ -21,10 +21,16 @@ ASKED: dict[int, tuple[str, dict[str, Any]]] = {
     90: ("perturb", {"std": 1e-3, "seed": 1}),
     95: ("perturb", {"off": True}),
     120: ("restart", {"warmup": 5}),
+    150: ("clip", {"max_norm": 0.05}),
+    155: ("clip", {"off": True}),
 }
 """Before which steps what is commanded."""
-LEAPS = 140
-"""The step whose loss leaps."""
+CLOSURE, LEAPS, RAISES = 105, 140, 150
+"""The step that takes a closure, that whose loss leaps, and one that is tried again after an error."""
+
+
+def fail() -> float:
+    raise ValueError("in the closure")
 
 
 def run() -> tuple[list[Any], list[dict[str, Any]], int]:
@@ -51,7 +57,10 @@ def run() -> tuple[list[Any], list[dict[str, Any]], int]:
             loss.backward()
             return loss
 
-        if step == 130:
+        if step == RAISES:
+            with pytest.raises(ValueError, match="in the closure"):
+                optimizer.step(fail)
+        if step == CLOSURE:
             optimizer.step(loss_of)  # type: ignore[arg-type]
         else:
             loss_of()
@@ -79,9 +88,56 @@ def test_quiet_steps_tell_and_do_what_all_others_do(monkeypatch: pytest.MonkeyPa
     assert rows == other_rows
     # `step` is wrapped before an LR is scaled, so that takes effect one step later.
     assert {row["step"] for row in rows if "lr_scale" in row} == {*range(41, 60), *range(121, 126)}
-    assert {row["step"] for row in rows if "clip" in row} == {*range(70, 80)}
+    assert {row["step"] for row in rows if "clip" in row} == {*range(70, 80), *range(150, 155)}
 
 
 def test_a_loss_that_leaps_has_the_gradients_measured_in_its_step() -> None:
     _, rows, _ = run()
     assert LEAPS in {row["step"] for row in rows if "grad_norm" in row}
+
+
+def test_what_is_commanded_while_a_scaler_skips_all_steps_is_in_force_after() -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    watch = optwatch.attach(optimizer, scaler=scaler)
+    track, hand = watch._agent.tracks[0], Hand(watch._agent)
+    track.governor.budget = 1e-9
+    clipped: list[bool] = []
+    track.recorder.add = lambda step, values: clipped.append("clip" in values)  # type: ignore[method-assign]
+    data = batches()
+    for step in range(80):
+        x, y = next(data)
+        optimizer.zero_grad()
+        scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+        if 40 <= step < 60:
+            next(model.parameters()).grad.fill_(torch.inf)  # type: ignore[union-attr]
+        if step == 39:
+            assert track._settled
+        if step == 55:
+            hand.command("clip", max_norm=0.01)
+        scaler.step(optimizer)
+        scaler.update()
+    watch.detach()
+    assert hand.outcomes()[-1][1] == "applied"
+    assert all(clipped[-20:-1])  # the last tells of the scale alone
+
+
+@pytest.mark.parametrize("every", [1, 2, 7])
+def test_a_loss_that_is_often_nan_does_not_have_the_gradients_measured_each_time(every: int) -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    watch = optwatch.attach(optimizer)
+    track = watch._agent.tracks[0]
+    track.governor.budget = 1e-9
+    rows: list[dict[str, Any]] = []
+    track.recorder.add = lambda step, values: rows.append(values)  # type: ignore[method-assign]
+    data = batches()
+    for step in range(300):
+        x, y = next(data)
+        optimizer.zero_grad()
+        factor = torch.nan if step % every == 0 else 1.0
+        (nn.functional.cross_entropy(model(x), y) * factor).backward()
+        optimizer.step()
+    watch.detach()
+    assert 1 <= sum("grad_norm" in row for row in rows) <= 5
