@@ -28,9 +28,6 @@ _REST = 100
 _MOST = 4096
 """Elements of the tensor that is looked at."""
 
-_SINGLE = torch.float32
-_dot: Callable[[Tensor, Tensor], Tensor] = torch.dot
-
 
 class Sentinel:
     """Watches one tensor of an optimizer: the first in the order of the groups that is small and has a
@@ -77,8 +74,8 @@ def _nowhere() -> None:
 
 def _square(grad: Tensor) -> float:
     """The sum of squares; inf where it is beyond the dtype: then it is far out, too."""
-    if grad.dim() == 1 and grad.dtype is _SINGLE:  # a bias, as mostly: this takes less than the other
-        return _dot(grad, grad).item()
+    if grad.dim() == 1 and grad.dtype is torch.float32:  # a bias, as mostly: this takes less than the other
+        return torch.dot(grad, grad).item()
     return float(torch.linalg.vector_norm(grad).item()) ** 2
 
 
