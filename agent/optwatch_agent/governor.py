@@ -14,7 +14,7 @@ _LEAST = 0.25
 """Share of the budget left for norms and samples, whatever the cost of every step; and share of what is
 left for samples, however seldom that makes the norm."""
 
-_LOOK = 0.5
+_LOOK = 0.25
 """Share of the budget that looks at the sentinel may take, of which there is one in `_MOST_UNSEEN` steps."""
 _MOST_UNSEEN = 16
 

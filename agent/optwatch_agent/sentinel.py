@@ -2,7 +2,7 @@
 
 The global norm is measured as often as the budget allows, and one huge gradient easily comes in between. The
 first layers see what goes wrong anywhere behind them, so one small tensor of theirs is enough to tell that
-something did. A look takes 10 us, and up to 50 where the model has emptied the caches: where steps take 10 ms
+something did. A look takes 10 us, and up to 50 where the model has emptied the caches: where steps take 20 ms
 or more there is one in each.
 """
 
