@@ -44,7 +44,7 @@ class Costs(NamedTuple):
     sample: float | None = None
     histogram: float | None = None
     reserved: float = 0.0
-    """What the reserved share paid for."""
+    """What the reserved share paid for, and what else there was."""
 
 
 NOTHING = Costs()

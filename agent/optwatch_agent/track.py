@@ -352,6 +352,7 @@ class Track:
         self._add_logged(values)
         clipped = interventions.clipped
         norm_cost = sample_cost = histogram_cost = None
+        other_cost = 0.0
         due = self._quiet or (
             not (self.degraded or self.guard.skipping)
             and measurements.due(optimizer, step, clipped is not None, self._loss.leapt)
@@ -371,13 +372,15 @@ class Track:
             seen, cost = self.forward.take()
             for name, value in seen.items():
                 values.setdefault(name, value)  # what was logged overrides
-            if seen or sample_cost is not None:  # attached after the pass, nothing was measured
-                sample_cost = cost + (sample_cost or 0.0)
+            if sample_cost is not None:
+                sample_cost += cost
+            else:  # at the first step, say: as a sample's it would make the next ones seem cheap
+                other_cost += cost
             ended = time.perf_counter()
         check_cost = self._look_behind(step, step_time, values.get("loss")) + self._check(step, step_time)
         if check_cost:
             ended = time.perf_counter()
-        return Costs(norm_cost, sample_cost, histogram_cost, check_cost), ended - began
+        return Costs(norm_cost, sample_cost, histogram_cost, check_cost + other_cost), ended - began
 
     def _add_logged(self, values: dict[str, Value]) -> None:
         logged, self._logged = self._logged, {}

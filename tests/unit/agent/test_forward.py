@@ -215,6 +215,20 @@ def test_a_watched_model_trains_bit_by_bit_the_same_and_keeps_no_hook() -> None:
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
 
+def test_the_first_step_which_has_no_sample_does_not_make_samples_seem_cheap() -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = optwatch.attach(optimizer, model=model)
+    rows, governor = Sight(watch), watch._agent.tracks[0].governor
+    expected = governor._sample.usual
+    train(model, optimizer, batches(), 1)
+    watch.detach()
+    assert rows.column("batch_size") != [None], "the pass was seen"
+    assert rows.column("param_norm") == [None]
+    assert governor._sample.usual == expected
+    assert governor.overhead == 0.0  # no step came before, so that its time is not known
+
+
 def test_the_users_batch_size_overrides() -> None:
     model = classifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
