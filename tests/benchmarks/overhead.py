@@ -2,16 +2,14 @@
 
     python -m tests.benchmarks.overhead [--seconds N] [--models mlp,gpt] [--json PATH]
 
-Every way has a copy of the model. The ways take turns of a fraction of a second in one process on one
-thread; a figure is the median over rounds of (CPU time of a step - that of nothing in the same round) /
-that of nothing, with the quartiles. What optwatch does by default it does not do in every step: there single
-steps with it alternate with steps of the same model for which its hooks are taken off, and the figure is that
-of all of them, with the 95 % interval of a bootstrap over pairs. (Two copies of a model differ by several
-percent for where they lie in memory alone, and not always by the same.) The agent may spend a share of the
-time from step to step, so the other steps are taken out of that. "nothing, again" is measured the same way:
-what it differs from 0 by is the error of the method. The CPU time of the agent's threads is counted too, and
-neighbours on the machine disturb it less than the wall clock; what wandb's own process does is not counted.
-No daemon listens.
+Single steps under a way alternate with steps of the same model for which it is set aside. A figure is the
+CPU time that it adds, in all steps together, with the 95 % interval of a bootstrap over pairs. (Two copies of
+a model differ by several percent for where they lie in memory alone, and not always by the same.) What
+optwatch does by default it does not do in every step, and the agent may spend a share of the time from one
+step to the next: the other steps are taken out of that. "nothing" is measured the same way: what it differs
+from 0 by is the error of the method. The CPU time of the agent's threads is counted too, and neighbours on
+the machine disturb it less than the wall clock; what wandb's own process does is not counted. No daemon
+listens.
 """
 
 import argparse
@@ -38,12 +36,8 @@ from optwatch_agent import compiled, losses
 from optwatch_agent.probe import measure
 from optwatch_agent.roles import roles_of
 
-TURN = 0.1
-"""Seconds that one way runs before the next has its turn."""
 FEWEST = 3
-"""Rounds of every way."""
-SLOW = 2.0
-"""Times the step of nothing above which there are no more rounds of a way than that."""
+"""Pairs of steps of every way."""
 
 
 class Gpt(nn.Module):
@@ -144,14 +138,18 @@ class Way:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stack: ExitStack) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.on = True
 
     def before(self) -> None: ...
 
     def after(self) -> None: ...
 
-    def aside(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
         """For the time of a step, as if nothing watched."""
-        return contextlib.nullcontext()
+        self.on = False
+        yield
+        self.on = True
 
 
 class Nothing(Way): ...
@@ -276,14 +274,22 @@ class Wandb(Way):
         wandb.watch(model, log="all", log_freq=1)
         stack.callback(wandb.unwatch, model)
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        import wandb
+
+        wandb.unwatch(self.model)
+        with super().aside():
+            yield
+        wandb.watch(self.model, log="all", log_freq=1)
+
     def after(self) -> None:
         self.run.log({"step": 1})
 
 
 WAYS: dict[str, type[Way]] = {
-    "nothing": Nothing,
-    "nothing, again": Nothing,
     "optwatch, default": Default,
+    "nothing": Nothing,
     "floor: one read of the same bytes": Floor,
     "every tensor, every step": EveryTensor,
     "every tensor, every step, compiled": Compiled,
@@ -292,8 +298,6 @@ WAYS: dict[str, type[Way]] = {
     "TensorBoard histograms": Histograms,
     "wandb.watch, offline": Wandb,
 }
-DEFAULT = "optwatch, default"
-NOW_AND_THEN = ("nothing, again", DEFAULT)
 EVERY = ("every tensor, every step", "every tensor, every step, compiled")
 FLOOR = "floor: one read of the same bytes"
 
@@ -313,40 +317,15 @@ class Training:
     def step(self) -> None:
         self.optimizer.zero_grad()
         self.model(self.x).square().mean().backward()
-        self.way.before()
+        if self.way.on:
+            self.way.before()
         self.optimizer.step()
-        self.way.after()
-
-    def turn(self) -> float:
-        """CPU seconds of a step, over a fraction of a second."""
-        steps, began, end = 0, time.process_time(), time.monotonic() + TURN
-        while time.monotonic() < end or steps == 0:
-            self.step()
-            steps += 1
-        return (time.process_time() - began) / steps
+        if self.way.on:
+            self.way.after()
 
 
-Round = dict[str, float]
-"""CPU seconds of a step, by way."""
 Pair = tuple[float, float]
 """CPU seconds of a step that is watched and of one that is not."""
-
-
-def compare(make: Callable[[], tuple[nn.Module, Tensor]], seconds: float) -> list[Round]:
-    """Rounds of all ways; those whose step takes long are in the first ones only."""
-    with ExitStack() as stack:
-        others = {
-            name: kind for name, kind in WAYS.items() if name not in NOW_AND_THEN and not kind.missing()
-        }
-        trainings = {name: Training(make, kind, stack) for name, kind in others.items()}
-        rounds: list[Round] = []
-        end = time.monotonic() + seconds
-        while time.monotonic() < end or len(rounds) < FEWEST:
-            rounds.append({name: training.turn() for name, training in trainings.items()})
-            if len(rounds) == FEWEST:
-                limit = SLOW * rounds[-1]["nothing"]
-                trainings = {name: t for name, t in trainings.items() if rounds[-1][name] < limit}
-        return rounds
 
 
 def alternate(make: Callable[[], tuple[nn.Module, Tensor]], kind: type[Way], seconds: float) -> list[Pair]:
@@ -414,12 +393,7 @@ def home() -> Iterator[None]:
         yield
 
 
-def added(rounds: list[Round], way: str) -> list[float]:
-    """Share of a step that a way adds, round by round."""
-    return [each[way] / each["nothing"] - 1 for each in rounds if way in each]
-
-
-def added_in_all(pairs: list[Pair]) -> tuple[float, float, float]:
+def added(pairs: list[Pair]) -> tuple[float, float, float]:
     """Share of a step that a way adds over all steps, in the middle of its 95 % interval."""
     rng = np.random.default_rng(0)
     seconds = np.array(pairs)
@@ -429,47 +403,45 @@ def added_in_all(pairs: list[Pair]) -> tuple[float, float, float]:
     return float(low), float(watched / other - 1), float(high)
 
 
-def cell(rounds: list[Round], pairs: dict[str, list[Pair]], way: str) -> str:
-    if way in NOW_AND_THEN:
-        low, middle, high = added_in_all(pairs[way])
-        return f"{middle:+.1%} ({low:+.1%} … {high:+.1%})"
-    if way not in rounds[0]:
+def cell(pairs: dict[str, list[Pair]], way: str) -> str:
+    if way not in pairs:
         return WAYS[way].missing()
-    if way == "nothing":
-        return f"{statistics.median(each[way] for each in rounds) * 1e3:.2f} ms"
-    low, middle, high = statistics.quantiles(added(rounds, way), n=4)
+    low, middle, high = added(pairs[way])
     text = f"{middle:+.1%} ({low:+.1%} … {high:+.1%})"
     if way in EVERY:
-        floor = statistics.median(added(rounds, FLOOR))
+        floor = added(pairs[FLOOR])[1]
         text += f" = {middle / floor:.1f} × floor" if floor > 0 else ""
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=70.0, help="of each model")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each way and model")
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--json", type=Path, help="also write every round's seconds to this file")
+    parser.add_argument("--json", type=Path, help="also write every step's seconds to this file")
     options = parser.parse_args()
     models = options.models.split(",")
-    print(f"about {(options.seconds + 15) * len(models) / 60:.0f} minutes", flush=True)
+    print(f"about {(options.seconds + 4) * len(models) * len(WAYS) / 60:.0f} minutes", flush=True)
     torch.set_num_threads(1)
-    results: dict[str, tuple[list[Round], dict[str, list[Pair]]]] = {}
+    results: dict[str, dict[str, list[Pair]]] = {}
     with home():
         fixed = fixed_cost()
         for name in models:
             print(f"{name} …", flush=True)
-            make = MODELS[name][1]
-            rounds = compare(make, options.seconds / 3)
-            results[name] = (
-                rounds,
-                {way: alternate(make, WAYS[way], options.seconds / 3) for way in NOW_AND_THEN},
-            )
+            results[name] = {
+                way: alternate(MODELS[name][1], kind, options.seconds)
+                for way, kind in WAYS.items()
+                if not kind.missing()
+            }
             gc.collect()
-    print(f"\n| added CPU time per step | {' | '.join(MODELS[name][0] for name in models)} |")
+    heads = [
+        f"{MODELS[name][0]}, {statistics.median(plain for _, plain in pairs['nothing']) * 1e3:.1f} ms"
+        for name, pairs in results.items()
+    ]
+    print(f"\n| added CPU time per step | {' | '.join(heads)} |")
     print(f"|---|{'---|' * len(models)}")
     for way in WAYS:
-        print(f"| {way} | {' | '.join(cell(*results[name], way) for name in models)} |")
+        print(f"| {way} | {' | '.join(cell(results[name], way) for name in models)} |")
     print("\nFixed cost of every step: " + ", ".join(f"{name} {us:.1f} µs" for name, us in fixed.items()))
     if options.json:
         options.json.write_text(json.dumps({"fixed_us": fixed, "seconds_per_step": results}, indent=1))
