@@ -21,6 +21,8 @@ WAIT = 5.0
 """Seconds that a comparison waits for the checksums of ranks that are alive."""
 PATIENCE = 3.0
 """Seconds that a finding waits for the name of the tensor."""
+UNDECIDED = 4
+"""Comparisons in a row that wait for one with a majority."""
 MAX_CHECKS = 128
 """Steps whose checksums wait, of one optimizer."""
 ASKED = 4
@@ -84,6 +86,10 @@ class Replicas:
         self._reached: dict[tuple[int, int], int] = {}
         self._agreed_at: dict[tuple[int, str], int] = {}
         """The last step at which all replicas of an optimizer's group agreed."""
+        self._holders: dict[tuple[int, str], set[int]] = {}
+        """The ranks that have sent checksums of an optimizer's group."""
+        self._undecided: dict[tuple[int, str], int] = {}
+        """How often in a row there was no majority without some of them."""
         self._disputes: list[Dispute] = []
         self._open: dict[str, int | None] = {}
         """Findings that are open: their key, and the rank that is off."""
@@ -133,14 +139,16 @@ class Replicas:
             for step in sorted(steps):
                 if step > upto and now - steps[step].began < WAIT:
                     break
-                signals += self._compare(optimizer, step, steps.pop(step), now)
+                signals += self._compare(optimizer, step, steps.pop(step), set(expected), now)
         for dispute in list(self._disputes):
             if dispute.asked <= dispute.details.keys() or now >= dispute.until:
                 self._disputes.remove(dispute)
                 signals += self._judge(dispute)
         return signals
 
-    def _compare(self, optimizer: int, step: int, arrivals: Arrivals, now: float) -> list[Signal]:
+    def _compare(
+        self, optimizer: int, step: int, arrivals: Arrivals, expected: set[int], now: float
+    ) -> list[Signal]:
         groups: dict[str, dict[int, int]] = {}
         for rank, sums in arrivals.sums.items():
             for group, value in sums.items():
@@ -152,6 +160,8 @@ class Replicas:
             if len(values) < 2:
                 continue
             verdict = _verdict(group, values, suspects)
+            if self._awaits_others(optimizer, group, values.keys(), expected, verdict):
+                continue
             known = arrivals.declared or (optimizer, group) in self._agreed_at or bool(self._open)
             if verdict is None:
                 self._agreed_at[optimizer, group] = step
@@ -173,6 +183,24 @@ class Replicas:
             for verdict in fresh:
                 self._open.update(_keys(optimizer, verdict))
         return signals
+
+    def _awaits_others(
+        self,
+        optimizer: int,
+        group: str,
+        ranks: Collection[int],
+        expected: set[int],
+        verdict: Verdict | None,
+    ) -> bool:
+        """Whether there is no majority only since some ranks check less often: a check that they make, too,
+        will say who is right. A few times in a row at most, they may have ceased to check."""
+        holders = self._holders.setdefault((optimizer, group), set())
+        holders.update(ranks)
+        if verdict is None or verdict.agreeing or not (holders & expected) - set(ranks):
+            self._undecided.pop((optimizer, group), None)
+            return False
+        times = self._undecided[optimizer, group] = self._undecided.get((optimizer, group), 0) + 1
+        return times <= UNDECIDED
 
     def _resolve(
         self, optimizer: int, step: int, verdicts: list[Verdict], right: Collection[int]

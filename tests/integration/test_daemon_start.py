@@ -91,6 +91,10 @@ def test_its_end_is_told_to_agents_and_followers_after_all_is_acknowledged(daemo
     peer.wait_acked()
     with daemon.client() as client, client.follow(peer.run) as run, client.follow(None) as runs:
         peer.batch(values(5))
+        end = time.monotonic() + GUARD
+        while client.status(peer.run).step < 10:  # until then it is on its way
+            assert time.monotonic() < end
+            time.sleep(0.01)
         assert daemon.stop() == 0
         farewell = peer.wait_for(Farewell)
         assert farewell.session == peer.session

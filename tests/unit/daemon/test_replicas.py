@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from optwatch.daemon.replicas import PATIENCE, WAIT, Replicas
+from optwatch.daemon.replicas import PATIENCE, UNDECIDED, WAIT, Replicas
 from optwatch.detect.base import Signal
 from optwatch.wire.messages import Sums
 
@@ -79,6 +79,30 @@ def test_a_check_that_only_some_ranks_made_does_not_hold_up_the_next() -> None:
         replicas.take(rank, 0, 16, {"#a": 6}, True, 0.1)
     replicas.look({0, 1}, 0.2)
     assert replicas.checked == {0: (16, True), 1: (16, True)}
+
+
+def test_what_two_of_three_check_waits_for_the_third_to_say_who_is_right() -> None:
+    replicas = Replicas()
+    told(replicas, 8, {0: 5, 1: 5, 2: 5}, 0.0)
+    replicas.take(0, 0, 16, {"#a": 5}, True, 1.0)
+    replicas.take(1, 0, 16, {"#a": 6}, True, 1.0)
+    for rank, value in enumerate((5, 6, 5)):
+        replicas.take(rank, 0, 32, {"#a": value}, True, 2.0)
+    replicas.look({0, 1, 2}, 2.0)
+    (found,) = replicas.look({0, 1, 2}, 2.0 + PATIENCE)
+    assert (found.rank, found.step, found.onset_step) == (1, 32, 9)
+
+
+def test_it_does_not_wait_for_ever() -> None:
+    replicas = Replicas()
+    told(replicas, 8, {0: 5, 1: 5, 2: 5}, 0.0)
+    found = []
+    for i in range(UNDECIDED + 1):
+        replicas.take(0, 0, 16 + i, {"#a": 5}, True, 10.0 * i)
+        replicas.take(1, 0, 16 + i, {"#a": 6}, True, 10.0 * i)
+        found += replicas.look({0, 1, 2}, 10.0 * i + WAIT)
+        found += replicas.look({0, 1, 2}, 10.0 * i + WAIT + PATIENCE)
+    assert [(each.rank, each.step) for each in found] == [(None, 16 + UNDECIDED)]
 
 
 def test_the_details_name_the_tensor_and_its_parts() -> None:
