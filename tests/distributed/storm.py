@@ -89,7 +89,8 @@ def run(storm: Storm, directory: Path, tell: Callable[[str], None] = lambda text
     """Let the ranks go through a storm. The environment has to be one in which agents take no keys."""
     began = time.monotonic()
     dice = random.Random(storm.seed)
-    daemon = DaemonProcess(directory / "daemon", "--insecure").start()
+    # What the policy proposes nobody would approve.
+    daemon = DaemonProcess(directory / "daemon", "--insecure", "--mode", "observe").start()
     link = BadLink(
         daemon.address,
         storm,
