@@ -101,11 +101,6 @@ class Recorder:
         """Wait, with the row that is added next, for numbers of a device, which become columns of it."""
         self._expected.append((numbers, columns))
 
-    @property
-    def waits(self) -> bool:
-        """Whether a device was ever to work out a number."""
-        return self._later is not None
-
     def arrive(self) -> None:
         """Take what devices have got done. Never waits for one."""
         if self._later is not None:

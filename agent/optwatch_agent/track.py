@@ -323,8 +323,7 @@ class Track:
         elif self._logged:
             self._add_logged(values)
         self.recorder.add(step, values)
-        if self.recorder.waits:
-            self.recorder.arrive()
+        self.recorder.arrive()
         self._own = PHASES.own
         fixed = self._spent + losses.TAP.take_spent() + (time.perf_counter() - now) - seconds
         governor = self.governor

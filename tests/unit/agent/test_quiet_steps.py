@@ -10,6 +10,7 @@ import optwatch
 from optwatch_agent.track import Track
 from tests.unit.agent.models import batches, classifier, fingerprint
 from tests.unit.agent.observed import Hand
+from tests.unit.agent.test_hooks import Sight
 
 STEPS = 160
 ASKED: dict[int, tuple[str, dict[str, Any]]] = {
@@ -42,8 +43,7 @@ def run() -> tuple[list[Any], list[dict[str, Any]], int]:
     track, hand, quiet = watch._agent.tracks[0], Hand(watch._agent), 0
     track.governor.budget = 1e-9
     track.governor.look.value = 0.0
-    rows: list[dict[str, Any]] = []
-    track.recorder.add = lambda step, values: rows.append({"step": step, **values})  # type: ignore[method-assign]
+    rows = Sight(watch)
     data = batches()
     for step in range(1, STEPS + 1):
         if step in ASKED:
@@ -73,7 +73,7 @@ def run() -> tuple[list[Any], list[dict[str, Any]], int]:
     states = [state for _, state, _ in hand.outcomes()]
     assert states.count("applied") == len(ASKED), hand.outcomes()
     watch.detach()
-    return fingerprint(model, optimizer), rows, quiet
+    return fingerprint(model, optimizer), [{"step": row.step, **row.values} for row in rows], quiet
 
 
 def test_quiet_steps_tell_and_do_what_all_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +103,7 @@ def test_what_is_commanded_while_a_scaler_skips_all_steps_is_in_force_after() ->
     watch = optwatch.attach(optimizer, scaler=scaler)
     track, hand = watch._agent.tracks[0], Hand(watch._agent)
     track.governor.budget = 1e-9
-    clipped: list[bool] = []
-    track.recorder.add = lambda step, values: clipped.append("clip" in values)  # type: ignore[method-assign]
+    rows = Sight(watch)
     data = batches()
     for step in range(80):
         x, y = next(data)
@@ -120,7 +119,7 @@ def test_what_is_commanded_while_a_scaler_skips_all_steps_is_in_force_after() ->
         scaler.update()
     watch.detach()
     assert hand.outcomes()[-1][1] == "applied"
-    assert all(clipped[-20:-1])  # the last tells of the scale alone
+    assert all(rows.column("clip")[-20:])
 
 
 @pytest.mark.parametrize("every", [1, 2, 7])
@@ -130,8 +129,7 @@ def test_a_loss_that_is_often_nan_does_not_have_the_gradients_measured_each_time
     watch = optwatch.attach(optimizer)
     track = watch._agent.tracks[0]
     track.governor.budget = 1e-9
-    rows: list[dict[str, Any]] = []
-    track.recorder.add = lambda step, values: rows.append(values)  # type: ignore[method-assign]
+    rows = Sight(watch)
     data = batches()
     for step in range(300):
         x, y = next(data)
@@ -140,4 +138,4 @@ def test_a_loss_that_is_often_nan_does_not_have_the_gradients_measured_each_time
         (nn.functional.cross_entropy(model(x), y) * factor).backward()
         optimizer.step()
     watch.detach()
-    assert 1 <= sum("grad_norm" in row for row in rows) <= 5
+    assert 1 <= sum("grad_norm" in row.values for row in rows) <= 5
