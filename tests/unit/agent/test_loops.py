@@ -1,6 +1,7 @@
 """Training loops of many shapes, each with what the agent makes of it."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import optwatch
 from optwatch.wire.messages import STATS
 from tests.unit.agent.models import batches, classifier, fingerprint, train
 from tests.unit.agent.observed import Hand, measure_always, samples_of
-from tests.unit.agent.test_hooks import watched
+from tests.unit.agent.test_hooks import Sight, watched
 
 
 def test_two_losses_of_one_graph() -> None:
@@ -145,17 +146,24 @@ def test_every_dtype_is_seen_clipped_and_restarted(dtype: torch.dtype) -> None:
     torch.testing.assert_close(first, expected.to(dtype), rtol=1e-2, atol=1e-3)
 
 
-def test_the_users_clipping_and_how_often_it_bites() -> None:
+def clipping(factor: Callable[[int], float]) -> Sight:
+    """The rows of a training whose script clips its gradients, all `factor(step)`, to a norm of 1."""
     param = nn.Parameter(torch.ones(4))
     optimizer = torch.optim.SGD([param], lr=0.0)
     watch, rows = watched(optimizer)
     measure_always(watch)
     for step in range(8):
         optimizer.zero_grad()
-        (param.sum() * (10.0 if step % 4 == 0 else 0.1)).backward()
+        (param.sum() * factor(step)).backward()
         nn.utils.clip_grad_norm_([param], 1.0)
         optimizer.step()
+    assert not watch._agent.tracks[0].degraded
     watch.detach()
+    return rows
+
+
+def test_the_users_clipping_and_how_often_it_bites() -> None:
+    rows = clipping(lambda step: 10.0 if step % 4 == 0 else 0.1)
     assert rows.column("user_max_norm")[2:] == [1.0] * 6
     assert rows.column("user_clip_share")[2:] == pytest.approx([1 / 3, 1 / 4, 2 / 5, 2 / 6, 2 / 7, 2 / 8])
     assert rows.column("grad_norm_raw")[4] == pytest.approx(20.0, rel=1e-5)
@@ -164,17 +172,7 @@ def test_the_users_clipping_and_how_often_it_bites() -> None:
 
 def test_an_infinite_gradient_that_the_user_clips_is_told() -> None:
     """torch multiplies it by 0, and it is NaN then."""
-    param = nn.Parameter(torch.ones(4))
-    optimizer = torch.optim.SGD([param], lr=0.0)
-    watch, rows = watched(optimizer)
-    measure_always(watch)
-    for step in range(8):
-        optimizer.zero_grad()
-        (param.sum() * (torch.inf if step == 5 else 0.1)).backward()
-        nn.utils.clip_grad_norm_([param], 1.0)
-        optimizer.step()
-    assert not watch._agent.tracks[0].degraded
-    watch.detach()
+    rows = clipping(lambda step: torch.inf if step == 5 else 0.1)
     assert rows.column("grad_norm_raw")[5] == torch.inf
     assert rows.column("grad_norm_raw")[6] == pytest.approx(0.2, rel=1e-5)
 
