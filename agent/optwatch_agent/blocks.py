@@ -18,6 +18,7 @@ from optwatch_agent.pieces import Piece, wide
 from optwatch_agent.quotients import Quotient, quotient
 from optwatch_agent.roles import Roles
 from optwatch_agent.sums import F8, Sums
+from optwatch_agent.tensors import array
 from optwatch_agent.updates import Slices
 
 BLOCK = 131_072
@@ -62,9 +63,9 @@ def _reader(flat: Tensor | None) -> Callable[[slice], Array] | None:
     if flat is None:
         return None
     if flat.dtype in EXACT:
-        return flat.numpy().__getitem__
+        return array(flat).__getitem__
     tensor = flat
-    return lambda part: tensor[part].float().numpy()
+    return lambda part: array(tensor[part].float())
 
 
 def add_packed(sums: Sums, pack: Pack, roles: Roles) -> None:
@@ -77,14 +78,14 @@ def add_grad(sums: Sums, i: int, grad: Tensor) -> None:
     """The gradient alone."""
     flat = grad.reshape(-1)
     for part in _slices(flat.numel()):
-        _grad(sums, i, wide(flat[part]).numpy())
+        _grad(sums, i, array(wide(flat[part])))
 
 
 def add_param(sums: Sums, i: int, param: Tensor) -> None:
     """The parameter alone."""
     flat = param.reshape(-1)
     for part in _slices(flat.numel()):
-        _param(sums, i, wide(flat[part]).numpy())
+        _param(sums, i, array(wide(flat[part])))
 
 
 def _slices(numel: int) -> Iterator[slice]:
@@ -211,7 +212,9 @@ def _block(
     if of_update is None:
         if root is not None and scale != 1.0:
             root *= scale
-        update = _update(whole.cut(part), roles, None if root is None else torch.from_numpy(root))
+        piece = whole.cut(part)
+        hat = piece.second if root is second or root is None else torch.from_numpy(root)
+        update = _update(piece, roles, hat)
         of_update = None if update is None else sum_of_squares(update)
     if of_update is not None:
         sums.add("update", i, of_update)
@@ -291,7 +294,7 @@ def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
     def count(name: str, those: npt.NDArray[np.bool_]) -> None:
         sums.count(name, where, np.add.reduceat(those, starts, dtype=np.uint64))
 
-    grad, param = x.grad.numpy(), x.param.numpy()
+    grad, param = array(x.grad), array(x.param)
     put("grad", grad * grad)
     put("param", param * param)
     sums.put("grad_max", where, np.maximum.reduceat(np.abs(grad), starts))
@@ -300,13 +303,13 @@ def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
     if not np.isfinite(grad.sum()):
         count("grad_nonfinite", ~np.isfinite(grad))
     if x.first is not None:
-        first = x.first.numpy()
+        first = array(x.first)
         put("first", first * first)
         if not np.isfinite(first.sum()):
             count("moments_nonfinite", ~np.isfinite(first))
         put("dot", grad * first)
     if x.second is not None and root is not None:
-        second, roots = x.second.numpy(), root.numpy()
+        second, roots = array(x.second), array(root)
         sums.put("second_min", where, np.minimum.reduceat(second, starts))
         sums.put("second_max", where, np.maximum.reduceat(second, starts))
         put("second", second)
@@ -316,7 +319,7 @@ def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
         put("rms_t", np.square(ratio, out=ratio))
         put("eps", (roots < 10 * x.epsilon).astype(np.float64))
     if update is not None:
-        put("update", update.square_().numpy())
+        put("update", array(update.square_()))
 
 
 def _joined(tensors: Sequence[Tensor | None]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optwatch_agent.tensors import local
+from optwatch_agent.tensors import array, local
 
 NOTHING = 0
 """The checksum of what is not there."""
@@ -58,7 +58,7 @@ def _bits(tensor: Tensor) -> bytes:
     with torch.no_grad():
         flat = tensor.contiguous().reshape(-1).view(torch.uint8)
         if flat.numel() <= _SMALL:
-            return flat.numpy().tobytes()
+            return array(flat).tobytes()
         if flat.storage_offset() % 8:
             flat = flat.clone()
         row = 8 * _WIDTH
@@ -70,7 +70,7 @@ def _bits(tensor: Tensor) -> bytes:
             block = grid[at : at + _ROWS]
             columns += block.sum(0)
             rows.append(block.sum(1))
-        return b"".join(part.numpy().tobytes() for part in (columns, *rows, flat[whole:]))
+        return b"".join(array(part).tobytes() for part in (columns, *rows, flat[whole:]))
 
 
 def _word(number: int) -> bytes:

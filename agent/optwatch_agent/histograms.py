@@ -16,7 +16,7 @@ from optwatch.wire.limits import MAX_BLOCK_BYTES
 from optwatch_agent.blocks import BLOCK
 from optwatch_agent.pieces import wide
 from optwatch_agent.shards import is_partial
-from optwatch_agent.tensors import local, on_cpu
+from optwatch_agent.tensors import array, local, on_cpu
 
 Counts = npt.NDArray[np.uint32]
 _Row = npt.NDArray[np.int64]
@@ -85,7 +85,7 @@ def _blocks(
 ) -> Iterator[npt.NDArray[np.unsignedinteger]]:
     flat = _flat(grad)
     for start in range(0, flat.numel(), BLOCK):
-        yield wide(flat[start : start + BLOCK].resolve_neg()).numpy().view(unsigned)
+        yield array(wide(flat[start : start + BLOCK])).view(unsigned)
 
 
 def _flat(grad: Tensor) -> Tensor:

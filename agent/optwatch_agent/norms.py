@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from optwatch_agent.tensors import array
+
 ROW = 512
 """Elements that are added up in float32."""
 
@@ -123,11 +125,11 @@ def total(x: Array) -> float:
 
 def _fast(flat: Tensor) -> float:
     if flat.dtype in EXACT:
-        values = flat.numpy()
+        values = array(flat)
         return dot(values, values)
     result = 0.0
     for i in range(0, flat.numel(), _SLICE):
-        values = flat[i : i + _SLICE].float().numpy()
+        values = array(flat[i : i + _SLICE].float())
         result += dot(values, values)
     return result
 
@@ -138,6 +140,6 @@ def _checked(fast: float, flat: Tensor) -> float:
         return fast
     result = 0.0
     for i in range(0, flat.numel(), _SLICE):
-        values = flat[i : i + _SLICE].double().numpy()
+        values = array(flat[i : i + _SLICE].double())
         result += float(np.dot(values, values))
     return result

@@ -87,12 +87,16 @@ def train(
 
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
-    """Every bit that training depends on: parameters, optimizer state and the generators."""
+    """Every bit that training depends on: parameters, optimizer state and the generators; and whether the
+    memory can still be resized."""
     state = optimizer.state_dict()
 
     def leaves(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return (str(value.dtype), tuple(value.shape), value.detach().numpy().tobytes())
+            value = value.detach().to_dense()
+            resizable = value.untyped_storage().resizable()
+            bits = value.clone().numpy().tobytes()  # of a copy: `numpy` ends that
+            return (str(value.dtype), tuple(value.shape), resizable, bits)
         if isinstance(value, np.ndarray):
             return value.tobytes()
         if isinstance(value, dict):

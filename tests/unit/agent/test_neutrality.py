@@ -263,6 +263,25 @@ def test_a_detached_agent_is_collected(
     assert agent() is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_memory_can_be_resized_as_before(dtype: torch.dtype) -> None:
+    """Some set the storage of a parameter or gradient to nothing between steps; `Tensor.numpy` forbids it."""
+    torch.manual_seed(0)
+    model = nn.Linear(300, 200, dtype=dtype)
+    optimizer = torch.optim.Adam(model.parameters())
+    with optwatch.attach(optimizer, model=model) as watch:
+        measure_always(watch)
+        taken = samples_of(watch)
+        for _ in range(20):
+            optimizer.zero_grad()
+            model(torch.randn(4, 300, dtype=dtype)).square().sum().backward()
+            optimizer.step()
+    assert len(taken) > 10
+    for param in model.parameters():
+        for tensor in (param, param.grad, *optimizer.state[param].values()):
+            tensor.untyped_storage().resize_(0)
+
+
 @pytest.mark.parametrize("name", ["adam", "adadelta", "adafactor"])
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e160])
 def test_float64_of_any_size_is_read_and_never_written(name: str, scale: float) -> None:

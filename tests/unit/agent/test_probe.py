@@ -192,6 +192,20 @@ def test_complex_parameters(place: str) -> None:
     assert sample.stats[0, STATS.index("update_rms")] == pytest.approx(0.1, rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [10, 3 * BLOCK])
+def test_a_gradient_that_is_only_marked_as_negative(place: str, size: int) -> None:
+    param = nn.Parameter(torch.randn(size))
+    optimizer = torch.optim.Adam([param])
+    before = param.detach().double()
+    param.grad = torch._neg_view(torch.randn(size))
+    optimizer.step()
+    sample = measure(optimizer, [param], roles_of(optimizer))
+    wanted = expected(optimizer, param, before)
+    del wanted["update_rms"]
+    check(sample, 0, wanted, 2e-6)
+    assert sample.stats[0, STATS.index("cos_grad_exp_avg")] == pytest.approx(1.0)
+
+
 def test_zeros_and_non_finite_elements_are_counted(place: str) -> None:
     small, large = nn.Parameter(torch.ones(10)), nn.Parameter(torch.ones(3 * BLOCK))
     optimizer = torch.optim.SGD([small, large], lr=0.1)
