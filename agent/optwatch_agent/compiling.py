@@ -89,10 +89,11 @@ def probe(kernels: Any) -> None:
             held = [[(x.view(np.uint32) >> 16).astype(np.uint16) for x in of] for of in tensors]
         out = np.empty((len(sizes), kernels.COLUMNS))
         kernels.measure(
-            np.array([[x.ctypes.data for x in of] for of in held], dtype=np.int64),
-            np.full((len(sizes), 4), kind),
+            np.array([[of[k].ctypes.data for of in held] for k in range(4)], dtype=np.int64),
             np.array(sizes),
-            np.array([[0.0, -0.1, 0.0, 1.0, 1e-8, 1e-8, 1e-7]] * len(sizes), dtype=np.float32),
+            np.zeros(len(sizes), dtype=np.int64),
+            np.full((1, 4), kind),
+            np.array([[0.0, -0.1, 0.0, 1.0, 1e-8, 1e-8, 1e-7]], dtype=np.float32),
             out,
         )
         for row, of in zip(out, tensors, strict=True):

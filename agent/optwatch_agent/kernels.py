@@ -23,9 +23,11 @@ SHORT = 256
 F32, BF16, F16 = 0, 1, 2
 """How the elements at an address are stored."""
 
-GRAD, FIRST, SECOND, PARAM, UPDATE, RMS_T, DOT = range(7)
-"""Sums of a row of the result; behind them the peaks and counts."""
-GRAD_MAX, PARAM_MAX, SECOND_MIN, SECOND_MAX, ZEROS, NONFINITE, LOST, SMALL = range(7, 15)
+(
+    GRAD, GRAD_MAX, FIRST, SECOND, SECOND_MIN, SECOND_MAX, PARAM, PARAM_MAX,
+    UPDATE, RMS_T, DOT, SMALL, ZEROS, NONFINITE, LOST,
+) = range(15)  # fmt: skip
+"""Columns of the result: in the order of `Sums.COLUMNS`, behind them the counts."""
 COLUMNS = 15
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -86,6 +88,12 @@ def _leaf(address, kind, start, n, scratch):  # type: ignore[no-untyped-def]
 def _ordered(bits):  # type: ignore[no-untyped-def]
     """Bits of a float32 as an integer that orders as the numbers do, and back."""
     return np.int32(bits ^ ((bits >> np.int32(31)) & _MAGNITUDE))
+
+
+@_compiled
+def _number(bits):  # type: ignore[no-untyped-def]
+    """The float32 that some bits are."""
+    return np.int32(bits).view(np.float32)
 
 
 @_compiled
@@ -193,17 +201,18 @@ def _is_off(total, n, zero):  # type: ignore[no-untyped-def]
 
 
 @njit(
-    "void(int64[:,::1], int64[:,::1], int64[::1], float32[:,::1], float64[:,::1])",
+    "void(int64[:,::1], int64[::1], int64[::1], int64[:,::1], float32[:,::1], float64[:,::1])",
     nogil=True,
     cache=True,
     error_model="numpy",
 )
-def measure(addresses, kinds, sizes, numbers, out):  # type: ignore[no-untyped-def]
-    """Fill `out` f8[T, COLUMNS] with the sums, peaks (as bits) and counts of T tensors.
+def measure(addresses, sizes, sorts, kinds, numbers, out):  # type: ignore[no-untyped-def]
+    """Fill `out` f8[T, COLUMNS] with the sums, peaks and counts of T tensors.
 
-    `addresses`, `kinds` i8[T, 4]: of gradient, first and second moment and parameter; address 0 stands for
-    zeros, and in place of a second moment for ones. `sizes` i8[T]: elements. `numbers` f4[T, 7]: the update
-    is (n0 g + n1 m) / (n3 sqrt(v) + n4) + n2 p; the floor of sqrt(v̂) in rms_t is n5, and n6 is 10 ε.
+    `addresses` i8[4, T]: of gradient, first and second moment and parameter; address 0 stands for zeros, and
+    in place of a second moment for ones. `sizes` i8[T]: elements. `sorts` i8[T]: which row of the next two
+    a tensor has. `kinds` i8[S, 4]. `numbers` f4[S, 7]: the update is (n0 g + n1 m) / (n3 sqrt(v) + n4) +
+    n2 p; the floor of sqrt(v̂) in rms_t is n5, and n6 is 10 ε.
     """
     scratch = np.zeros((4, LEAF), np.float32)
     nothing = np.zeros(LEAF, np.float32)
@@ -211,20 +220,21 @@ def measure(addresses, kinds, sizes, numbers, out):  # type: ignore[no-untyped-d
     for i in range(sizes.size):
         row = out[i]
         row[:] = 0.0
+        sort = sorts[i]
         of = (
-            numbers[i, 0], numbers[i, 1], numbers[i, 2], numbers[i, 3],
-            numbers[i, 4], numbers[i, 5], numbers[i, 6],
+            numbers[sort, 0], numbers[sort, 1], numbers[sort, 2], numbers[sort, 3],
+            numbers[sort, 4], numbers[sort, 5], numbers[sort, 6],
         )  # fmt: skip
         g_top = p_top = np.int32(0)
         v_low = _MAGNITUDE
         v_top = np.int32(-_MAGNITUDE - 1)
-        at_g, at_m, at_v, at_p = addresses[i, 0], addresses[i, 1], addresses[i, 2], addresses[i, 3]
+        at_g, at_m, at_v, at_p = addresses[0, i], addresses[1, i], addresses[2, i], addresses[3, i]
         for start in range(0, sizes[i], LEAF):
             n = min(LEAF, sizes[i] - start)
-            g = _leaf(at_g, kinds[i, 0], start, n, scratch[0]) if at_g != 0 else nothing[:n]
-            m = _leaf(at_m, kinds[i, 1], start, n, scratch[1]) if at_m != 0 else nothing[:n]
-            v = _leaf(at_v, kinds[i, 2], start, n, scratch[2]) if at_v != 0 else ones[:n]
-            p = _leaf(at_p, kinds[i, 3], start, n, scratch[3]) if at_p != 0 else nothing[:n]
+            g = _leaf(at_g, kinds[sort, 0], start, n, scratch[0]) if at_g != 0 else nothing[:n]
+            m = _leaf(at_m, kinds[sort, 1], start, n, scratch[1]) if at_m != 0 else nothing[:n]
+            v = _leaf(at_v, kinds[sort, 2], start, n, scratch[2]) if at_v != 0 else ones[:n]
+            p = _leaf(at_p, kinds[sort, 3], start, n, scratch[3]) if at_p != 0 else nothing[:n]
             updates, ratios, small = _quotients(g, m, v, p, of)
             grads, firsts, seconds, params, dots = _sums(g, m, v, p)
             g_max, p_max, v_min, v_max, zeros = _peaks(g, v, p)
@@ -255,5 +265,9 @@ def measure(addresses, kinds, sizes, numbers, out):  # type: ignore[no-untyped-d
                 row[UPDATE] += updates
                 row[RMS_T] += ratios
                 row[DOT] += dots
-        row[GRAD_MAX], row[PARAM_MAX] = g_top, p_top
-        row[SECOND_MIN], row[SECOND_MAX] = _ordered(v_low), _ordered(v_top)
+        row[GRAD_MAX], row[PARAM_MAX] = _number(g_top), _number(p_top)
+        if np.isnan(row[SECOND]):  # bits of a NaN order at either end
+            row[SECOND_MIN] = row[SECOND_MAX] = np.nan
+        else:
+            row[SECOND_MIN] = _number(_ordered(v_low))
+            row[SECOND_MAX] = _number(_ordered(v_top))

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optwatch_agent import blocks, compiled, device_norms
+from optwatch_agent import blocks, device_norms
 from optwatch_agent.device_sums import DeviceSums, Tools
 from optwatch_agent.norms import sum_of_squares
 from optwatch_agent.pieces import Reader
 from optwatch_agent.roles import Roles
 from optwatch_agent.shards import is_partial
 from optwatch_agent.sums import F8, Sample, Sums
+from optwatch_agent.table import table as table_for
 from optwatch_agent.tensors import local, on_cpu, on_device
 
 __all__ = ["Sample", "Taken", "measure", "take"]
@@ -74,38 +75,45 @@ def take(
     sums = Sums(len(params))
     numel = np.zeros(len(params))
     packs: dict[tuple[object, ...], blocks.Pack] = {}
-    table = compiled.table(roles)
+    table = table_for(roles)
     there = DeviceSums(roles, tools or Tools())
     index = 0
     with torch.no_grad(), np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
         for group in optimizer.param_groups:
             reader = Reader(group, roles)
-            for param in group["params"]:
-                i, index = index, index + 1
+            of_group = group["params"]
+            start, index = index, index + len(of_group)
+            given = [p.grad if grads is None else grads.get(i) for i, p in enumerate(of_group, start)]
+            states = [optimizer.state.get(p, {}) for p in of_group]
+            taken: set[int] = set()
+            if table is not None:
+                where, sizes = table.take(start, reader, of_group, given, states)
+                numel[where] = sizes
+                taken.update(where)
+            for i, (param, grad, state) in enumerate(zip(of_group, given, states, strict=True), start):
+                if i in taken:
+                    continue
                 whole = local(param)
                 size = whole.numel()
                 numel[i] = size
                 if size == 0:
                     continue
-                given = param.grad if grads is None else grads.get(i)
-                if given is not None and is_partial(given):  # summands say nothing about the sum
-                    given = None
+                if grad is not None and is_partial(grad):  # summands say nothing about the sum
+                    grad = None
                 if on_device(whole):
-                    there.add(i, whole, given, optimizer.state.get(param, {}), group)
+                    there.add(i, whole, grad, state, group)
                     continue
                 if not on_cpu(whole):
                     continue
-                if given is None:
+                if grad is None:
                     blocks.add_param(sums, i, whole)
                     continue
-                grad = local(given if given.layout is torch.strided else given.to_dense())
+                grad = local(grad if grad.layout is torch.strided else grad.to_dense())
                 if grad.numel() != size:  # the parameter's data are others by now
                     blocks.add_param(sums, i, whole)
                     blocks.add_grad(sums, i, grad)
                     continue
-                piece, kind = reader.read(whole, grad, optimizer.state.get(param, {}))
-                if table is not None and table.takes(i, piece):
-                    continue
+                piece, kind = reader.read(whole, grad, state)
                 if blocks.is_large(size):
                     blocks.add_large(sums, i, piece, roles)
                 else:

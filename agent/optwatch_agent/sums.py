@@ -82,10 +82,10 @@ class Sums:
         """Everything as it is reported; `numel` f8[T]."""
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             stats = np.where(self._seen, self._values, np.nan)
-            lengths = np.sqrt(stats[:, _VECTORS])
-            cosine = np.clip(stats[:, _AT["dot"]] / (lengths[:, 0] * lengths[:, 1]), -1.0, 1.0)
-            stats[:, _MEANS] /= numel[:, None]
-            stats[:, _ROOTS] = np.sqrt(stats[:, _ROOTS])
+            lengths = np.sqrt(stats[:, _AT["grad"]]) * np.sqrt(stats[:, _AT["first"]])
+            cosine = np.clip(stats[:, _AT["dot"]] / lengths, -1.0, 1.0)
+            np.divide(stats, numel[:, None], out=stats, where=_ARE_MEANS)
+            np.sqrt(stats, out=stats, where=_ARE_ROOTS)
             stats[:, _AT["dot"]] = cosine
             # A tensor without a gradient was not updated, an empty one has no norm.
             params_seen = (self._seen[:, _AT["param"]] | (numel == 0)).all()
@@ -100,7 +100,7 @@ class Sums:
 
 
 _AT = {name: at for at, name in enumerate(Sums.COLUMNS)}
-_VECTORS = [_AT["grad"], _AT["first"]]
-_ROOTS = [_AT[name] for name in ("grad", "first", "param", "update", "rms_t")]
-_MEANS = [*_ROOTS, _AT["second"], _AT["eps"]]
+_ROOTS = ("grad", "first", "param", "update", "rms_t")
+_ARE_ROOTS = np.isin(Sums.COLUMNS, _ROOTS)
+_ARE_MEANS = np.isin(Sums.COLUMNS, [*_ROOTS, "second", "eps"])
 assert len(STATS) == len(_AT)

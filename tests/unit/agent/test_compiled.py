@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from optwatch.wire.messages import STATS
 from optwatch_agent import compiled, compiling, probe
-from optwatch_agent.pieces import Piece, Reader
+from optwatch_agent.pieces import Reader
 from optwatch_agent.roles import roles_of
 from optwatch_agent.sums import Sample, Sums
+from optwatch_agent.table import Table, table
 
 # Not imported here: it reads NUMBA_DISABLE_JIT then.
 pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
@@ -238,34 +239,76 @@ def test_strided_empty_and_unused_tensors() -> None:
     assert np.isnan(fast.stats[1:, STATS.index("grad_rms")]).all()
 
 
+def taken(optimizer: torch.optim.Optimizer, read: Table | None = None) -> list[int]:
+    """Which tensors of its only group the compiled pass reads."""
+    roles = roles_of(optimizer)
+    (group,) = optimizer.param_groups
+    params = group["params"]
+    read = read or table(roles)
+    assert read is not None
+    grads, states = [p.grad for p in params], [optimizer.state.get(p, {}) for p in params]
+    return list(read.take(0, Reader(group, roles), params, grads, states)[0])
+
+
+def with_second_moments(*seconds: Any) -> torch.optim.AdamW:
+    """An optimizer of as many parameters of 8 elements."""
+    params = [nn.Parameter(torch.ones(8)) for _ in seconds]
+    optimizer = torch.optim.AdamW(params)
+    for param, second in zip(params, seconds, strict=True):
+        param.grad = torch.ones(8)
+        optimizer.state[param] = {
+            "step": torch.tensor(3.0), "exp_avg": torch.ones(8), "exp_avg_sq": second
+        }  # fmt: skip
+    return optimizer
+
+
 def test_no_address_of_memory_that_is_not_there_or_not_here() -> None:
-    """Of a second moment that is too small, freed in part, repeated or elsewhere."""
-    whole = torch.ones(8)
-    shrunk, expanded = torch.ones(8), torch.ones(1).expand(8)
+    """Of a second moment that is too small, freed in part, repeated, elsewhere or no such thing."""
+    shrunk, expanded, misplaced = torch.ones(8), torch.ones(1).expand(8), torch.ones(9)[1:]
     shrunk.untyped_storage().resize_(4)
-    table = compiled.table(roles_of(torch.optim.Adam([nn.Parameter(whole)])))
-    assert table is not None
-    for bad in (shrunk, expanded, torch.ones(7), torch.ones(8, device="meta"), torch.ones(8).to_sparse()):
-        piece = Piece(whole, whole, whole, bad, {}, {}, 1.0, 1e-8)
-        assert not table.takes(0, piece)
-    assert table.takes(0, Piece(whole, whole, whole, whole, {}, {}, 1.0, 1e-8))
+    misplaced.untyped_storage().resize_(32)
+    wrong = [
+        *(shrunk, expanded, misplaced, torch.ones(7), torch.ones(16)[::2], torch._neg_view(-torch.ones(8))),
+        *(torch.ones(8, device="meta"), torch.ones(8).to_sparse(), torch.ones(8, dtype=torch.int32)),
+        *([torch.ones(8)], np.ones(8), "second", 1.0, torch.zeros(0)),
+    ]
+    for bad in wrong:
+        assert taken(with_second_moments(bad)) == []
+    good = torch.ones(8)
+    assert taken(with_second_moments(good)) == [0]
+    mixed = [good, wrong[0], good, good, wrong[3], torch.ones(8).bfloat16(), None, torch.ones(9)[1:]]
+    assert sorted(taken(with_second_moments(*mixed))) == [0, 2, 3, 5, 7]
+    many = [wrong[i] if i % 11 == 0 and i < len(wrong) else torch.ones(8) for i in range(500)]
+    assert sorted(taken(with_second_moments(*many))) == [i for i in range(500) if i not in (0, 11)]
+
+
+def test_nothing_is_asked_of_a_parameter_elsewhere() -> None:
+    """Its count of steps may be there, too, and to read that would be to wait for a device."""
+    param = nn.Parameter(torch.ones(8, device="meta"))
+    param.grad = torch.ones(8, device="meta")
+    optimizer = torch.optim.AdamW([param])
+    one = torch.ones((), device="meta")
+    optimizer.state[param] = {"step": one, "exp_avg": param.grad, "exp_avg_sq": param.grad}
+    with pytest.raises(RuntimeError):
+        one.item()
+    assert taken(optimizer) == []
 
 
 def test_memory_stays_until_it_is_measured() -> None:
     """Also where somebody else replaces what a parameter holds meanwhile."""
-    parameter = nn.Parameter(torch.full((300_000,), 2.0), requires_grad=False)
+    parameter = nn.Parameter(torch.full((300_000,), 2.0))
+    parameter.grad = torch.ones(300_000)
     optimizer = torch.optim.SGD([parameter], lr=0.1)
-    roles = roles_of(optimizer)
-    table = compiled.table(roles)
-    assert table is not None
-    piece, _ = Reader(optimizer.param_groups[0], roles).read(parameter, torch.ones(300_000), {})
-    assert table.takes(0, piece)
+    read = table(roles_of(optimizer))
+    assert read is not None
+    assert taken(optimizer, read) == [0]
     held = parameter.data.untyped_storage().data_ptr()
     parameter.data = torch.zeros(1)
-    assert held in [memory.data_ptr() for memory in table._memory]
+    assert held in [memory.data_ptr() for memory in read._memory]
     sums = Sums(1)
-    table.measure(sums)
+    read.measure(sums)
     assert sums.sample(np.array([300_000.0])).stats[0, STATS.index("param_rms")] == pytest.approx(2.0)
+    assert not read._memory
 
 
 @pytest.fixture(scope="module")

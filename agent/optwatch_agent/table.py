@@ -1,0 +1,219 @@
+"""What the compiled pass reads: tensors of one optimizer, in place, by their addresses.
+
+An address must never be one of memory that is not there, not here or of another shape. Where tensors are
+small it takes longer to ask for all that than to measure them. So many are asked one thing at a time.
+"""
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from operator import add, attrgetter, le
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optwatch_agent.compiled import COMPILER
+from optwatch_agent.pieces import Piece, Reader
+from optwatch_agent.quotients import Quotient, quotient
+from optwatch_agent.roles import Roles
+from optwatch_agent.sums import Sums
+from optwatch_agent.tensors import DEVICES, scalar
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+_STRIDED = {torch.strided}
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""As in `kernels`, which only numba can load."""
+_WIDTHS = 4, 2, 2
+"""Bytes of an element, by kind."""
+_RUN = 64
+"""Parameters that are asked at a time: all of them are asked again where one cannot be read."""
+_TINY = 1e-37
+
+_is_cpu = attrgetter("is_cpu")
+_layout = attrgetter("layout")
+_dtype = attrgetter("dtype")
+
+
+Member = tuple[int, Mapping[str, Any], Tensor, Any, Any, Tensor]
+"""A parameter's number, state, gradient, first and second moment (anything that the state holds), itself."""
+
+
+class Found(NamedTuple):
+    """Of parameters of one kind how many elements each has, and of gradients, moments and parameters where
+    they are (0: there is none) and as what kind of number they are stored."""
+
+    sizes: list[int]
+    addresses: list[list[int]]
+    kinds: tuple[int, ...]
+
+
+class Table:
+    """The tensors of one measurement that the compiled pass reads."""
+
+    def __init__(self, kernels: Any, roles: Roles) -> None:
+        self._kernels = kernels
+        self._roles = roles
+        self._where = array("q")
+        self._sizes = array("q")
+        self._addresses = [array("q") for _ in range(4)]
+        self._sorts = array("q")
+        """Of each tensor, which of the following it has in common with others."""
+        self._numbers: list[tuple[float, ...]] = []
+        self._seen: list[tuple[bool, ...]] = []
+        self._kinds: list[tuple[int, ...]] = []
+        self._memory: list[torch.UntypedStorage] = []
+        """What the addresses point into: also `p.data = …` in another thread does not free it."""
+
+    def take(
+        self,
+        start: int,
+        reader: Reader,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        states: Sequence[Mapping[str, Any]],
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """Add those of a group's tensors, from number `start` on, that the pass can read in place; their
+        numbers, and how many elements each has."""
+        before = len(self._where)
+        known: dict[tuple[object, ...], int | None] = {}
+        for kind, run in self._runs(start, params, grads, states):
+            for members, found in self._readable(run):
+                key = kind, found.kinds
+                if key not in known:
+                    _, state, grad, _, _, param = members[0]
+                    piece, _ = reader.read(param, grad, state)
+                    known[key] = self._sort(piece, found.kinds)
+                if (sort := known[key]) is None:
+                    continue
+                self._where.extend([i for i, *_ in members])
+                self._sizes.extend(found.sizes)
+                self._sorts.extend([sort] * len(members))
+                for so_far, more in zip(self._addresses, found.addresses, strict=True):
+                    so_far.extend(more)
+        return self._where[before:], self._sizes[before:]
+
+    def _runs(
+        self,
+        start: int,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        states: Sequence[Mapping[str, Any]],
+    ) -> Iterator[tuple[tuple[object, ...], list[Member]]]:
+        """Parameters of which the pass can compute all, by what else tells them apart."""
+        roles = self._roles
+        of_first, of_second = roles.first or "", roles.second or ""
+        extra = frozenset(() if roles.update is None else roles.update.extra)
+        runs: dict[tuple[object, ...], list[Member]] = {}
+        for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True), start):
+            if grad is None or not param.is_cpu or not extra.isdisjoint(state):
+                continue
+            first, second, step = state.get(of_first), state.get(of_second), state.get("step")
+            if second is None and roles.factors is not None:
+                continue
+            kind = param.dtype, None if step is None else scalar(step), first is None, second is None
+            run = runs.setdefault(kind, [])
+            run.append((i, state, grad, first, second, param))
+            if len(run) == _RUN:
+                yield kind, runs.pop(kind)
+        yield from runs.items()
+
+    def _readable(self, members: list[Member]) -> Iterator[tuple[list[Member], Found]]:
+        """Those whose addresses can be relied on."""
+        if (found := self._find(members)) is not None:
+            yield members, found
+        elif half := len(members) // 2:
+            yield from self._readable(members[:half])
+            yield from self._readable(members[half:])
+
+    def _find(self, members: list[Member]) -> Found | None:
+        """What is found of them, None where it cannot be relied on of each and all."""
+        _, _, *columns = zip(*members, strict=True)
+        params = columns[3]
+        if not _PLAIN.issuperset(map(type, params)) or not all(sizes := list(map(Tensor.numel, params))):
+            return None
+        addresses, kinds = [], []
+        for column in columns:
+            if column[0] is None:
+                addresses.append([0] * len(sizes))
+                kinds.append(0)
+                continue
+            if (kind := _kind(column, sizes)) is None:
+                return None
+            memory = list(map(Tensor.untyped_storage, column))
+            if (at := _addresses(memory, column, sizes, _WIDTHS[kind])) is None:
+                return None
+            self._memory += memory
+            addresses.append(at)
+            kinds.append(kind)
+        return Found(sizes, addresses, tuple(kinds))
+
+    def _sort(self, x: Piece, kinds: tuple[int, ...]) -> int | None:
+        """What the pass has to know of tensors like this one, and which of the sums it finds; None where
+        their rule has another form."""
+        update = quotient(self._roles.update, x)
+        if update is None and self._roles.update is not None and x.numbers:
+            return None
+        a, k, b, epsilon = update or Quotient(0.0, 0.0, 0.0, 1.0)
+        unknown = {
+            *(() if update else ("update",)),
+            *(() if x.first is not None else ("first", "dot")),
+            *(() if x.second is not None else ("second", "second_min", "second_max", "rms_t", "eps")),
+        }
+        numbers = a, k, b, 1.0, 0.0, 1.0, 0.0
+        if x.second is not None:
+            numbers = a, k, b, x.correction**-0.5, epsilon, max(x.epsilon, _TINY), 10 * x.epsilon
+        self._numbers.append(numbers)
+        self._seen.append(tuple(name not in unknown for name in Sums.COLUMNS))
+        self._kinds.append(kinds)
+        return len(self._numbers) - 1
+
+    def measure(self, sums: Sums) -> None:
+        """Measure all of them, and let go of them."""
+        if self._where:
+            where, sizes, sorts, *addresses = (
+                np.frombuffer(each, dtype=np.int64)
+                for each in (self._where, self._sizes, self._sorts, *self._addresses)
+            )
+            numbers = np.array(self._numbers, dtype=np.float32)
+            out = np.empty((len(where), self._kernels.COLUMNS))
+            self._kernels.measure(np.stack(addresses), sizes, sorts, np.array(self._kinds), numbers, out)
+            stop = len(Sums.COLUMNS)
+            sums.put_all(where, out[:, :stop], np.array(self._seen)[sorts], out[:, stop:])
+        self._memory.clear()
+
+
+def table(roles: Roles) -> Table | None:
+    """A table to fill, None where the compiled pass is not ready or cannot read such an optimizer."""
+    if COMPILER.kernels is None or roles.root != "sqrt" or "cpu" in DEVICES:
+        return None
+    return Table(COMPILER.kernels, roles)
+
+
+def _kind(column: Sequence[Any], sizes: list[int]) -> int | None:
+    """As what kind of number all of a column are stored, None where one is not as it should be: plain, here,
+    contiguous and of its size."""
+    if (
+        _PLAIN.issuperset(map(type, column))
+        and all(map(_is_cpu, column))
+        and _STRIDED.issuperset(map(_layout, column))
+        and len(dtypes := set(map(_dtype, column))) == 1
+        and list(map(Tensor.numel, column)) == sizes
+        and all(map(Tensor.is_contiguous, column))
+        and not any(map(Tensor.is_neg, column))
+    ):
+        return _KINDS.get(dtypes.pop())
+    return None
+
+
+def _addresses(
+    memory: list[torch.UntypedStorage], column: Sequence[Tensor], sizes: list[int], width: int
+) -> list[int] | None:
+    """Where tensors begin in memory that is held, None where one is not aligned or reaches beyond it."""
+    begins = [offset * width for offset in map(Tensor.storage_offset, column)]
+    ends = (begin + size * width for begin, size in zip(begins, sizes, strict=True))
+    bases = list(map(torch.UntypedStorage.data_ptr, memory))
+    addresses = list(map(add, bases, begins))
+    aligned = all(bases) and not any(at % width for at in addresses)
+    within = all(map(le, ends, map(torch.UntypedStorage.nbytes, memory)))
+    return addresses if aligned and within else None
