@@ -27,7 +27,7 @@ from optwatch_agent.table import Table, table
 # Not imported here: it reads NUMBA_DISABLE_JIT then.
 pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 
-LEAF = 1024
+LEAF = 2048
 
 
 @pytest.fixture(autouse=True, scope="module")
