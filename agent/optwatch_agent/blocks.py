@@ -49,7 +49,9 @@ def add_large(sums: Sums, i: int, piece: Piece, roles: Roles) -> None:
     """Measure tensor i block by block."""
     x = piece.flat()
     readers = [_reader(each) for each in (x.grad, x.param, x.first, x.second)]
-    simple = quotient(roles.update, x) if roles.root == "sqrt" else None
+    simple = None
+    if roles.root == "sqrt" and not x.extra:
+        simple = quotient(roles.update, x.numbers, x.first is not None, x.second is not None)
     scratch = Scratch()
     for part in _slices(x.param.numel()):
         grad, param, first, second = (None if read is None else read(part) for read in readers)

@@ -203,20 +203,23 @@ class Cost:
     def __init__(self, guess: float) -> None:
         self.usual = guess
         self._last: deque[float] = deque(maxlen=5)
+        self._before = 0.0
 
     def see(self, cost: float) -> float:
         """Take account of a cost; what of it is believed."""
         if cost <= 0:  # then it was not done; as the usual cost it would make all others outliers
             return 0.0
-        # The first time code runs it is slow.
-        believed = min(cost, _OUTLIER * self.usual)
+        # The first time code runs it is slow. What costs so much twice will do so again.
+        believed = min(cost, max(_OUTLIER * self.usual, self._before))
+        self._before = cost
         self._last.append(believed)
         self.usual = sorted(self._last)[(len(self._last) - 1) // 2]
         return believed
 
     def debit(self, purse: float, cost: float) -> float:
         """Take account of a cost; what it leaves of the purse. No debt is kept from a guess too high."""
-        return max(purse - self.see(cost), -_OUTLIER * self.usual)
+        believed = self.see(cost)
+        return max(purse - believed, -max(believed, _OUTLIER * self.usual))
 
 
 def period(cost: float, income: float, most: int = _MOST) -> int:

@@ -13,8 +13,7 @@ from optwatch_agent.tensors import local, scalar
 class Piece(NamedTuple):
     """Float tensors of as many elements of one parameter, flat of a block of it, or of several joined.
 
-    `numbers` are those of the update rule, empty where there is no update to compute. `made`: a moment is no
-    tensor of the state's but was made for this measurement.
+    `numbers` are those of the update rule, empty where there is no update to compute.
     """
 
     param: Tensor
@@ -25,7 +24,6 @@ class Piece(NamedTuple):
     numbers: Mapping[str, float]
     correction: float
     epsilon: float
-    made: bool = False
 
     def cut(self, part: slice) -> "Piece":
         """A block of it, in float32 (float64 stays)."""
@@ -54,7 +52,8 @@ class Reader:
     def __init__(self, group: Mapping[str, object], roles: Roles) -> None:
         self._group = group
         self._roles = roles
-        self._epsilon = roles.epsilon(group)
+        self.epsilon = roles.epsilon(group)
+        """As of `Roles.epsilon`."""
         self._known: dict[tuple[object, ...], tuple[Mapping[str, float], float]] = {}
 
     def read(
@@ -62,7 +61,7 @@ class Reader:
     ) -> tuple[Piece, tuple[object, ...]]:
         """A parameter's tensors, and what has to be equal for parameters to be packed together."""
         roles, numel = self._roles, param.numel()
-        first, second, made = roles.moments(state, self._group)
+        first, second, _ = roles.moments(state, self._group)
         first, second = _of_size(first, numel), _of_size(second, numel)
         extra: dict[str, Tensor] = {}
         if (rule := roles.update) is not None:
@@ -73,12 +72,18 @@ class Reader:
         count = state.get("step")
         step = None if count is None else scalar(count)
         key = (id(self._group), step, first is None, second is None, *extra)
-        if key not in self._known:
-            self._known[key] = (self._numbers(state, step), roles.correction(state, self._group))
-        numbers, correction = self._known[key]
-        return Piece(param, grad, first, second, extra, numbers, correction, self._epsilon, made), key
+        numbers, correction = self.numbers(key, state, step)
+        return Piece(param, grad, first, second, extra, numbers, correction, self.epsilon), key
 
-    def _numbers(self, state: Mapping[str, object], step: float | None) -> Mapping[str, float]:
+    def numbers(
+        self, kind: tuple[object, ...], state: Mapping[str, object], step: float | None
+    ) -> tuple[Mapping[str, float], float]:
+        """The numbers of the update rule and the correction of v̂, which parameters of a kind share."""
+        if kind not in self._known:
+            self._known[kind] = self._of_rule(state, step), self._roles.correction(state, self._group)
+        return self._known[kind]
+
+    def _of_rule(self, state: Mapping[str, object], step: float | None) -> Mapping[str, float]:
         rule = self._roles.update
         if rule is None or any(key not in state for key in rule.needs):
             return {}

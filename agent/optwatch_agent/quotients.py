@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from optwatch_agent.pieces import Piece
 from optwatch_agent.updates import Rule, adagrad, adam, adamax, adamw, nadam, radam, rmsprop, sgd
 
 
@@ -114,12 +113,14 @@ class Quotient(NamedTuple):
     epsilon: float
 
 
-def quotient(rule: Rule | None, x: Piece) -> Quotient | None:
-    """The update of `x` as a quotient, None where its rule has another form (`updates` has them all)."""
-    if not x.numbers or x.extra or rule not in (adam, adamw, sgd):
+def quotient(
+    rule: Rule | None, numbers: Mapping[str, float], has_first: bool, has_second: bool
+) -> Quotient | None:
+    """The update as a quotient, None where its rule has another form (`updates` has them all)."""
+    if not numbers or rule not in (adam, adamw, sgd):
         return None
-    if rule is not sgd and (x.first is None or x.second is None):
+    if rule is not sgd and not (has_first and has_second):
         return None
-    found = form(rule, x.numbers, x.first is not None)
+    found = form(rule, numbers, has_first)
     epsilon = 0.0 if rule is sgd else found.epsilon
     return Quotient(found.of_grad, found.of_first, found.of_param, epsilon)

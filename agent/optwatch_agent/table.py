@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optwatch_agent.compiled import COMPILER
-from optwatch_agent.pieces import Piece, Reader
+from optwatch_agent.pieces import Reader
 from optwatch_agent.quotients import Quotient, quotient
 from optwatch_agent.roles import Roles
 from optwatch_agent.sums import Sums
@@ -35,8 +35,10 @@ _layout = attrgetter("layout")
 _dtype = attrgetter("dtype")
 
 
-Member = tuple[int, Mapping[str, Any], Tensor, Any, Any, Tensor]
-"""A parameter's number, state, gradient, first and second moment (anything that the state holds), itself."""
+Kind = tuple[torch.dtype, float | None, bool, bool]
+"""What parameters share: dtype, count of steps, and whether the state holds a first and a second moment."""
+Member = tuple[int, Tensor, Any, Any, Tensor]
+"""A parameter's number, gradient, first and second moment (anything that the state holds), and itself."""
 
 
 class Found(NamedTuple):
@@ -59,9 +61,8 @@ class Table:
         self._addresses = [array("q") for _ in range(4)]
         self._sorts = array("q")
         """Of each tensor, which of the following it has in common with others."""
-        self._numbers: list[tuple[float, ...]] = []
-        self._seen: list[tuple[bool, ...]] = []
-        self._kinds: list[tuple[int, ...]] = []
+        self._common: dict[tuple[tuple[float, ...], tuple[bool, ...], tuple[int, ...]], int] = {}
+        """Numbers for the pass, which of the sums it finds, and how the tensors are stored."""
         self._memory: list[torch.UntypedStorage] = []
         """What the addresses point into: also `p.data = …` in another thread does not free it."""
 
@@ -76,16 +77,14 @@ class Table:
         """Add those of a group's tensors, from number `start` on, that the pass can read in place; their
         numbers, and how many elements each has."""
         before = len(self._where)
-        known: dict[tuple[object, ...], int | None] = {}
+        known: dict[Kind, tuple[tuple[float, ...], tuple[bool, ...]] | None] = {}
         for kind, run in self._runs(start, params, grads, states):
+            if kind not in known:
+                known[kind] = self._numbers(reader, kind, states[run[0][0] - start])
+            if (numbers := known[kind]) is None:
+                continue
             for members, found in self._readable(run):
-                key = kind, found.kinds
-                if key not in known:
-                    _, state, grad, _, _, param = members[0]
-                    piece, _ = reader.read(param, grad, state)
-                    known[key] = self._sort(piece, found.kinds)
-                if (sort := known[key]) is None:
-                    continue
+                sort = self._common.setdefault((*numbers, found.kinds), len(self._common))
                 self._where.extend([i for i, *_ in members])
                 self._sizes.extend(found.sizes)
                 self._sorts.extend([sort] * len(members))
@@ -99,21 +98,22 @@ class Table:
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         states: Sequence[Mapping[str, Any]],
-    ) -> Iterator[tuple[tuple[object, ...], list[Member]]]:
-        """Parameters of which the pass can compute all, by what else tells them apart."""
+    ) -> Iterator[tuple[Kind, list[Member]]]:
+        """Parameters here, with all that is made of them in their state, some of one kind at a time."""
         roles = self._roles
         of_first, of_second = roles.first or "", roles.second or ""
         extra = frozenset(() if roles.update is None else roles.update.extra)
-        runs: dict[tuple[object, ...], list[Member]] = {}
+        runs: dict[Kind, list[Member]] = {}
         for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True), start):
             if grad is None or not param.is_cpu or not extra.isdisjoint(state):
                 continue
             first, second, step = state.get(of_first), state.get(of_second), state.get("step")
             if second is None and roles.factors is not None:
                 continue
-            kind = param.dtype, None if step is None else scalar(step), first is None, second is None
+            count = None if step is None else scalar(step)
+            kind = param.dtype, count, first is not None, second is not None
             run = runs.setdefault(kind, [])
-            run.append((i, state, grad, first, second, param))
+            run.append((i, grad, first, second, param))
             if len(run) == _RUN:
                 yield kind, runs.pop(kind)
         yield from runs.items()
@@ -128,7 +128,7 @@ class Table:
 
     def _find(self, members: list[Member]) -> Found | None:
         """What is found of them, None where it cannot be relied on of each and all."""
-        _, _, *columns = zip(*members, strict=True)
+        _, *columns = zip(*members, strict=True)
         params = columns[3]
         if not _PLAIN.issuperset(map(type, params)) or not all(sizes := list(map(Tensor.numel, params))):
             return None
@@ -148,25 +148,27 @@ class Table:
             kinds.append(kind)
         return Found(sizes, addresses, tuple(kinds))
 
-    def _sort(self, x: Piece, kinds: tuple[int, ...]) -> int | None:
-        """What the pass has to know of tensors like this one, and which of the sums it finds; None where
+    def _numbers(
+        self, reader: Reader, kind: Kind, state: Mapping[str, Any]
+    ) -> tuple[tuple[float, ...], tuple[bool, ...]] | None:
+        """What the pass needs to know of parameters of a kind, and which of the sums it finds; None where
         their rule has another form."""
-        update = quotient(self._roles.update, x)
-        if update is None and self._roles.update is not None and x.numbers:
+        _, step, first, second = kind
+        rule = self._roles.update
+        of_rule, correction = reader.numbers(kind, state, step)
+        update = quotient(rule, of_rule, first, second)
+        if update is None and rule is not None and of_rule:
             return None
         a, k, b, epsilon = update or Quotient(0.0, 0.0, 0.0, 1.0)
         unknown = {
             *(() if update else ("update",)),
-            *(() if x.first is not None else ("first", "dot")),
-            *(() if x.second is not None else ("second", "second_min", "second_max", "rms_t", "eps")),
+            *(() if first else ("first", "dot")),
+            *(() if second else ("second", "second_min", "second_max", "rms_t", "eps")),
         }
-        numbers = a, k, b, 1.0, 0.0, 1.0, 0.0
-        if x.second is not None:
-            numbers = a, k, b, x.correction**-0.5, epsilon, max(x.epsilon, _TINY), 10 * x.epsilon
-        self._numbers.append(numbers)
-        self._seen.append(tuple(name not in unknown for name in Sums.COLUMNS))
-        self._kinds.append(kinds)
-        return len(self._numbers) - 1
+        seen = tuple(name not in unknown for name in Sums.COLUMNS)
+        if not second:
+            return (a, k, b, 1.0, 0.0, 1.0, 0.0), seen
+        return (a, k, b, correction**-0.5, epsilon, max(reader.epsilon, _TINY), 10 * reader.epsilon), seen
 
     def measure(self, sums: Sums) -> None:
         """Measure all of them, and let go of them."""
@@ -175,11 +177,11 @@ class Table:
                 np.frombuffer(each, dtype=np.int64)
                 for each in (self._where, self._sizes, self._sorts, *self._addresses)
             )
-            numbers = np.array(self._numbers, dtype=np.float32)
+            numbers, seen, kinds = map(np.array, zip(*self._common, strict=True))
             out = np.empty((len(where), self._kernels.COLUMNS))
-            self._kernels.measure(np.stack(addresses), sizes, sorts, np.array(self._kinds), numbers, out)
+            self._kernels.measure(np.stack(addresses), sizes, sorts, kinds, numbers.astype(np.float32), out)
             stop = len(Sums.COLUMNS)
-            sums.put_all(where, out[:, :stop], np.array(self._seen)[sorts], out[:, stop:])
+            sums.put_all(where, out[:, :stop], seen[sorts], out[:, stop:])
         self._memory.clear()
 
 

@@ -136,6 +136,14 @@ def test_a_cost_that_changes_for_good_is_followed() -> None:
     assert told.norms[200:].count(True) == pytest.approx(800 * 60e-6 / 1e-3, rel=0.3)
 
 
+def test_samples_that_get_expensive_do_not_take_much_more_than_the_budget_until_that_is_seen() -> None:
+    """Most parameters were frozen, say, and are no longer."""
+    made = governor()
+    drive(made, 500, sample=lambda i: 0.1e-3)
+    told = drive(made, 2_000, sample=lambda i: 50e-3)
+    assert told.cost < 0.01 * told.time + 2 * 50e-3
+
+
 def test_a_sample_that_was_free_does_not_make_all_later_ones_free() -> None:
     made = governor()
     made.spent(None, 20e-6, Costs(sample=0.0))
