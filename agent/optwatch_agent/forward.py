@@ -125,8 +125,9 @@ class Forward:
         began = time.thread_time()
         graded = torch.is_grad_enabled()
         try:
-            with torch.no_grad():
-                see(graded, *seen)
+            if not _is_recorded():
+                with torch.no_grad():
+                    see(graded, *seen)
         except Exception as error:  # noqa: BLE001 - never into the training loop
             self._give_up(error)
         self._cost += time.thread_time() - began
@@ -277,6 +278,18 @@ def _has_compiled() -> bool:
     """Whether torch.compile has compiled anything in this process."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return dynamo is not None and dynamo.counters["frames"]["total"] > 0
+
+
+def _is_recorded() -> bool:
+    """Whether somebody takes note of each operation and would take ours for the model's: a trace, the capture
+    of a CUDA graph, or a dispatch mode, such as that of selective checkpointing, which expects the same
+    operations when it computes a part again."""
+    return torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0 or _is_capturing()
+
+
+def _is_capturing() -> bool:
+    started: Callable[[], bool] = torch.cuda.is_initialized
+    return started() and torch.cuda.is_current_stream_capturing()
 
 
 def _in_backward() -> bool:

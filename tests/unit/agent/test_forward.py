@@ -1,8 +1,10 @@
 """What is reported of inputs and activations, beside values computed independently."""
 
 import copy
+import functools
 import io
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import optwatch
 from optwatch_agent.forward import Forward
@@ -149,6 +152,49 @@ def test_a_batch_of_tokens_has_a_size_only(given: Callable[[nn.Module], Tensor])
     forward = Forward(model)
     given(model)
     assert forward.take()[0] == {"batch_size": 7.0}
+
+
+def test_selective_checkpoints_hold_none_of_the_operations_that_measure() -> None:
+    """They would be taken for those of the model when a part of it is computed again: other gradients."""
+
+    def everything(*_: Any, **__: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, everything)
+    net, x = Net(), torch.randn(7, 6)
+
+    def part(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        out = run(x)
+        return out * out.abs().mean() * (out == 0).float().mean()
+
+    net.wrap = lambda run, x: checkpoint(part, run, x, use_reentrant=False, context_fn=contexts)
+
+    def gradients() -> list[Tensor]:
+        net.zero_grad()
+        net(x).sum().backward()
+        return [p.grad for p in net.parameters() if p.grad is not None]
+
+    plain = gradients()
+    forward = Forward(net)
+    assert all(map(torch.equal, gradients(), plain))
+    values, _ = forward.take()
+    assert values["batch_size"] == 7.0
+    assert "saturated/tanh" in values  # beside the checkpointed parts
+    assert "zeros/relu" not in values
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_a_trace_of_a_watched_model_is_that_of_the_model() -> None:
+    net, x = Net(), torch.randn(7, 6)
+
+    def traces() -> list[str]:
+        traced = str(torch.jit.trace(net, x).inlined_graph)
+        return [re.sub(r"___torch_mangle_\d+\.", "", traced), str(make_fx(net)(x).graph)]
+
+    plain = traces()
+    forward = Forward(net)
+    assert traces() == plain
+    assert forward.take() == ({}, 0.0)
 
 
 def test_what_cannot_be_measured_is_left_alone() -> None:
