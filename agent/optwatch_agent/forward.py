@@ -9,7 +9,8 @@ Columns, of the forward passes that train (a step may have several):
 - `zeros/NAME`: share of zeros behind a ReLU; `dead/NAME`: share of its units that are 0 for the whole batch;
 - `saturated/NAME`: share behind a sigmoid or tanh where its slope is under a twentieth of its greatest.
 
-Only modules are seen, not functions such as `F.relu`, and nothing inside of what torch.compile compiled.
+Only modules are seen, not functions such as `F.relu`, and nothing inside of what torch.compile compiled or of
+an `nn.TransformerEncoderLayer`.
 """
 
 import contextlib
@@ -66,8 +67,10 @@ class Forward:
         """Of each pass: rows, and by feature mean, variance and max |x|."""
         self._shares: dict[str, list[Tensor]] = {}
         compiled = self._is_outside = hasattr(model, "_orig_mod")  # what is inside is not called
-        self._entries = [model, *(() if compiled else model.children())][:_MOST_MODULES]
-        self._activations = [] if compiled else _activations(model)
+        entries = [model, *(() if compiled else model.children())]
+        left_alone = _with_a_fast_path(model)
+        self._entries = [each for each in entries if each not in left_alone][:_MOST_MODULES]
+        self._activations = [] if compiled else _activations(model, left_alone)
         self._handles: list[Any] = []
         self.armed = False
         """Whether the passes that come are measured."""
@@ -204,10 +207,21 @@ class _Hook(Uncopied):
             self._forward.run(self._see, self._name, module, *seen)
 
 
-def _activations(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _with_a_fast_path(model: nn.Module) -> set[nn.Module]:
+    """Modules that compute in another way when one of them has a hook: evaluations would differ in the last
+    bits."""
+    layers = [each for each in model.modules() if isinstance(each, nn.TransformerEncoderLayer)]
+    return {each for layer in layers for each in layer.modules()}
+
+
+def _activations(model: nn.Module, left_alone: set[nn.Module]) -> list[tuple[str, nn.Module]]:
     """The activation modules by name, each once, and not more than there is room for."""
     kinds = (*_RECTIFIERS, *_ENDS)
-    found = [(plain_name(name), each) for name, each in model.named_modules() if type(each) in kinds]
+    found = [
+        (plain_name(name), each)
+        for name, each in model.named_modules()
+        if type(each) in kinds and each not in left_alone
+    ]
     every = max(math.ceil(len(found) / _MOST_MODULES), 1)
     return found[::every]
 

@@ -183,6 +183,27 @@ def test_selective_checkpoints_hold_none_of_the_operations_that_measure() -> Non
     assert "zeros/relu" not in values
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(), torch.relu])
+def test_evaluations_of_a_watched_transformer_are_bit_by_bit_the_same(activation: Any) -> None:
+    """Its layers compute in another way where one of their modules has a hook."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, activation=activation)
+    model = nn.Sequential(layer, nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.ReLU())
+    x = torch.randn(20, 7, 32)
+
+    def evaluated() -> Tensor:
+        with torch.no_grad():
+            out: Tensor = model.eval()(x)
+        return out
+
+    plain = evaluated()
+    forward = Forward(model)
+    assert torch.equal(evaluated(), plain)
+    model.train()(x).sum().backward()
+    values, _ = forward.take()
+    assert values["batch_size"] == 20.0
+    assert [name for name in values if name.startswith("zeros/")] == ["zeros/2"]
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 def test_a_trace_of_a_watched_model_is_that_of_the_model() -> None:
     net, x = Net(), torch.randn(7, 6)
