@@ -56,7 +56,10 @@ def combine(sums: bytes) -> int:
 def _bits(tensor: Tensor) -> bytes:
     """The tensor's bytes, or if they are many, the sums that stand for them. Any dtype, any strides."""
     with torch.no_grad():
-        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        flat = tensor.contiguous().reshape(-1)
+        if flat.stride(0) != 1:  # of a single element it may be anything
+            flat = flat.clone(memory_format=torch.contiguous_format)
+        flat = flat.view(torch.uint8)
         if flat.numel() <= _SMALL:
             return array(flat).tobytes()
         if flat.storage_offset() % 8:

@@ -203,15 +203,15 @@ class Cost:
     def __init__(self, guess: float) -> None:
         self.usual = guess
         self._last: deque[float] = deque(maxlen=5)
-        self._before = 0.0
+        self._newest = deque([0.0, 0.0], maxlen=2)
 
     def see(self, cost: float) -> float:
         """Take account of a cost; what of it is believed."""
         if cost <= 0:  # then it was not done; as the usual cost it would make all others outliers
             return 0.0
-        # The first time code runs it is slow. What costs so much twice will do so again.
-        believed = min(cost, max(_OUTLIER * self.usual, self._before))
-        self._before = cost
+        # The first time code runs it is slow. What costs so much three times in a row will do so again.
+        believed = min(cost, max(_OUTLIER * self.usual, min(self._newest)))
+        self._newest.append(cost)
         self._last.append(believed)
         self.usual = sorted(self._last)[(len(self._last) - 1) // 2]
         return believed

@@ -186,7 +186,9 @@ def _exactly(g, m, v, p, numbers, sums):  # type: ignore[no-untyped-def]
     for j in range(g.size):
         x, y, w, q = np.float64(g[j]), np.float64(m[j]), np.float64(v[j]), np.float64(p[j])
         r = np.sqrt(w) * root
-        u = (of_grad * x + of_first * y) / (r + epsilon) + of_param * q
+        # What the update does not depend on may well be infinite.
+        u = (of_grad * x if of_grad != 0 else 0.0) + (of_first * y if of_first != 0 else 0.0)
+        u = u / (r + epsilon) + (of_param * q if of_param != 0 else 0.0)
         t = x / (np.float64(floor) if r < floor else r)
         sums[GRAD] += x * x
         sums[FIRST] += y * y

@@ -73,6 +73,9 @@ class Reader:
         step = None if count is None else scalar(count)
         key = (id(self._group), step, first is None, second is None, *extra)
         numbers, correction = self.numbers(key, state, step)
+        needs = () if rule is None else rule.needs
+        if (first is None and roles.first in needs) or (second is None and roles.second in needs):
+            numbers = {}
         return Piece(param, grad, first, second, extra, numbers, correction, self.epsilon), key
 
     def numbers(

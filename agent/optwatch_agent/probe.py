@@ -81,10 +81,10 @@ def take(
     with torch.no_grad(), np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
         for group in optimizer.param_groups:
             reader = Reader(group, roles)
-            of_group = group["params"]
+            of_group = list(group["params"])
             start, index = index, index + len(of_group)
             given = [p.grad if grads is None else grads.get(i) for i, p in enumerate(of_group, start)]
-            states = [optimizer.state.get(p, {}) for p in of_group]
+            states = [state if isinstance(state := optimizer.state.get(p), dict) else {} for p in of_group]
             taken: set[int] = set()
             if table is not None:
                 where, sizes = table.take(start, reader, of_group, given, states)

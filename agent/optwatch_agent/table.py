@@ -64,7 +64,8 @@ class Table:
         self._common: dict[tuple[tuple[float, ...], tuple[bool, ...], tuple[int, ...]], int] = {}
         """Numbers for the pass, which of the sums it finds, and how the tensors are stored."""
         self._memory: list[torch.UntypedStorage] = []
-        """What the addresses point into: also `p.data = …` in another thread does not free it."""
+        """What the addresses point into: `p.data = …` in another thread does not free it. (Resizing the storage
+        would.)"""
 
     def take(
         self,
@@ -105,7 +106,7 @@ class Table:
         extra = frozenset(() if roles.update is None else roles.update.extra)
         runs: dict[Kind, list[Member]] = {}
         for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True), start):
-            if grad is None or not param.is_cpu or not extra.isdisjoint(state):
+            if grad is None or not param.is_cpu or not param.numel() or not extra.isdisjoint(state):
                 continue
             first, second, step = state.get(of_first), state.get(of_second), state.get("step")
             if second is None and roles.factors is not None:
@@ -130,8 +131,9 @@ class Table:
         """What is found of them, None where it cannot be relied on of each and all."""
         _, *columns = zip(*members, strict=True)
         params = columns[3]
-        if not _PLAIN.issuperset(map(type, params)) or not all(sizes := list(map(Tensor.numel, params))):
+        if not _PLAIN.issuperset(map(type, params)):
             return None
+        sizes = list(map(Tensor.numel, params))
         addresses, kinds = [], []
         for column in columns:
             if column[0] is None:

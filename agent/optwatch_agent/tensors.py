@@ -36,8 +36,14 @@ def array(tensor: Tensor) -> npt.NDArray[Any]:
     """The memory of a strided CPU tensor, detached, to be read; of one that is negated lazily a copy.
 
     `Tensor.numpy` would forbid its storage to be resized, for good, and so end a training that does that.
+
+    Raises:
+        ValueError: its numbers are not in memory of its own, such as those of some subclasses.
     """
-    return np.from_dlpack(_Exported(tensor.resolve_neg() if tensor.is_neg() else tensor))
+    values = np.from_dlpack(_Exported(tensor.resolve_neg() if tensor.is_neg() else tensor))
+    if values.flags.owndata and values.size:  # numpy has made up for an address of 0
+        raise ValueError(f"the numbers of a {type(tensor).__name__} cannot be read")
+    return values
 
 
 class _Exported:

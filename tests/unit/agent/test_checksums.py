@@ -72,6 +72,10 @@ def test_layout_makes_no_difference_and_nothing_is_changed() -> None:
     assert original._version == version
 
 
+def test_a_single_element_between_others() -> None:
+    assert checksum(torch.ones(2)[::2]) == checksum(torch.ones(1))
+
+
 def test_state_of_every_kind() -> None:
     assert checksum(torch.tensor(3.0)) != checksum(torch.tensor(4.0))
     assert checksum(torch.empty(0)) == checksum(torch.empty(0, dtype=torch.int8)) != NOTHING

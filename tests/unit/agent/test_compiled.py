@@ -223,6 +223,17 @@ def test_optimizers_with_and_without_a_rule_of_this_form(make: str) -> None:
     assert fast.param_norm == pytest.approx(base.param_norm, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [5, 5 * LEAF])
+def test_what_an_update_does_not_depend_on_may_be_infinite(size: int) -> None:
+    """A gradient that a GradScaler kept from the moments, or a parameter without decay."""
+    param, grad = torch.ones(size), torch.ones(size)
+    param[1] = grad[2] = math.inf
+    optimizer = adam(param, grad, torch.ones(size), torch.ones(size), weight_decay=0.0)
+    fast, base = both(optimizer)
+    np.testing.assert_allclose(fast.stats, base.stats, rtol=1e-6)
+    assert math.isfinite(fast.stats[0, STATS.index("update_rms")])
+
+
 def test_strided_empty_and_unused_tensors() -> None:
     torch.manual_seed(0)
     params = [

@@ -98,7 +98,7 @@ def test_looks_at_the_sentinel_take_a_quarter_of_the_budget_and_are_never_far_ap
 
 
 def test_an_interrupted_measurement_silences_nothing() -> None:
-    told = drive(governor(), 1_000, norm=lambda i: 0.5 if i % 100 == 50 else 50e-6)
+    told = drive(governor(), 1_000, norm=lambda i: 0.5 if i % 100 in (50, 51) else 50e-6)
     assert all(told.norms[100:])
     told = drive(governor(), 1_000, fixed=lambda i: 0.5 if i % 100 == 50 else 20e-6)
     assert all(told.norms[100:])
@@ -141,7 +141,7 @@ def test_samples_that_get_expensive_do_not_take_much_more_than_the_budget_until_
     made = governor()
     drive(made, 500, sample=lambda i: 0.1e-3)
     told = drive(made, 2_000, sample=lambda i: 50e-3)
-    assert told.cost < 0.01 * told.time + 2 * 50e-3
+    assert told.cost < 0.01 * told.time + 3 * 50e-3
 
 
 def test_a_sample_that_was_free_does_not_make_all_later_ones_free() -> None:

@@ -1,11 +1,14 @@
 """Norms that stay accurate at any size, dtype and magnitude."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.masked import masked_tensor
 
 from optwatch_agent.norms import squares, total, total_norm
 
@@ -98,6 +101,18 @@ def test_one_bad_element_shows(bad: float, size: int) -> None:
     x = torch.ones(size)
     x[size // 2] = bad
     assert not torch.tensor(total_norm([torch.ones(3), x])).isfinite()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+@pytest.mark.parametrize(
+    "without_memory",
+    [lambda: torch._efficientzerotensor(100), lambda: masked_tensor(torch.ones(100), torch.ones(100) > 0)],
+)
+def test_numbers_that_cannot_be_read_are_an_error_and_never_made_up(
+    without_memory: Callable[[], Tensor],
+) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        total_norm([without_memory()])
 
 
 def test_sum() -> None:

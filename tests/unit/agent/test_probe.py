@@ -337,6 +337,23 @@ def test_one_bad_element_is_never_lost(place: str, size: int) -> None:
         assert np.isnan(sample.param_norm)
 
 
+@pytest.mark.parametrize("size", [10, 3 * BLOCK])
+def test_a_state_that_lacks_what_the_rule_needs_has_no_update(size: int) -> None:
+    """A state as others may have left it; the rest is measured."""
+    params = [nn.Parameter(torch.randn(size)) for _ in range(4)]
+    optimizer = torch.optim.Adam(params)
+    for param in params:
+        param.grad = torch.randn(size)
+    optimizer.step()
+    optimizer.state[params[0]]["exp_avg"] = None
+    optimizer.state[params[1]]["exp_avg_sq"] = torch.ones(size + 1)
+    optimizer.state[params[2]] = [1, 2]  # type: ignore[assignment]
+    sample = measure(optimizer, params, roles_of(optimizer))
+    assert np.isnan(sample.stats[:, STATS.index("update_rms")]).tolist() == [True, True, True, False]
+    assert np.isfinite(sample.stats[:, [STATS.index("grad_rms"), STATS.index("param_rms")]]).all()
+    assert sample.update_norm is None
+
+
 def test_a_tensor_elsewhere_is_not_measured_and_makes_no_norm() -> None:
     here, there = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, device="meta"))
     here.grad, there.grad = torch.ones(3), torch.ones(3, device="meta")
