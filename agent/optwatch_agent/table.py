@@ -64,8 +64,8 @@ class Table:
         self._common: dict[tuple[tuple[float, ...], tuple[bool, ...], tuple[int, ...]], int] = {}
         """Numbers for the pass, which of the sums it finds, and how the tensors are stored."""
         self._memory: list[torch.UntypedStorage] = []
-        """What the addresses point into: `p.data = …` in another thread does not free it. (Resizing the storage
-        would.)"""
+        """What the addresses point into: `p.data = …` in another thread does not free it. (To resize the
+        storage would.)"""
 
     def take(
         self,
