@@ -213,12 +213,12 @@ def _is_off(total, n, zero):  # type: ignore[no-untyped-def]
     cache=True,
     error_model="numpy",
 )
-def measure(addresses, sizes, sorts, kinds, numbers, out):  # type: ignore[no-untyped-def]
+def measure(addresses, sizes, row_of, kinds, numbers, out):  # type: ignore[no-untyped-def]
     """Fill `out` f8[T, COLUMNS] with the sums, peaks and counts of T tensors.
 
     `addresses` i8[4, T]: of gradient, first and second moment and parameter; address 0 stands for zeros, and
-    in place of a second moment for ones. `sizes` i8[T]: elements. `sorts` i8[T]: which row of the next two
-    a tensor has. `kinds` i8[S, 4]. `numbers` f4[S, 7]: the update is (n0 g + n1 m) / (n3 sqrt(v) + n4) +
+    in place of a second moment for ones. `sizes` i8[T]: elements. `row_of` i8[T]: which row of the next two
+    a tensor has. `kinds` i8[R, 4]. `numbers` f4[R, 7]: the update is (n0 g + n1 m) / (n3 sqrt(v) + n4) +
     n2 p; the floor of sqrt(v̂) in rms_t is n5, and n6 is 10 ε.
     """
     scratch = np.zeros((4, LEAF), np.float32)
@@ -227,10 +227,10 @@ def measure(addresses, sizes, sorts, kinds, numbers, out):  # type: ignore[no-un
     for i in range(sizes.size):
         row = out[i]
         row[:] = 0.0
-        sort = sorts[i]
+        common = row_of[i]
         of = (
-            numbers[sort, 0], numbers[sort, 1], numbers[sort, 2], numbers[sort, 3],
-            numbers[sort, 4], numbers[sort, 5], numbers[sort, 6],
+            numbers[common, 0], numbers[common, 1], numbers[common, 2], numbers[common, 3],
+            numbers[common, 4], numbers[common, 5], numbers[common, 6],
         )  # fmt: skip
         g_top = p_top = np.int32(0)
         v_low = _MAGNITUDE
@@ -238,10 +238,10 @@ def measure(addresses, sizes, sorts, kinds, numbers, out):  # type: ignore[no-un
         at_g, at_m, at_v, at_p = addresses[0, i], addresses[1, i], addresses[2, i], addresses[3, i]
         for start in range(0, sizes[i], LEAF):
             n = min(LEAF, sizes[i] - start)
-            g = _leaf(at_g, kinds[sort, 0], start, n, scratch[0]) if at_g != 0 else nothing[:n]
-            m = _leaf(at_m, kinds[sort, 1], start, n, scratch[1]) if at_m != 0 else nothing[:n]
-            v = _leaf(at_v, kinds[sort, 2], start, n, scratch[2]) if at_v != 0 else ones[:n]
-            p = _leaf(at_p, kinds[sort, 3], start, n, scratch[3]) if at_p != 0 else nothing[:n]
+            g = _leaf(at_g, kinds[common, 0], start, n, scratch[0]) if at_g != 0 else nothing[:n]
+            m = _leaf(at_m, kinds[common, 1], start, n, scratch[1]) if at_m != 0 else nothing[:n]
+            v = _leaf(at_v, kinds[common, 2], start, n, scratch[2]) if at_v != 0 else ones[:n]
+            p = _leaf(at_p, kinds[common, 3], start, n, scratch[3]) if at_p != 0 else nothing[:n]
             updates, ratios, small = _quotients(g, m, v, p, of)
             grads, firsts, seconds, params, dots = _sums(g, m, v, p)
             g_max, p_max, v_min, v_max, zeros = _peaks(g, v, p)

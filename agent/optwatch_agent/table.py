@@ -35,14 +35,14 @@ _layout = attrgetter("layout")
 _dtype = attrgetter("dtype")
 
 
-Kind = tuple[torch.dtype, float | None, bool, bool]
+Common = tuple[torch.dtype, float | None, bool, bool]
 """What parameters share: dtype, count of steps, and whether the state holds a first and a second moment."""
 Member = tuple[int, Tensor, Any, Any, Tensor]
 """A parameter's number, gradient, first and second moment (anything that the state holds), and itself."""
 
 
 class Found(NamedTuple):
-    """Of parameters of one kind how many elements each has, and of gradients, moments and parameters where
+    """Of some parameters how many elements each has, and of gradients, moments and parameters where
     they are (0: there is none) and as what kind of number they are stored."""
 
     sizes: list[int]
@@ -59,9 +59,9 @@ class Table:
         self._where = array("q")
         self._sizes = array("q")
         self._addresses = [array("q") for _ in range(4)]
-        self._sorts = array("q")
-        """Of each tensor, which of the following it has in common with others."""
-        self._common: dict[tuple[tuple[float, ...], tuple[bool, ...], tuple[int, ...]], int] = {}
+        self._row_of = array("q")
+        """Which of the following each tensor has, in common with others."""
+        self._rows: dict[tuple[tuple[float, ...], tuple[bool, ...], tuple[int, ...]], int] = {}
         """Numbers for the pass, which of the sums it finds, and how the tensors are stored."""
         self._memory: list[torch.UntypedStorage] = []
         """What the addresses point into: `p.data = …` in another thread does not free it. (To resize the
@@ -78,17 +78,17 @@ class Table:
         """Add those of a group's tensors, from number `start` on, that the pass can read in place; their
         numbers, and how many elements each has."""
         before = len(self._where)
-        known: dict[Kind, tuple[tuple[float, ...], tuple[bool, ...]] | None] = {}
-        for kind, run in self._runs(start, params, grads, states):
-            if kind not in known:
-                known[kind] = self._numbers(reader, kind, states[run[0][0] - start])
-            if (numbers := known[kind]) is None:
+        known: dict[Common, tuple[tuple[float, ...], tuple[bool, ...]] | None] = {}
+        for common, run in self._runs(start, params, grads, states):
+            if common not in known:
+                known[common] = self._numbers(reader, common, states[run[0][0] - start])
+            if (numbers := known[common]) is None:
                 continue
             for members, found in self._readable(run):
-                sort = self._common.setdefault((*numbers, found.kinds), len(self._common))
+                row = self._rows.setdefault((*numbers, found.kinds), len(self._rows))
                 self._where.extend([i for i, *_ in members])
                 self._sizes.extend(found.sizes)
-                self._sorts.extend([sort] * len(members))
+                self._row_of.extend([row] * len(members))
                 for so_far, more in zip(self._addresses, found.addresses, strict=True):
                     so_far.extend(more)
         return self._where[before:], self._sizes[before:]
@@ -99,12 +99,13 @@ class Table:
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         states: Sequence[Mapping[str, Any]],
-    ) -> Iterator[tuple[Kind, list[Member]]]:
-        """Parameters here, with all that is made of them in their state, some of one kind at a time."""
+    ) -> Iterator[tuple[Common, list[Member]]]:
+        """Parameters here, with all that is made of them in their state, a run of those with the same in
+        common at a time."""
         roles = self._roles
         of_first, of_second = roles.first or "", roles.second or ""
         extra = frozenset(() if roles.update is None else roles.update.extra)
-        runs: dict[Kind, list[Member]] = {}
+        runs: dict[Common, list[Member]] = {}
         for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True), start):
             if grad is None or not param.is_cpu or not param.numel() or not extra.isdisjoint(state):
                 continue
@@ -112,11 +113,11 @@ class Table:
             if second is None and roles.factors is not None:
                 continue
             count = None if step is None else scalar(step)
-            kind = param.dtype, count, first is not None, second is not None
-            run = runs.setdefault(kind, [])
+            common = param.dtype, count, first is not None, second is not None
+            run = runs.setdefault(common, [])
             run.append((i, grad, first, second, param))
             if len(run) == _RUN:
-                yield kind, runs.pop(kind)
+                yield common, runs.pop(common)
         yield from runs.items()
 
     def _readable(self, members: list[Member]) -> Iterator[tuple[list[Member], Found]]:
@@ -151,13 +152,13 @@ class Table:
         return Found(sizes, addresses, tuple(kinds))
 
     def _numbers(
-        self, reader: Reader, kind: Kind, state: Mapping[str, Any]
+        self, reader: Reader, common: Common, state: Mapping[str, Any]
     ) -> tuple[tuple[float, ...], tuple[bool, ...]] | None:
-        """What the pass needs to know of parameters of a kind, and which of the sums it finds; None where
+        """What the pass needs to know of parameters, and which of the sums it finds; None where
         their rule has another form."""
-        _, step, first, second = kind
+        _, step, first, second = common
         rule = self._roles.update
-        of_rule, correction = reader.numbers(kind, state, step)
+        of_rule, correction = reader.numbers(common, state, step)
         update = quotient(rule, of_rule, first, second)
         if update is None and rule is not None and of_rule:
             return None
@@ -175,15 +176,15 @@ class Table:
     def measure(self, sums: Sums) -> None:
         """Measure all of them, and let go of them."""
         if self._where:
-            where, sizes, sorts, *addresses = (
+            where, sizes, row_of, *addresses = (
                 np.frombuffer(each, dtype=np.int64)
-                for each in (self._where, self._sizes, self._sorts, *self._addresses)
+                for each in (self._where, self._sizes, self._row_of, *self._addresses)
             )
-            numbers, seen, kinds = map(np.array, zip(*self._common, strict=True))
+            numbers, seen, kinds = map(np.array, zip(*self._rows, strict=True))
             out = np.empty((len(where), self._kernels.COLUMNS))
-            self._kernels.measure(np.stack(addresses), sizes, sorts, kinds, numbers.astype(np.float32), out)
+            self._kernels.measure(np.stack(addresses), sizes, row_of, kinds, numbers.astype(np.float32), out)
             stop = len(Sums.COLUMNS)
-            sums.put_all(where, out[:, :stop], seen[sorts], out[:, stop:])
+            sums.put_all(where, out[:, :stop], seen[row_of], out[:, stop:])
         self._memory.clear()
 
 
