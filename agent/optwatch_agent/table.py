@@ -17,8 +17,9 @@ from optwatch_agent.compiled import COMPILER
 from optwatch_agent.pieces import Reader
 from optwatch_agent.quotients import Quotient, quotient
 from optwatch_agent.roles import Roles
+from optwatch_agent.shards import is_partial, is_sharded
 from optwatch_agent.sums import Sums
-from optwatch_agent.tensors import DEVICES, scalar
+from optwatch_agent.tensors import DEVICES, local, scalar
 
 _PLAIN = {Tensor, torch.nn.Parameter}
 _STRIDED = {torch.strided}
@@ -112,6 +113,10 @@ class Table:
             first, second, step = state.get(of_first), state.get(of_second), state.get("step")
             if second is None and roles.factors is not None:
                 continue
+            if is_partial(grad):
+                continue
+            if is_sharded(param) or param.dtype.is_complex:
+                param, grad, first, second = map(_real, (param, grad, first, second))
             count = None if step is None else scalar(step)
             common = param.dtype, count, first is not None, second is not None
             run = runs.setdefault(common, [])
@@ -193,6 +198,11 @@ def table(roles: Roles) -> Table | None:
     if COMPILER.kernels is None or roles.root != "sqrt" or "cpu" in DEVICES:
         return None
     return Table(COMPILER.kernels, roles)
+
+
+def _real(x: Any) -> Any:
+    """What this rank holds of a tensor, as real numbers; anything else as it is."""
+    return local(x) if isinstance(x, Tensor) else x
 
 
 def _kind(column: Sequence[Any], sizes: list[int]) -> int | None:

@@ -16,6 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from optwatch.wire.messages import STATS
 from optwatch_agent import compiled, compiling, probe
@@ -303,6 +305,41 @@ def test_nothing_is_asked_of_a_parameter_elsewhere() -> None:
     with pytest.raises(RuntimeError):
         one.item()
     assert taken(optimizer) == []
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """A job of one rank."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_the_shards_of_this_rank_are_read_in_place(mesh: DeviceMesh) -> None:
+    def sharded(size: int) -> Tensor:
+        return distribute_tensor(torch.randn(size, 5), mesh, [Shard(0)])
+
+    params = [nn.Parameter(sharded(size)) for size in (8, 3 * LEAF)]
+    params.append(nn.Parameter(torch.randn(9)))
+    optimizer = torch.optim.AdamW(params, foreach=False)
+    params[0].grad, params[1].grad, params[2].grad = sharded(8), sharded(3 * LEAF), torch.randn(9)
+    optimizer.step()
+    assert sorted(taken(optimizer)) == [0, 1, 2]
+    fast, base = both(optimizer)
+    np.testing.assert_allclose(fast.stats, base.stats, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(fast.counts, base.counts)
+    params[0].grad = DTensor.from_local(torch.randn(8, 5), mesh, [Partial()])
+    assert sorted(taken(optimizer)) == [1, 2]  # summands say nothing about the sum
+
+
+def test_complex_numbers_are_read_in_place() -> None:
+    param = nn.Parameter(torch.randn(5, 300, dtype=torch.complex64))
+    optimizer = torch.optim.Adam([param], lr=0.1)
+    param.grad = torch.randn(5, 300, dtype=torch.complex64)
+    optimizer.step()
+    assert taken(optimizer) == [0]
+    fast, base = both(optimizer)
+    np.testing.assert_allclose(fast.stats, base.stats, rtol=1e-6, atol=1e-7)
 
 
 def test_memory_stays_until_it_is_measured() -> None:
