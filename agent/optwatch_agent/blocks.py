@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optwatch_agent.norms import EXACT, Array, dot, energy, flatten, sum_of_squares, total
 from optwatch_agent.pieces import Piece, wide
-from optwatch_agent.quotients import Quotient, quotient
+from optwatch_agent.quotients import TINY, Quotient, quotient
 from optwatch_agent.roles import Roles
 from optwatch_agent.sums import F8, Sums
 from optwatch_agent.tensors import array
@@ -26,9 +26,6 @@ BLOCK = 131_072
 
 _PACK = 65_536
 """Elements of small tensors that one pass takes, in float64."""
-
-_TINY = 1e-37
-"""Keeps a quotient from dividing by zero, in float32 too."""
 
 _LEAST = 1e-30
 """Mean square below which products of float32 values lose bits."""
@@ -205,7 +202,7 @@ def _block(
         else:
             root = np.sqrt(second, out=scratch.one(second))
             least, scale = max(low, 0.0) ** 0.5, whole.correction**-0.5
-        floor, few = max(whole.epsilon, _TINY) / scale, 10 * whole.epsilon / scale
+        floor, few = max(whole.epsilon, TINY) / scale, 10 * whole.epsilon / scale
         sums.add("eps", i, 0 if least >= few else int(np.count_nonzero(root < few)))
         kept = root if least >= floor else np.maximum(root, floor)
         ratio = np.divide(grad, kept, out=scratch.other(grad))
@@ -317,7 +314,7 @@ def _pack(sums: Sums, members: Pack, roles: Roles) -> None:
         put("second", second)
         if not np.isfinite(second.sum()):
             count("moments_nonfinite", ~np.isfinite(second))
-        ratio = grad / np.maximum(roots, max(x.epsilon, _TINY))
+        ratio = grad / np.maximum(roots, max(x.epsilon, TINY))
         put("rms_t", np.square(ratio, out=ratio))
         put("eps", (roots < 10 * x.epsilon).astype(np.float64))
     if update is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optwatch.wire.messages import COUNTS
 from optwatch_agent.fused import Kernel, Tensors
-from optwatch_agent.quotients import FORMS, Form, form
+from optwatch_agent.quotients import FORMS, TINY, Form, form
 from optwatch_agent.roles import Roles
 from optwatch_agent.rows import Batch, Layouts, is_wide, uploaded
 from optwatch_agent.sums import Sums
@@ -24,9 +24,6 @@ from optwatch_agent.tensors import local, number, on_device, scalar
 from optwatch_agent.updates import rprop
 
 log = logging.getLogger("optwatch")
-
-_TINY = 1e-37
-"""As in `blocks`."""
 
 Columns = dict[str, Tensor]
 
@@ -264,7 +261,7 @@ def _numbers_of(entries: Sequence[Entry], roles: Roles) -> Tensor:
         if roles.corrected:
             hat = torch.where(begun, (1.0 - number(group["betas"][1]) ** steps).rsqrt(), 1.0)
         epsilon = roles.epsilon(group)
-        others = (hat, max(epsilon, _TINY), 10 * epsilon)
+        others = (hat, max(epsilon, TINY), 10 * epsilon)
         numbers += [torch.zeros_like(steps).add_(each) for each in others]
         of_groups.append(torch.stack(numbers))
     return torch.cat(of_groups, 1)

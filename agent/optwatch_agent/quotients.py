@@ -11,6 +11,9 @@ import torch
 
 from optwatch_agent.updates import Rule, adagrad, adam, adamax, adamw, nadam, radam, rmsprop, sgd
 
+TINY = 1e-37
+"""Least sqrt(v̂) that is divided by: not 0, in float32 too."""
+
 
 class Form(NamedTuple):
     """An update of the form (of_grad · g + of_first · m + inside · p) / (of_root · r + epsilon + inside) +

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from optwatch_agent.compiled import COMPILER
 from optwatch_agent.pieces import Reader
-from optwatch_agent.quotients import Quotient, quotient
+from optwatch_agent.quotients import TINY, Quotient, quotient
 from optwatch_agent.roles import Roles
 from optwatch_agent.shards import is_partial, is_sharded
 from optwatch_agent.sums import Sums
-from optwatch_agent.tensors import DEVICES, local, scalar
+from optwatch_agent.tensors import DEVICES, PLAIN, local, scalar
 
-_PLAIN = {Tensor, torch.nn.Parameter}
 _STRIDED = {torch.strided}
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """As in `kernels`, which only numba can load."""
@@ -29,7 +28,6 @@ _WIDTHS = 4, 2, 2
 """Bytes of an element, by kind."""
 _RUN = 64
 """Parameters that are asked at a time: all of them are asked again where one cannot be read."""
-_TINY = 1e-37
 
 _is_cpu = attrgetter("is_cpu")
 _layout = attrgetter("layout")
@@ -38,15 +36,15 @@ _dtype = attrgetter("dtype")
 
 Common = tuple[torch.dtype, float | None, bool, bool]
 """What parameters share: dtype, count of steps, and whether the state holds a first and a second moment."""
-Member = tuple[int, Tensor, Any, Any, Tensor]
-"""A parameter's number, gradient, first and second moment (anything that the state holds), and itself."""
+Member = tuple[int, int, Tensor, Any, Any, Tensor]
+"""A parameter's number, elements, gradient, first and second moment (whatever the state holds), itself."""
 
 
 class Found(NamedTuple):
     """Of some parameters how many elements each has, and of gradients, moments and parameters where
     they are (0: there is none) and as what kind of number they are stored."""
 
-    sizes: list[int]
+    sizes: tuple[int, ...]
     addresses: list[list[int]]
     kinds: tuple[int, ...]
 
@@ -108,19 +106,19 @@ class Table:
         extra = frozenset(() if roles.update is None else roles.update.extra)
         runs: dict[Common, list[Member]] = {}
         for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True), start):
-            if grad is None or not param.is_cpu or not param.numel() or not extra.isdisjoint(state):
+            if grad is None or is_partial(grad) or not param.is_cpu or not extra.isdisjoint(state):
                 continue
             first, second, step = state.get(of_first), state.get(of_second), state.get("step")
             if second is None and roles.factors is not None:
                 continue
-            if is_partial(grad):
-                continue
             if is_sharded(param) or param.dtype.is_complex:
                 param, grad, first, second = map(_real, (param, grad, first, second))
+            if (size := param.numel()) == 0:
+                continue
             count = None if step is None else scalar(step)
             common = param.dtype, count, first is not None, second is not None
             run = runs.setdefault(common, [])
-            run.append((i, grad, first, second, param))
+            run.append((i, size, grad, first, second, param))
             if len(run) == _RUN:
                 yield common, runs.pop(common)
         yield from runs.items()
@@ -135,11 +133,7 @@ class Table:
 
     def _find(self, members: list[Member]) -> Found | None:
         """What is found of them, None where it cannot be relied on of each and all."""
-        _, *columns = zip(*members, strict=True)
-        params = columns[3]
-        if not _PLAIN.issuperset(map(type, params)):
-            return None
-        sizes = list(map(Tensor.numel, params))
+        _, sizes, *columns = zip(*members, strict=True)
         addresses, kinds = [], []
         for column in columns:
             if column[0] is None:
@@ -176,7 +170,7 @@ class Table:
         seen = tuple(name not in unknown for name in Sums.COLUMNS)
         if not second:
             return (a, k, b, 1.0, 0.0, 1.0, 0.0), seen
-        return (a, k, b, correction**-0.5, epsilon, max(reader.epsilon, _TINY), 10 * reader.epsilon), seen
+        return (a, k, b, correction**-0.5, epsilon, max(reader.epsilon, TINY), 10 * reader.epsilon), seen
 
     def measure(self, sums: Sums) -> None:
         """Measure all of them, and let go of them."""
@@ -205,15 +199,15 @@ def _real(x: Any) -> Any:
     return local(x) if isinstance(x, Tensor) else x
 
 
-def _kind(column: Sequence[Any], sizes: list[int]) -> int | None:
+def _kind(column: Sequence[Any], sizes: tuple[int, ...]) -> int | None:
     """As what kind of number all of a column are stored, None where one is not as it should be: plain, here,
     contiguous and of its size."""
     if (
-        _PLAIN.issuperset(map(type, column))
+        PLAIN.issuperset(map(type, column))
         and all(map(_is_cpu, column))
         and _STRIDED.issuperset(map(_layout, column))
         and len(dtypes := set(map(_dtype, column))) == 1
-        and list(map(Tensor.numel, column)) == sizes
+        and tuple(map(Tensor.numel, column)) == sizes
         and all(map(Tensor.is_contiguous, column))
         and not any(map(Tensor.is_neg, column))
     ):
@@ -222,7 +216,7 @@ def _kind(column: Sequence[Any], sizes: list[int]) -> int | None:
 
 
 def _addresses(
-    memory: list[torch.UntypedStorage], column: Sequence[Tensor], sizes: list[int], width: int
+    memory: list[torch.UntypedStorage], column: Sequence[Tensor], sizes: tuple[int, ...], width: int
 ) -> list[int] | None:
     """Where tensors begin in memory that is held, None where one is not aligned or reaches beyond it."""
     begins = [offset * width for offset in map(Tensor.storage_offset, column)]

@@ -10,7 +10,8 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined, unused-ig
 
 from optwatch_agent import shards
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
+"""Types of tensors that are no more than their memory."""
 
 DEVICES = {"cuda"}
 """Types of devices whose numbers nobody waits for: they are worked out there and arrive later (`later`). CUDA
@@ -22,7 +23,7 @@ def local(tensor: Tensor) -> Tensor:
 
     A DTensor gives its local shard, a sparse tensor its coalesced values, a complex one its parts.
     """
-    if type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_complex():
+    if type(tensor) in PLAIN and tensor.layout is torch.strided and not tensor.is_complex():
         return tensor.detach() if tensor.requires_grad else tensor
     tensor = shards.local(tensor).detach()
     if tensor.layout is not torch.strided:
