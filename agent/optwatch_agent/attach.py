@@ -13,6 +13,7 @@ from optwatch.wire.places import find_daemons
 from optwatch_agent import naming, outer, zero
 from optwatch_agent.agent import Agent, make_way
 from optwatch_agent.reflexes import REFLEXES
+from optwatch_agent.signals import let_through
 from optwatch_agent.unsupported import unsupported, unsupported_model
 from optwatch_agent.watch import Watch
 
@@ -125,6 +126,7 @@ def attach(
             **options,
         )
     except Exception as error:
+        let_through(error)
         log.warning("optwatch: attaching failed, nothing is watched: %r", error, exc_info=error)
         return Watch(None)
     for track in agent.tracks:

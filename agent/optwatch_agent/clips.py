@@ -14,6 +14,7 @@ from torch import Tensor
 from optwatch_agent.outside import skipped
 from optwatch_agent.patches import Patch
 from optwatch_agent.recorder import Value
+from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import on_cpu, on_device
 
 _RECENT = 100
@@ -89,7 +90,8 @@ class ClipTap:
             if len(self._clippings) > _SETS:
                 gone, _ = self._clippings.popitem(last=False)
                 self._fresh.discard(gone)
-        except Exception:  # noqa: BLE001 - never in the way of a training
+        except Exception as error:  # noqa: BLE001 - never in the way of a training
+            let_through(error)
             self._clippings.clear()
             self._fresh.clear()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from optwatch_agent.compiling import is_from_cache, load
+from optwatch_agent.signals import let_through
 
 log = logging.getLogger("optwatch")
 
@@ -45,6 +46,7 @@ class Compiler:
         try:
             self._start()
         except Exception as error:  # noqa: BLE001 - whatever is wrong, there is the base path
+            let_through(error)
             self._give_up(f"{type(error).__name__}: {error}")
 
     def release(self) -> None:

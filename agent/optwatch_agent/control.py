@@ -17,6 +17,7 @@ from optwatch.wire.messages import Prepare
 from optwatch_agent.actuators import Actuators
 from optwatch_agent.arbiter import SETTLE_TIMEOUT, Ballot
 from optwatch_agent.membership import Membership
+from optwatch_agent.signals import let_through
 from optwatch_agent.vote import Verdict
 
 log = logging.getLogger("optwatch")
@@ -227,6 +228,7 @@ class Control:
             self.outcomes.append(
                 Outcome(pending.prepare, "failed", reason=f"{type(error).__name__}: {error}")
             )
+            let_through(error)
             return
         pending.applied[optimizer] = step
         if len(pending.applied) == len(self._actuators):

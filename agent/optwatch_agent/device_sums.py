@@ -19,6 +19,7 @@ from optwatch_agent.fused import Kernel, Tensors
 from optwatch_agent.quotients import FORMS, TINY, Form, form
 from optwatch_agent.roles import Roles
 from optwatch_agent.rows import Batch, Layouts, is_wide, uploaded
+from optwatch_agent.signals import let_through
 from optwatch_agent.sums import Sums
 from optwatch_agent.tensors import local, number, on_device, scalar
 from optwatch_agent.updates import rprop
@@ -92,6 +93,7 @@ class DeviceSums:
             try:
                 self._measure_fused(device, kernel)
             except Exception as error:  # noqa: BLE001 - then without it
+                let_through(error)
                 del self._tools.fused[device]
                 log.warning("optwatch: Triton's kernel failed on %s and stays off: %r", device, error)
         for entries in self._entries.values():

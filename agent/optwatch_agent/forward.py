@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from optwatch_agent.naming import plain_name
 from optwatch_agent.recorder import Value, column_name
+from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import on_cpu
 
 log = logging.getLogger("optwatch")
@@ -112,6 +113,7 @@ class Forward:
             for name, shares in self._shares.items():
                 values[column_name(name)] = _number(torch.stack(shares).mean())
         except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
+            let_through(error)
             self._give_up(error)
         cost = self._cost + time.thread_time() - began
         self._forget()
@@ -132,6 +134,7 @@ class Forward:
                 with torch.no_grad():
                     see(graded, *seen)
         except Exception as error:  # noqa: BLE001 - never into the training loop
+            let_through(error)
             self._give_up(error)
         self._cost += time.thread_time() - began
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from optwatch_agent.norms import sum_of_squares
+from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import local, on_cpu
 
 
@@ -64,5 +65,6 @@ class LocalNorms:
             if param.grad is not None:
                 self._squares[index] = sum_of_squares(local(param.grad))
             self.cost += time.thread_time() - began
-        except Exception:  # noqa: BLE001 - never into a backward pass
+        except Exception as error:  # noqa: BLE001 - never into a backward pass
+            let_through(error)
             self._squares[index] = math.nan

@@ -16,6 +16,7 @@ from torch import Tensor
 from optwatch_agent.outside import skipped
 from optwatch_agent.patches import Patch
 from optwatch_agent.phases import PHASES
+from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import on_cpu
 
 
@@ -106,7 +107,8 @@ class LossTap:
                     self._divisors = []
                 self._divisors.append(_divisors(tensors))
             self._values.append(tensors.item() if on_cpu(tensors) else tensors.detach().clone())
-        except Exception:  # noqa: BLE001 - never in the way of a backward pass
+        except Exception as error:  # noqa: BLE001 - never in the way of a backward pass
+            let_through(error)
             self._closed = True
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:

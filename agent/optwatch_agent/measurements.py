@@ -25,6 +25,7 @@ from optwatch_agent.parts import in_step, parts_of
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import is_known, roles_of
 from optwatch_agent.sentinel import Sentinel
+from optwatch_agent.signals import let_through
 from optwatch_agent.states import state_norms
 from optwatch_agent.sums import Sample
 from optwatch_agent.tensors import on_cpu
@@ -248,6 +249,7 @@ class Measurements:
         try:
             return self._sampled(step, taken.sample(numbers)) if layout == _layout(self._optimizer) else {}
         except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
+            let_through(error)
             self._failed(error)
             return {}
 

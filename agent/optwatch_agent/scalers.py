@@ -15,6 +15,7 @@ from torch import Tensor
 from optwatch_agent import losses
 from optwatch_agent.patches import Patch
 from optwatch_agent.recorder import Value
+from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import on_cpu
 
 
@@ -101,7 +102,8 @@ class ScalerTap:
                     seen = float(scale.item()) if on_cpu(scale) else scale.detach().clone()
                     follower.scaled(seen, ran, skipped)
                 self._followers[number] = (follower, follower.completed)
-        except Exception:  # noqa: BLE001 - never in the way of a training
+        except Exception as error:  # noqa: BLE001 - never in the way of a training
+            let_through(error)
             self._followers.clear()
 
 

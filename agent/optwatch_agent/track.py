@@ -25,6 +25,7 @@ from optwatch_agent.outside import outside
 from optwatch_agent.phases import FORWARD, PHASES, STEP
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import steps_so_far
+from optwatch_agent.signals import let_through
 from optwatch_agent.snapshots import SHARE, Snapshots
 from optwatch_agent.step_loss import StepLoss
 
@@ -199,6 +200,7 @@ class Track:
             self.recorder.settle()
             self.guard.settle()
         except Exception as error:  # noqa: BLE001 - a device that failed has nothing to tell any more
+            let_through(error)
             log.warning("optwatch: what the device worked out last is lost: %r", error)
 
     # --- hooks ----------------------------------------------------------------------------------------
@@ -222,6 +224,7 @@ class Track:
         except ControlLost:
             raise
         except Exception as error:  # noqa: BLE001 - never into the training loop
+            let_through(error)
             self._failed(error)
             return None
         return changed
@@ -235,6 +238,7 @@ class Track:
         try:
             self._end(optimizer, time.perf_counter())
         except Exception as error:  # noqa: BLE001 - never into the training loop
+            let_through(error)
             self._failed(error)
         finally:
             if not self._quiet:
@@ -273,6 +277,7 @@ class Track:
                 self._measurements.begin_sample()
                 self._acting += time.perf_counter() - began
         except Exception as error:  # noqa: BLE001 - the step is still counted
+            let_through(error)
             self._failed_within(error)
         self._take_gradients()
         if self.actuators.lr_scale.armed and not self.actuators.lr_scale.in_force:
@@ -299,6 +304,7 @@ class Track:
                 measurements.keep_gradients(self.under_way, interventions.clipped is not None)
                 self._acting += time.perf_counter() - began
         except Exception as error:  # noqa: BLE001 - never into the training loop
+            let_through(error)
             self._failed_within(error)
 
     def _disarm_when_idle(self) -> None:
@@ -365,6 +371,7 @@ class Track:
                         sample_cost = measurements.add_sample(step, values)
                         histogram_cost = measurements.add_histogram(step)
             except Exception as error:  # noqa: BLE001 - the step's other values are still recorded
+                let_through(error)
                 self._failed(error)
             ended = time.perf_counter()
         if self.forward is not None and self.forward.armed:
@@ -424,6 +431,7 @@ class Track:
             try:
                 snapshots.take(step, loss)
             except Exception as error:  # noqa: BLE001 - the run goes on without
+                let_through(error)
                 snapshots.give_up(error)
         return time.thread_time() - began
 
@@ -437,6 +445,7 @@ class Track:
                 self.optimizer, step, step_time, ranks, self.recorder.tensors, self._must_check
             )
         except Exception as error:  # noqa: BLE001 - the step's values are still recorded
+            let_through(error)
             self._failed(error)
             return 0.0
         self.governor.reserved = self.checks.share + (SHARE if self.actuators.snapshots.on else 0.0)

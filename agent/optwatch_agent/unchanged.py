@@ -21,6 +21,7 @@ from optwatch_agent.attach import attach, innermost
 from optwatch_agent.identity import default_name
 from optwatch_agent.outside import outside
 from optwatch_agent.patches import Patch
+from optwatch_agent.signals import let_through
 from optwatch_agent.watch import Watch
 
 log = logging.getLogger("optwatch")
@@ -50,6 +51,7 @@ class Everything:
             try:
                 self._take(optimizer)
             except Exception as error:  # noqa: BLE001 - never in the way of the script
+                let_through(error)
                 log.warning("optwatch: optimizers are not watched: %r", error)
 
         return __init__
@@ -69,6 +71,7 @@ class Everything:
             if optimizer not in self._known:
                 self._watch(optimizer)
         except Exception as error:  # noqa: BLE001 - never into the training loop
+            let_through(error)
             log.warning("optwatch: cannot attach to %s: %r", type(optimizer).__name__, error)
 
     def _watch(self, optimizer: torch.optim.Optimizer) -> None:

@@ -14,6 +14,7 @@ from optwatch_agent import glance
 from optwatch_agent.agent import Agent
 from optwatch_agent.mirrors import SCALARS, Listener, mirror_of
 from optwatch_agent.recorder import Value, column_name
+from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import on_cpu
 
 log = logging.getLogger("optwatch")
@@ -59,6 +60,7 @@ class Watch:
             if self._held is not None and not self._agent.closed:
                 self._agent.tracks[0].log(checked)
         except Exception as error:  # noqa: BLE001 - never into the training loop
+            let_through(error)
             self._complain(f"log failed: {error!r}")
 
     def mark(self, text: str) -> None:
@@ -67,6 +69,7 @@ class Watch:
             if self._held is not None and not self._agent.closed:
                 self._agent.event("mark", str(text))
         except Exception as error:  # noqa: BLE001 - never into the training loop
+            let_through(error)
             self._complain(f"mark failed: {error!r}")
 
     def mirror(self, run: Any, scalars: Iterable[str] = SCALARS) -> None:
@@ -87,6 +90,7 @@ class Watch:
                 mirror = mirror_of(run, tuple(map(column_name, scalars)))
                 self._agent.mirroring.add(mirror, self._agent.tracks[0].completed)
         except Exception as error:  # noqa: BLE001 - never into the training loop
+            let_through(error)
             self._complain(f"mirror takes {error}" if isinstance(error, TypeError) else f"mirror: {error!r}")
 
     @property
@@ -103,6 +107,7 @@ class Watch:
             if self._held is not None:
                 self._agent.close("detached")
         except Exception as error:  # noqa: BLE001 - never into the training loop
+            let_through(error)
             self._complain(f"detach failed: {error!r}")
 
     def _repr_html_(self) -> str:
@@ -110,6 +115,7 @@ class Watch:
         try:
             return "" if self._held is None else glance.html(self._held)
         except Exception as error:  # noqa: BLE001 - never into the training loop
+            let_through(error)
             return f"<pre>{html.escape(repr(error))}</pre>"
 
     def __enter__(self) -> Self:
@@ -143,7 +149,8 @@ def _value(value: Any) -> Value | None:
                 value = value.detach().reshape(())
                 return float(value.item()) if on_cpu(value) else value.clone()
         return None if isinstance(value, (str, bytes)) else float(value)
-    except Exception:  # noqa: BLE001 - whatever is handed in may raise what it likes
+    except Exception as error:  # noqa: BLE001 - whatever is handed in may raise what it likes
+        let_through(error)
         return None
 
 
