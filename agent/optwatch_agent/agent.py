@@ -77,6 +77,7 @@ class Agent:
         clips.TAP.patch.install()
         PHASES.patch.install()
         self._pace: Pace | None = None
+        self._compiles = False
         self.snapshots = Snapshots(tuple(optimizers.values()), model, scaler, snapshots, budget)
         self._told_snapshots: tuple[int, ...] = ()
         self._scaler_patches = scalers.TAP.patches_of(type(scaler)) if scaler is not None else []
@@ -101,43 +102,41 @@ class Agent:
                         guard,
                     )
                 )
-        except BaseException:
+            if model is not None:
+                self.tracks[0].forward = Forward(model)
+            self._pace = Pace(model) if model is not None and waits_in_forward(model) else None
+            self._own_time = declared or self._pace is not None
+            self.control = Control(
+                self.identity.session,
+                allow,
+                [track.actuators for track in self.tracks],
+                self.membership,
+                strict,
+            )
+            self.control.follow(lambda: tuple(track.under_way for track in self.tracks))
             for track in self.tracks:
-                track.close()
-            self._unpatch()
+                track.control = self.control
+            self._allow = tuple(allow)
+            self._config = dict(config)
+            self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+            self.mirroring = Mirroring()
+            self.glance = Glance()
+            self._told_degraded: set[int] = set()
+            self._told_unguarded: set[int] = set()
+            first, *others = (naming.describe(track.name, track.optimizer) for track in self.tracks)
+            missing = naming.missing(model, [track.optimizer for track in self.tracks])
+            self._optimizers = (msgspec.structs.replace(first, missing=missing), *others)
+            self.link = Link(self, self.identity.session, address)
+            self._compiles = any(track.is_on_cpu for track in self.tracks)
+            if self._compiles:
+                COMPILER.prepare()
+            _agents.add(self)
+            atexit.register(self._at_exit)
+            self.link.start()
+        except BaseException:
+            self._take_off()
             identity.leave(self.identity)
             raise
-        if model is not None:
-            self.tracks[0].forward = Forward(model)
-        self._pace = Pace(model) if model is not None and waits_in_forward(model) else None
-        self._own_time = declared or self._pace is not None
-        self.control = Control(
-            self.identity.session,
-            allow,
-            [track.actuators for track in self.tracks],
-            self.membership,
-            strict,
-        )
-        self.control.follow(lambda: tuple(track.under_way for track in self.tracks))
-        for track in self.tracks:
-            track.control = self.control
-        self._allow = tuple(allow)
-        self._config = dict(config)
-        self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
-        self.mirroring = Mirroring()
-        self.glance = Glance()
-        self._told_degraded: set[int] = set()
-        self._told_unguarded: set[int] = set()
-        first, *others = (naming.describe(track.name, track.optimizer) for track in self.tracks)
-        missing = naming.missing(model, [track.optimizer for track in self.tracks])
-        self._optimizers = (msgspec.structs.replace(first, missing=missing), *others)
-        self.link = Link(self, self.identity.session, address)
-        self._compiles = any(track.is_on_cpu for track in self.tracks)
-        if self._compiles:
-            COMPILER.prepare()
-        _agents.add(self)
-        atexit.register(self._at_exit)
-        self.link.start()
 
     @property
     def identity(self) -> identity.Identity:

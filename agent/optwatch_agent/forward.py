@@ -18,6 +18,7 @@ import logging
 import math
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,9 +59,10 @@ class Forward:
 
     def __init__(self, model: nn.Module) -> None:
         self._failed = False
-        self._outer: nn.Module | None = None
+        # Modules are held weakly: a script that drops its model has the memory back.
+        self._outer: weakref.ref[nn.Module] | None = None
         """The module whose call the pass under way is."""
-        self._entry: nn.Module | None = None
+        self._entry: weakref.ref[nn.Module] | None = None
         """The module whose calls are the passes of this step."""
         self._passes = self._batch = 0
         self._cost = 0.0
@@ -70,8 +72,10 @@ class Forward:
         compiled = self._is_outside = hasattr(model, "_orig_mod")  # what is inside is not called
         entries = [model, *(() if compiled else model.children())]
         left_alone = _with_a_fast_path(model)
-        self._entries = [each for each in entries if each not in left_alone][:_MOST_MODULES]
-        self._activations = [] if compiled else _activations(model, left_alone)
+        entries = [each for each in entries if each not in left_alone and _takes_hooks(each)][:_MOST_MODULES]
+        self._entries = list(map(weakref.ref, entries))
+        activations = [] if compiled else _activations(model, left_alone)
+        self._activations = [(name, weakref.ref(module)) for name, module in activations]
         self._handles: list[Any] = []
         self.armed = False
         """Whether the passes that come are measured."""
@@ -84,17 +88,24 @@ class Forward:
         self.armed = wanted and not self._failed
         # A module with hooks is slower, but one that is compiled with or without must stay so.
         if self.armed != bool(self._handles) and (self._is_outside or not _has_compiled()):
-            self._put_on() if self.armed else self._take_off()
+            self._take_off()
+            if self.armed:
+                try:
+                    self._put_on()
+                except Exception as error:  # noqa: BLE001 - a module of somebody's that takes no hooks
+                    let_through(error)
+                    self._take_off()
+                    self._give_up(error)
 
     def _put_on(self) -> None:
-        for entry in self._entries:
-            self._handles += [
-                entry.register_forward_pre_hook(_Hook(self, self._enter), with_kwargs=True),
-                entry.register_forward_hook(_Hook(self, self._leave)),
-            ]
-        for name, module in self._activations:
-            see = self._see_zeros if isinstance(module, _RECTIFIERS) else self._see_ends
-            self._handles.append(module.register_forward_hook(_Hook(self, see, name)))
+        put_on = self._handles.append
+        for entry in filter(None, (held() for held in self._entries)):
+            put_on(entry.register_forward_pre_hook(_Hook(self, self._enter), with_kwargs=True))
+            put_on(entry.register_forward_hook(_Hook(self, self._leave)))
+        for name, held in self._activations:
+            if (module := held()) is not None:
+                see = self._see_zeros if isinstance(module, _RECTIFIERS) else self._see_ends
+                put_on(module.register_forward_hook(_Hook(self, see, name)))
 
     def _take_off(self) -> None:
         for handle in self._handles:
@@ -152,10 +163,10 @@ class Forward:
     def _enter(self, graded: bool, _: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._outer is not None or not (module.training and graded) or _in_backward():
             return
-        self._outer = module
+        self._outer = weakref.ref(module)
         if self._entry is None:
-            self._entry = module
-        if module is not self._entry:
+            self._entry = self._outer
+        if module is not self._entry():
             return
         self._passes += 1
         tensors = [t for t in _tensors([*args, *kwargs.values()]) if t.dim() and t.numel()]
@@ -168,7 +179,7 @@ class Forward:
             self._inputs.append((len(x), mean, variance, x.abs().amax(dim=0)))
 
     def _leave(self, graded: bool, _: str, module: nn.Module, args: Any, output: Any) -> None:
-        if module is self._outer:
+        if self._outer is not None and module is self._outer():
             self._outer = None
 
     def _see_zeros(self, graded: bool, name: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -208,6 +219,10 @@ class _Hook(Uncopied):
         # Compiled, the first is true and all that is left of this.
         if not torch.compiler.is_compiling() and self._forward.armed:
             self._forward.run(self._see, self._name, module, *seen)
+
+
+def _takes_hooks(module: nn.Module) -> bool:
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 def _with_a_fast_path(model: nn.Module) -> set[nn.Module]:

@@ -218,6 +218,34 @@ def test_a_trace_of_a_watched_model_is_that_of_the_model() -> None:
     assert forward.take() == ({}, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_a_scripted_module_takes_no_hooks() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    model = nn.Sequential(scripted, nn.ReLU())
+    forward = Forward(model)
+    model(torch.randn(3, 2))
+    assert forward.take()[0].keys() >= {"batch_size", "input_mean", "zeros/1"}
+    forward = Forward(scripted)
+    scripted(torch.randn(3, 2))
+    assert forward.take() == ({}, 0.0)
+
+
+def test_a_module_that_refuses_hooks_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Refuses(nn.ReLU):
+        def register_forward_hook(self, *args: Any, **options: Any) -> Any:
+            raise RuntimeError("not here")
+
+    model = nn.Sequential(nn.Linear(2, 2), Refuses())
+    forward = Forward(model)
+    forward.arm(True)
+    model(torch.randn(3, 2))
+    assert forward.take() == ({}, 0.0)
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())
+    assert [record.message for record in caplog.records] == [
+        "optwatch: inputs and activations are not measured any more: RuntimeError('not here')"
+    ]
+
+
 def test_what_cannot_be_measured_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     forward = Forward(model)

@@ -417,20 +417,21 @@ def test_steps_skipped_by_a_scaler_are_counted(fused: bool) -> None:
     assert len([kind for kind, _ in events if kind == "skipped_step"]) == 2
 
 
-def test_a_dropped_optimizer_is_not_kept_alive() -> None:
+def test_what_is_dropped_is_not_kept_alive() -> None:
     """And the next attachment ends what watched it: a sweep leaves no threads behind."""
 
-    def training() -> "weakref.ref[Any]":
+    def training() -> list["weakref.ref[Any]"]:
         model = classifier()
         optimizer = torch.optim.Adam(model.parameters())
-        optwatch.attach(optimizer, model=model, name="sweep", budget=1.0)
+        optwatch.attach(optimizer, model=model, name="sweep", budget=1.0, snapshots=1 << 20)
         train(model, optimizer, batches(), 3)
-        return weakref.ref(optimizer)
+        model(torch.zeros(2, 12))  # a pass that no step follows
+        return [weakref.ref(optimizer), weakref.ref(model), *map(weakref.ref, model.parameters())]
 
     before = set(threading.enumerate())
-    gone = [training() for _ in range(3)]
+    gone = [ref for _ in range(3) for ref in training()]
     gc.collect()
-    assert [ref() for ref in gone] == [None, None, None]
+    assert {ref() for ref in gone} == {None}
     model = classifier()
     optimizer = torch.optim.SGD(model.parameters())
     watch = optwatch.attach(optimizer, name="sweep")
@@ -439,6 +440,43 @@ def test_a_dropped_optimizer_is_not_kept_alive() -> None:
         thread.join(30)
     assert set(threading.enumerate()) <= before
     assert losses.TAP.patches[0].users == 0
+
+
+def test_after_detach_a_model_is_freed_at_once() -> None:
+    """As a script needs that has switched the collector off, or waits for a device's memory."""
+    warm = classifier()
+    train(warm, torch.optim.Adam(warm.parameters()), batches(), 1)
+    gc.collect()
+    gc.disable()
+    try:
+        model = classifier()
+        optimizer = torch.optim.Adam(model.parameters())
+        watch = optwatch.attach(optimizer, model=model, budget=1.0, guard=("clip",), snapshots=1 << 20)
+        train(model, optimizer, batches(), 5)
+        watch.detach()
+        refs = [weakref.ref(optimizer), weakref.ref(model), *map(weakref.ref, model.parameters())]
+        del model, optimizer
+        assert {ref() for ref in refs} == {None}
+    finally:
+        gc.enable()
+
+
+def test_an_attachment_that_fails_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(nn.Module):
+        def children(self) -> Any:
+            raise RuntimeError("there are none to be had")
+
+    model = classifier()
+    optimizer = torch.optim.Adam(model.parameters())
+    before = set(threading.enumerate())
+    watch = optwatch.attach(optimizer, model=Odd())
+    assert "attaching failed, nothing is watched" in caplog.text
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert losses.TAP.patches[0].users == 0
+    assert set(threading.enumerate()) <= before
+    watch.log(loss=1.0)
+    watch.detach()
 
 
 def test_attaching_anew_continues_the_run_with_one_attachment() -> None:
