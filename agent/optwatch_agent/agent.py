@@ -91,7 +91,7 @@ class Agent:
                         label,
                         optimizer,
                         names,
-                        budget,
+                        budget / len(optimizers),
                         step,
                         see_loss,
                         self._hurry,
@@ -146,6 +146,11 @@ class Agent:
     def follows(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this attachment is to that optimizer."""
         return not self.closed and any(track.is_on(optimizer) for track in self.tracks)
+
+    @property
+    def overhead(self) -> float:
+        """Share of the step time taken, of late."""
+        return sum(track.governor.overhead for track in self.tracks)
 
     def event(self, kind: Any, text: str, step: int | None = None, optimizer: int = 0) -> None:
         """Tell of something that happened."""
@@ -300,7 +305,7 @@ class Agent:
             steps=tuple(track.under_way for track in self.tracks),
             phase=phase,
             phase_time=time.perf_counter() - since,
-            overhead=max(track.governor.overhead for track in self.tracks),
+            overhead=self.overhead,
             sample_every=first.governor.sample_every,
             queued=self.link.outbox.queued,
             dropped=self.link.outbox.ring.dropped + sum(track.recorder.dropped for track in self.tracks),
@@ -315,7 +320,7 @@ class Agent:
 
     def account(self, share: float) -> None:
         for track in self.tracks:
-            track.governor.beside = share
+            track.governor.beside = share / len(self.tracks)
 
     def pressing(self) -> bool:
         """Whether there are other snapshots than the daemon knows of: it may roll back to these only."""

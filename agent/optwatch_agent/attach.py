@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from optwatch.wire.actions import ACTIONS
+from optwatch.wire.limits import MAX_OPTIMIZERS
 from optwatch.wire.messages import ConfigValue
 from optwatch.wire.places import find_daemons
 from optwatch_agent import naming, outer, zero
@@ -72,7 +73,7 @@ def attach(
         snapshots: bytes of the host's memory for snapshots to roll back to; 0: none. The newest eight are
             kept at most; one is taken every 32 steps or more seldom, as the budget allows, and none that is
             not finite. Buffers such as BatchNorm's running statistics are in them with `model` only.
-        budget: the most of the step time that measuring may take.
+        budget: the most of the step time that measuring may take, of several optimizers all together.
         store: the torch.distributed.Store through which the ranks agree on commands, by default the one
             of the process group. The process group may also be made after this call.
         strict: raise `ControlLost` out of `optimizer.step()` where the store does not answer at the step
@@ -140,6 +141,11 @@ def _optimizers(given: Any) -> dict[str, torch.optim.Optimizer]:
         return {"optimizer": innermost(given)}
     if not given:
         raise ValueError("attach was given an empty mapping of optimizers")
+    if len(given) > MAX_OPTIMIZERS:
+        raise ValueError(
+            f"a run can have {MAX_OPTIMIZERS} optimizers, not {len(given)}: where each parameter has its own "
+            "one, attach to some of them"
+        )
     found = {str(name): innermost(each) for name, each in given.items()}
     if len({id(each) for each in found.values()}) < len(found):
         raise ValueError("attach was given the same optimizer under two names")

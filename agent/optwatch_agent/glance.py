@@ -97,7 +97,7 @@ def html(agent: "Agent") -> str:
         for name in ("loss", "val_loss", "grad_norm", "lr", "lr_scale")
         if name in newest
     ]
-    facts.append(("measuring takes", f"{track.governor.overhead:.1%} of the step time"))
+    facts.append(("measuring takes", f"{agent.overhead:.1%} of the step time"))
     cells = "".join(
         f'<span style="margin-right:1.2em"><span style="opacity:.65">{_text(name)}</span> '
         f"{_text(value)}</span>"

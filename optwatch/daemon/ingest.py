@@ -335,13 +335,13 @@ def _problem(hello: Hello) -> str:
         return f"a hello of rank {hello.rank} of {hello.world_size}"
     if not math.isfinite(hello.started) or hello.started > time.time() + 366 * 86_400:
         return "a hello from no real time"
-    if len(hello.optimizers) > 64:
+    if len(hello.optimizers) > limits.MAX_OPTIMIZERS:
         return f"a hello with {len(hello.optimizers)} optimizers"
     return ""
 
 
 def _wrong_check(check: Checked) -> str:
-    if not 0 <= check.step <= MAX_STEP or not 0 <= check.optimizer < 64:
+    if not 0 <= check.step <= MAX_STEP or not 0 <= check.optimizer < limits.MAX_OPTIMIZERS:
         return f"checksums of step {check.step} of optimizer {check.optimizer}"
     if len(check.sums) > MAX_GROUPS or any(len(name) > limits.MAX_NAME for name in check.sums):
         return "checksums over the size limit"

@@ -40,6 +40,21 @@ for _ in range(5):
 """
 
 
+WITHIN_BACKWARD = """
+import torch
+net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(33)))
+optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in net.parameters()}
+def take_step(p):
+    optimizers[p].step()
+    optimizers[p].zero_grad()
+for p in net.parameters():
+    p.register_post_accumulate_grad_hook(take_step)
+for _ in range(3):
+    net(torch.ones(1, 2)).sum().backward()
+print("trained")
+"""
+
+
 def python(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=2 * GUARD, cwd=cwd
@@ -72,6 +87,15 @@ def test_two_optimizers_are_one_run(daemon: DaemonProcess, tmp_path: Path) -> No
         status = client.status(run.run)
     assert run.name == "gan"
     assert sorted(optimizer.kind for optimizer in status.optimizers) == ["Adam", "SGD"]
+
+
+def test_too_many_optimizers_are_told_once(home: Path, tmp_path: Path) -> None:
+    """As of a script that gives each parameter its own, to take its step within the backward pass."""
+    (tmp_path / "within.py").write_text(WITHIN_BACKWARD)
+    done = python("-m", "optwatch", "run", "--", "within.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+    (said,) = done.stderr.splitlines()
+    assert "a run can have 64 optimizers, not 66" in said
 
 
 def test_the_scripts_own_end_is_kept(home: Path, tmp_path: Path) -> None:

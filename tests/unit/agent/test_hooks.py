@@ -127,6 +127,23 @@ def test_two_optimizers_of_a_gan() -> None:
     assert [info.name for info in watch._agent.hello().optimizers] == ["D", "G"]
 
 
+def test_the_budget_is_that_of_all_optimizers_together() -> None:
+    optimizers = {str(i): torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1) for i in range(4)}
+    watch = optwatch.attach(optimizers, budget=0.02)
+    agent = watch._agent
+    agent.account(0.004)
+    governors = [track.governor for track in agent.tracks]
+    assert sum(governor.budget for governor in governors) == pytest.approx(0.02)
+    assert sum(governor.beside for governor in governors) == pytest.approx(0.004)
+    for _ in range(3):
+        for optimizer in optimizers.values():
+            optimizer.step()
+    shares = [governor.overhead for governor in governors]
+    assert min(shares) > 0.001
+    assert agent.beat().overhead == pytest.approx(sum(shares))
+    watch.detach()
+
+
 def test_gradients_and_losses_are_unscaled_under_a_scaler() -> None:
     for fused in (False, True):
         model = classifier().eval()
@@ -329,6 +346,7 @@ def test_wrong_calls_say_so() -> None:
         (lambda: optwatch.attach("adam"), TypeError, "not str"),
         (lambda: optwatch.attach({}), ValueError, "empty"),
         (lambda: optwatch.attach({"a": optimizer, "b": optimizer}), ValueError, "under two names"),
+        (lambda: optwatch.attach(dict.fromkeys(range(65), optimizer)), ValueError, "64 optimizers, not 65"),
         (lambda: optwatch.attach(optimizer, daemon="nonsense"), ValueError, "an address looks like"),
         (lambda: optwatch.attach(optimizer, allow="clip"), ValueError, "sequence"),
         (lambda: optwatch.attach(optimizer, allow=("explode",)), ValueError, "unknown action"),
