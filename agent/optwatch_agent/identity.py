@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from optwatch.wire.limits import MAX_NAME
+from optwatch.wire.limits import fit
 
 _runs: dict[tuple[str, int], str] = {}
 """Runs of this process by name and ordinal, so that attaching again continues one."""
@@ -46,8 +46,7 @@ class Identity:
 def identify(name: str | None) -> Identity:
     """The identity of an attachment that begins now."""
     rank, world_size = place()
-    name = (name or default_name())[:MAX_NAME]
-    job = job_id()
+    name, job = fit(name or default_name()), fit(job_id())
     run, ordinal = _run(name, job)
     return Identity(
         session=uuid.uuid4().hex,

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from optwatch.wire.limits import MAX_NAME, MAX_TEXT
+from optwatch.wire.limits import MAX_TEXT, fit
 from optwatch.wire.messages import ConfigValue, GroupInfo, OptimizerInfo, TensorInfo
 from optwatch_agent import zero
 from optwatch_agent.roles import is_known, roles_of
 from optwatch_agent.shards import is_sharded, shard_key
+from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import local
 
 MISSING_NAMES = 8
@@ -58,7 +59,7 @@ def tensors_of(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> tuple
                 held = param.numel() if id(param) in owned else 0
             tensors.append(
                 TensorInfo(
-                    name=name[:MAX_NAME],
+                    name=fit(name),
                     shape=tuple(param.shape),
                     dtype=str(param.dtype).removeprefix("torch."),
                     group=number,
@@ -76,7 +77,7 @@ def describe(name: str, optimizer: torch.optim.Optimizer) -> OptimizerInfo:
     groups = tuple(
         GroupInfo(
             options={
-                key: value
+                str(key): value
                 for key, option in group.items()
                 if key not in ("params", "param_names")
                 for value in (plain(option),)
@@ -103,21 +104,29 @@ def missing(model: nn.Module | None, optimizers: Iterable[torch.optim.Optimizer]
         return ()
     held = {id(p) for optimizer in optimizers for group in zero.groups_of(optimizer) for p in group["params"]}
     wanted = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    left = [plain_name(name)[:MAX_NAME] for name, param in wanted if id(param) not in held]
+    left = [fit(plain_name(name)) for name, param in wanted if id(param) not in held]
     return tuple(left[:MISSING_NAMES]) if len(left) < len(wanted) else ()
 
 
 def plain(value: Any) -> ConfigValue:
     """A value that the wire carries; others as text, None where there is nothing to show."""
+    try:
+        return _plain(value)
+    except Exception as error:  # noqa: BLE001 - whose text is whatever its class makes of it
+        let_through(error)
+        return f"<{type(value).__name__}>"
+
+
+def _plain(value: Any) -> ConfigValue:
     if isinstance(value, Tensor):
         return float(value.item()) if value.numel() == 1 and value.device.type == "cpu" else None
-    if value is None or isinstance(value, (bool, float, str)):
-        return value[:MAX_TEXT] if isinstance(value, str) else value
-    if isinstance(value, int):
-        return value if abs(value) < 2**63 else float(value)
+    if value is None or isinstance(value, (bool, float)):
+        return value
+    if isinstance(value, int) and abs(value) < 2**63:
+        return value
     if isinstance(value, tuple | list):
-        return ", ".join(str(plain(item)) for item in value)[:MAX_TEXT]
-    return str(value)[:MAX_TEXT]
+        return fit(", ".join(str(_plain(item)) for item in value[:MAX_TEXT]), MAX_TEXT)
+    return fit(str(value), MAX_TEXT)
 
 
 def _hints(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from optwatch.wire.frames import BatchBlocks
-from optwatch.wire.limits import MAX_BLOCK_BYTES, MAX_NAME, MAX_SCALARS
+from optwatch.wire.limits import MAX_BLOCK_BYTES, MAX_NAME, MAX_SCALARS, fit
 from optwatch.wire.messages import COUNTS, STATS, Batch, Schema, TensorInfo
 from optwatch_agent.later import Later
 from optwatch_agent.probe import Sample
@@ -233,7 +233,7 @@ class Recorder:
 
 def column_name(name: str) -> str:
     """A name that fits the wire."""
-    return name[:MAX_NAME]
+    return name if name.isascii() and len(name) <= MAX_NAME else fit(name)
 
 
 def _take(rows: deque[Row], most: int, everything: bool) -> list[Row]:

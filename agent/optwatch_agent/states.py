@@ -5,10 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from optwatch.wire.limits import MAX_NAME
 from optwatch_agent import device_norms
 from optwatch_agent.norms import total_norm
-from optwatch_agent.recorder import Value
+from optwatch_agent.recorder import Value, column_name
 from optwatch_agent.tensors import local, on_cpu, on_device
 
 _MOST_KEYS = 8
@@ -29,7 +28,7 @@ def state_norms(optimizer: torch.optim.Optimizer) -> dict[str, Value]:
                 continue
             if value.numel() > 1 and value.is_floating_point():
                 found.setdefault(str(key), []).append(local(value))
-    return {f"state_norm/{key}"[:MAX_NAME]: _norm(found[key]) for key in sorted(found)[:_MOST_KEYS]}
+    return {column_name(f"state_norm/{key}"): _norm(found[key]) for key in sorted(found)[:_MOST_KEYS]}
 
 
 def _norm(tensors: list[Tensor]) -> Value:

@@ -58,8 +58,20 @@ publication_decoder: msgspec.msgpack.Decoder[Publication] = msgspec.msgpack.Deco
 
 
 def pack(message: msgspec.Struct, blocks: Sequence[npt.NDArray[Any]] = ()) -> list[Buffer]:
-    """The parts to send: the header, then each block's bytes."""
-    return [_encoder.encode(message), *(b.tobytes() for b in blocks)]
+    """The parts to send: the header, then each block's bytes. Of texts goes what UTF-8 can hold."""
+    try:
+        header = _encoder.encode(message)
+    except UnicodeEncodeError:
+        header = _encoder.encode(_fit(msgspec.to_builtins(message, builtin_types=(bytes,))))
+    return [header, *(b.tobytes() for b in blocks)]
+
+
+def _fit(plain: Any) -> Any:
+    if isinstance(plain, str):
+        return limits.fit(plain, len(plain))
+    if isinstance(plain, dict):
+        return {_fit(key): _fit(value) for key, value in plain.items()}
+    return [_fit(item) for item in plain] if isinstance(plain, (list, tuple)) else plain
 
 
 def unpack(parts: Parts, decoder: "msgspec.msgpack.Decoder[Message]") -> tuple[Message, Parts]:

@@ -15,3 +15,8 @@ MAX_TENSORS = 65_536
 MAX_STATS = 64
 MAX_TEXT = 4_096
 MAX_NAME = 256
+
+
+def fit(text: str, most: int = MAX_NAME) -> str:
+    """As much of a text as the wire takes: of what a file's name may hold and UTF-8 cannot, a "?" is left."""
+    return text[:most].encode(errors="replace").decode()

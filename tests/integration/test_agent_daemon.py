@@ -70,6 +70,38 @@ class Training:
         wait_until(lambda: self.watch._agent.link.welcomed, "no daemon took the agent", self.go)
 
 
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_whatever_a_script_calls_things_it_is_watched(daemon: DaemonProcess) -> None:
+    endless: list[object] = []
+    endless += [endless, endless]
+    model = torch.nn.Linear(2, 2)
+    model.register_parameter("b\udcff", torch.nn.Parameter(torch.ones(2)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0] |= {7: 1.0, "odd\udcff": Unspeakable(), "huge": 10**400}
+    values = {"path": "data/\udcff", "k\udcff": 1, "it": Unspeakable(), "endless": endless, "big": [10**5000]}
+    watch = optwatch.attach(
+        {"o\udcff": optimizer}, model=model, name="run\udcff", config=values | {"j": torch.tensor(1j)}
+    )
+    for _ in range(3):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        watch.log(**{"l\udcff": 1.0})
+        watch.mark("m\udcff")
+    watch.detach()
+    with daemon.client() as client:
+        status = client.status("run\udcff")
+        view, _, _ = client.view("run?", points=10)
+    assert (status.name, status.steps_recorded) == ("run?", 3)
+    assert status.config["path"] == "data/?"
+    assert status.config["it"] == "<Unspeakable>"
+    assert {"7", "odd?", "huge"} <= set(status.optimizers[0].groups[0].options)
+    assert "l?" in view.series.columns
+
+
 def test_histograms_of_a_training_arrive_as_its_gradients_were(daemon: DaemonProcess) -> None:
     training = Training(name="spread")
     governor = training.watch._agent.tracks[0].governor

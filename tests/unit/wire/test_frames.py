@@ -150,3 +150,15 @@ def test_too_much_is_refused_before_it_is_read(parts: list[bytes], words: str) -
 def test_a_schema_beyond_the_caps_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(WireError):
         check_schema(msgspec.structs.replace(SCHEMA, **change))
+
+
+def test_texts_that_utf8_cannot_hold_go_as_far_as_they_do() -> None:
+    """Such as the name of a file in another encoding."""
+    odd = msgspec.structs.replace(
+        SCHEMA, scalars=("loss", "\udcff"), tensors=(TensorInfo("b\udcfeb", (2,), "float32", 0),)
+    )
+    message, _ = unpack(pack(odd), agent_decoder)
+    assert isinstance(message, Schema)
+    assert message.scalars == ("loss", "?")
+    assert message.tensors[0] == TensorInfo("b?b", (2,), "float32", 0)
+    assert msgspec.structs.replace(message, scalars=odd.scalars, tensors=odd.tensors) == odd
