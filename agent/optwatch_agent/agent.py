@@ -119,6 +119,10 @@ class Agent:
             self._allow = tuple(allow)
             self._config = dict(config)
             self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+            for track in self.tracks:
+                if track.recorder.tensors and not track.recorder.told:
+                    count = f"{len(track.recorder.tensors):,} tensors of {track.name}"
+                    self.event("note", f"the {count} are too many to tell of each: there are norms of all")
             self.mirroring = Mirroring()
             self.glance = Glance()
             self._told_degraded: set[int] = set()

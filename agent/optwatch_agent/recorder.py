@@ -17,7 +17,14 @@ import numpy.typing as npt
 from torch import Tensor
 
 from optwatch.wire.frames import BatchBlocks
-from optwatch.wire.limits import MAX_BLOCK_BYTES, MAX_NAME, MAX_SCALARS, fit
+from optwatch.wire.limits import (
+    MAX_BLOCK_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_NAME,
+    MAX_SCALARS,
+    MAX_TENSORS,
+    fit,
+)
 from optwatch.wire.messages import COUNTS, STATS, Batch, Schema, TensorInfo
 from optwatch_agent.later import Later
 from optwatch_agent.probe import Sample
@@ -54,8 +61,7 @@ class Recorder:
 
     def __init__(self, optimizer: int, tensors: tuple[TensorInfo, ...]) -> None:
         self.dropped = 0
-        self.tensors = tensors
-        """What the samples are of, from now on."""
+        self.rename(tensors)
         self._optimizer = optimizer
         self._columns: dict[str, int] = {}
         self._last_schema: Schema | None = None
@@ -126,15 +132,20 @@ class Recorder:
 
     def sample(self, step: int, sample: Sample) -> None:
         """Record a measurement of every tensor, taken at a step."""
-        self._samples.append((step, sample, self.tensors))
+        if self.told:
+            self._samples.append((step, sample, self.told))
 
     def histogram(self, step: int, counts: Counts) -> None:
         """Record the histograms of every tensor at a step, u4[T, WIDTH]."""
-        self._histograms.append((step, counts, self.tensors))
+        if self.told:
+            self._histograms.append((step, counts, self.told))
 
     def rename(self, tensors: tuple[TensorInfo, ...]) -> None:
-        """Other tensors from now on: parameters were added."""
+        """Other tensors from now on, as when parameters were added."""
         self.tensors = tensors
+        """What the samples are of."""
+        self.told = tensors if _fit(tensors) else ()
+        """The same as the daemon hears of them: none of so many that their names do not go into a message."""
 
     def release(self) -> None:
         """Let go of the newest row: nothing will be added to it."""
@@ -156,7 +167,7 @@ class Recorder:
         batches = []
         while (rows := _take(self._rows, _MOST_IN_BATCH, everything)) or self._samples or self._histograms:
             first = self._samples or self._histograms
-            tensors = first[0][2] if first else self.tensors
+            tensors = first[0][2] if first else self.told
             samples = []
             room = MAX_BLOCK_BYTES // 2
             while self._samples and self._samples[0][2] is tensors and room > 0:
@@ -234,6 +245,13 @@ class Recorder:
 def column_name(name: str) -> str:
     """A name that fits the wire."""
     return name if name.isascii() and len(name) <= MAX_NAME else fit(name)
+
+
+def _fit(tensors: tuple[TensorInfo, ...]) -> bool:
+    if len(tensors) > MAX_TENSORS:
+        return False
+    # The names of the columns go with them.
+    return len(msgspec.msgpack.encode(tensors)) <= MAX_HEADER_BYTES - MAX_SCALARS * (MAX_NAME + 3)
 
 
 def _take(rows: deque[Row], most: int, everything: bool) -> list[Row]:

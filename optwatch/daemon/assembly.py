@@ -74,8 +74,11 @@ class Assembly:
         return set(self._schemas)
 
     def senders(self) -> set[int]:
-        """The ranks whose records are needed for the whole tensors."""
-        return set(self._planned().ranks) if self._schemas else set()
+        """The ranks whose records are needed for the whole tensors; all, where no tensors are told of."""
+        if not self._schemas:
+            return set()
+        plan = self._planned()
+        return set(plan.ranks) if plan.tensors else self.known
 
     def keep_only(self, live: Collection[int]) -> None:
         """Do without the ranks that are gone: where they have replicas, these take over."""

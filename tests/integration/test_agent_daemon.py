@@ -23,6 +23,7 @@ from tests.daemons import GUARD, DaemonProcess
 from tests.histograms import counted
 from tests.simulated import SimulatedRun
 from tests.unit.agent.models import batches, classifier, train
+from tests.unit.agent.observed import measure_always
 
 SCRIPT = """
 import sys, torch, optwatch
@@ -100,6 +101,26 @@ def test_whatever_a_script_calls_things_it_is_watched(daemon: DaemonProcess) -> 
     assert status.config["it"] == "<Unspeakable>"
     assert {"7", "odd?", "huge"} <= set(status.optimizers[0].groups[0].options)
     assert "l?" in view.series.columns
+
+
+def test_of_more_tensors_than_a_message_holds_the_norms_arrive(daemon: DaemonProcess) -> None:
+    params = [torch.nn.Parameter(torch.ones(1)) for _ in range(65_537)]
+    optimizer = torch.optim.SGD(params, lr=0.0)
+    watch = optwatch.attach(optimizer, name="experts")
+    measure_always(watch)
+    for _ in range(10):
+        for param in params:
+            param.grad = torch.ones(1)
+        optimizer.step()
+    watch.detach()
+    with daemon.client() as client:
+        view, series, _ = client.view("experts", points=10)
+    assert view.status.steps_recorded == 10
+    assert not view.tensors.tensors
+    norms = series.values[:, view.series.columns.index("param_norm")]
+    assert np.nanmax(norms) == pytest.approx(65_537**0.5)
+    (note,) = view.markers
+    assert note.text == "the 65,537 tensors of optimizer are too many to tell of each: there are norms of all"
 
 
 def test_histograms_of_a_training_arrive_as_its_gradients_were(daemon: DaemonProcess) -> None:

@@ -49,6 +49,13 @@ def test_what_waits_is_bounded_in_bytes_and_the_newest_stays(
     assert whole[0].schema.tensors[0].shard == ()
 
 
+def test_ranks_that_tell_of_no_tensors_stand_in_for_nobody() -> None:
+    made = Assembly()
+    for rank in range(2):
+        made.introduce(rank, msgspec.structs.replace(SCHEMAS[rank], tensors=()))
+    assert made.senders() == made.known == {0, 1}
+
+
 def test_room_is_made_again_by_what_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembly, "MAX_WAITING_BYTES", 2 * record(0, 0).size)
     made = Assembly()
