@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from optwatch.wire.actions import ACTIONS
-from optwatch.wire.limits import MAX_OPTIMIZERS
+from optwatch.wire.limits import MAX_OPTIMIZERS, MAX_STEP
 from optwatch.wire.messages import ConfigValue
 from optwatch.wire.places import find_daemons
 from optwatch_agent import naming, outer, zero
@@ -92,7 +92,9 @@ def attach(
         raise TypeError(reason)
     if loss not in ("auto", None):
         raise ValueError(f'loss is "auto" or None, not {loss!r}; give your own by watch.log(loss=…)')
-    if step is not None and (not isinstance(step, int) or isinstance(step, bool) or step < 0):
+    if step is not None and (
+        not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= MAX_STEP
+    ):
         raise ValueError(f"step has to be a whole number of completed steps, not {step!r}")
     if not isinstance(budget, (int, float)) or not math.isfinite(budget) or not 0 < budget <= 1:
         raise ValueError(f"budget is a share of the step time such as 0.01, not {budget!r}")

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from optwatch.wire.limits import MAX_STEP
 from optwatch_agent import updates
 from optwatch_agent.factored import Factors, multiplied
 from optwatch_agent.quantised import readable
@@ -100,10 +101,10 @@ def steps_of(state: State, group: Group) -> float:
 
 
 def steps_so_far(optimizer: torch.optim.Optimizer) -> int:
-    """Where an optimizer's own count stands, 0 where it has none."""
+    """Where an optimizer's own count stands, 0 where it has none or one that nobody can have counted to."""
     counts = [steps_of(state, {}) for state in optimizer.state.values() if isinstance(state, Mapping)]
     counts += [steps_of({}, group) for group in optimizer.param_groups]
-    return int(max(counts, default=0.0))
+    return int(max((count for count in counts if 0 <= count <= MAX_STEP), default=0))
 
 
 def _is_number(value: Any) -> bool:

@@ -67,7 +67,6 @@ VIEW_RECORDS = 96
 MAX_RECORDS = 4_096
 MAX_HISTOGRAMS = 256
 MAX_BLOCK = 48 << 20
-MAX_STEP = 1 << 53
 
 Blocks = tuple[np.ndarray[Any, Any], ...]
 Answer = tuple[Reply, Blocks]
@@ -349,7 +348,7 @@ def _fitting(records: list[Any]) -> list[Any]:
 
 
 def _check_range(*steps: int | None) -> None:
-    if any(step is not None and abs(step) > MAX_STEP for step in steps):
+    if any(step is not None and abs(step) > limits.MAX_STEP for step in steps):
         raise ValueError("a step out of range")
 
 

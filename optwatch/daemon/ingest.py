@@ -54,7 +54,6 @@ NUDGE = 0.5
 """Seconds between two requests to send the same again."""
 FORGET = 3_600.0
 """Seconds of silence after which a session is no longer kept in memory."""
-MAX_STEP = 1 << 53
 MAX_SEQ = 1 << 62
 
 MAX_GROUPS = 256
@@ -231,7 +230,9 @@ class Ingest:
             self._run(session).take_schema(session, schema)
 
     def _beat(self, session: Session, beat: Beat, now: float) -> None:
-        if max(beat.oldest, beat.sent) > MAX_SEQ or not all(0 <= step <= MAX_STEP for step in beat.steps):
+        if max(beat.oldest, beat.sent) > MAX_SEQ or not all(
+            0 <= step <= limits.MAX_STEP for step in beat.steps
+        ):
             raise WireError("a beat with a number out of range")
         if beat.steps and len(beat.steps) != max(len(session.hello.optimizers), 1):
             raise WireError(f"a beat of {len(beat.steps)} optimizers")
@@ -287,7 +288,7 @@ class Ingest:
             if len(parsed.step):
                 session.advance(message.optimizer, int(parsed.step[-1]), now)
         elif isinstance(message, Event):
-            if 0 <= message.step <= MAX_STEP:
+            if 0 <= message.step <= limits.MAX_STEP:
                 run.take_event(message)
         elif isinstance(message, Report):
             run.take_report(session, message)
@@ -341,7 +342,7 @@ def _problem(hello: Hello) -> str:
 
 
 def _wrong_check(check: Checked) -> str:
-    if not 0 <= check.step <= MAX_STEP or not 0 <= check.optimizer < limits.MAX_OPTIMIZERS:
+    if not 0 <= check.step <= limits.MAX_STEP or not 0 <= check.optimizer < limits.MAX_OPTIMIZERS:
         return f"checksums of step {check.step} of optimizer {check.optimizer}"
     if len(check.sums) > MAX_GROUPS or any(len(name) > limits.MAX_NAME for name in check.sums):
         return "checksums over the size limit"
@@ -367,7 +368,7 @@ def _check_steps(blocks: BatchBlocks) -> None:
         if not len(step):
             continue
         falls = len(step) > 1 and (step[1:] <= step[:-1]).any()
-        if falls or step[0] < 0 or step[-1] > MAX_STEP:
+        if falls or step[0] < 0 or step[-1] > limits.MAX_STEP:
             raise WireError("steps that do not increase")
 
 

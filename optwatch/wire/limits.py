@@ -9,7 +9,10 @@ MAX_BLOCK_BYTES = 64 << 20
 MAX_MESSAGE_BYTES = 96 << 20
 
 MAX_OPTIMIZERS = 64
+MAX_STEP = 1 << 53
+"""The greatest global_step: up to it, float64 holds every whole number."""
 MAX_STEPS = 65_536
+"""Steps of one message."""
 MAX_SCALARS = 512
 MAX_TENSORS = 65_536
 MAX_STATS = 64

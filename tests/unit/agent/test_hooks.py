@@ -271,6 +271,15 @@ def test_resumed_steps_go_on() -> None:
     assert rows.steps == [101]
 
 
+@pytest.mark.parametrize("count", [-5.0, 1e18, float("nan"), float("inf")])
+def test_a_count_that_is_none_begins_at_zero(count: float) -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1))])
+    optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] = torch.tensor(count)
+    watch = optwatch.attach(optimizer)
+    assert watch._agent.tracks[0].completed == 0
+    watch.detach()
+
+
 def test_what_is_logged_belongs_to_its_step() -> None:
     model = classifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -353,6 +362,7 @@ def test_wrong_calls_say_so() -> None:
         (lambda: optwatch.attach(optimizer, budget=0), ValueError, "share of the step time"),
         (lambda: optwatch.attach(optimizer, loss="mine"), ValueError, "auto"),
         (lambda: optwatch.attach(optimizer, step=-1), ValueError, "completed steps"),
+        (lambda: optwatch.attach(optimizer, step=1 << 60), ValueError, "completed steps"),
         (lambda: optwatch.attach(optimizer, model=3), TypeError, "torch.nn.Module"),
         (lambda: optwatch.attach(optimizer, config=[1]), TypeError, "mapping"),
     ):
