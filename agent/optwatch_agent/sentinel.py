@@ -7,8 +7,6 @@ or more there is one in each.
 """
 
 import math
-import weakref
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -34,8 +32,11 @@ class Sentinel:
     gradient, on the CPU."""
 
     def __init__(self) -> None:
-        self._param: Callable[[], Tensor | None] = _nowhere
-        """The tensor, while somebody else keeps it."""
+        self._place = 0, 0
+        """Its group's number and its own there. No weak reference: torch swaps no tensor that has one, and
+        so converts no such model."""
+        self._id: int | None = None
+        """Of the tensor; None where there is none."""
         self._usual = 0.0
         """Exponential average of the logarithms of its squared norm."""
         self._seen = 0
@@ -43,16 +44,18 @@ class Sentinel:
 
     def calls(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this step's gradient is far out of what it has been."""
-        param = self._param()
-        if param is None and self._rest > 0:
+        grad = self._grad(optimizer)
+        if grad is None and self._id is None and self._rest > 0:
             self._rest -= 1
             return False
-        grad = None if param is None else param.grad
         if grad is None:
-            if (param := _first(optimizer)) is None:
-                self._param, self._rest = _nowhere, _REST
+            self._id = None
+            if (place := _first(optimizer)) is None:
+                self._rest = _REST
                 return False
-            self._param, self._seen, grad = weakref.ref(param), 0, param.grad
+            self._place, self._seen = place, 0
+            param = _at(optimizer, place)
+            self._id, grad = id(param), param.grad
             assert grad is not None
         square = _square(grad)
         if not square < math.inf:
@@ -67,9 +70,21 @@ class Sentinel:
         self._usual += _RATE * min(over, _MOST_OVER)
         return over > _FAR and self._seen > _LEARN
 
+    def _grad(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        """The tensor's gradient, None where there is none, or another tensor in its place."""
+        if self._id is None:
+            return None
+        try:
+            param = _at(optimizer, self._place)
+        except (IndexError, KeyError):
+            return None
+        return param.grad if id(param) == self._id else None
 
-def _nowhere() -> None:
-    return None
+
+def _at(optimizer: torch.optim.Optimizer, place: tuple[int, int]) -> Tensor:
+    group, i = place
+    param: Tensor = optimizer.param_groups[group]["params"][i]
+    return param
 
 
 def _square(grad: Tensor) -> float:
@@ -79,9 +94,9 @@ def _square(grad: Tensor) -> float:
     return float(torch.linalg.vector_norm(grad).item()) ** 2
 
 
-def _first(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    for group in optimizer.param_groups:
-        for param in group["params"]:
+def _first(optimizer: torch.optim.Optimizer) -> tuple[int, int] | None:
+    for number, group in enumerate(optimizer.param_groups):
+        for i, param in enumerate(group["params"]):
             grad = param.grad
             if (
                 grad is not None
@@ -89,5 +104,5 @@ def _first(optimizer: torch.optim.Optimizer) -> Tensor | None:
                 and grad.layout is torch.strided
                 and 1 < grad.numel() <= _MOST
             ):
-                return param  # type: ignore[no-any-return]
+                return number, i
     return None

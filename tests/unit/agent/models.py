@@ -1,6 +1,7 @@
 """Small models, data and optimizers that tests of the agent share."""
 
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,16 +88,17 @@ def train(
 
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
-    """Every bit that training depends on: parameters, optimizer state and the generators; and whether the
-    memory can still be resized."""
+    """Every bit that training depends on: parameters, optimizer state and the generators; and whether tensors
+    can still be resized, and swapped, which weak references forbid."""
     state = optimizer.state_dict()
 
     def leaves(value: Any) -> Any:
         if isinstance(value, Tensor):
+            references = weakref.getweakrefcount(value)
             value = value.detach().to_dense()
             resizable = value.untyped_storage().resizable()
             bits = value.clone().numpy().tobytes()  # of a copy: `numpy` ends that
-            return (str(value.dtype), tuple(value.shape), resizable, bits)
+            return (str(value.dtype), tuple(value.shape), resizable, references, bits)
         if isinstance(value, np.ndarray):
             return value.tobytes()
         if isinstance(value, dict):

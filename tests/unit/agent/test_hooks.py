@@ -489,6 +489,31 @@ def test_after_detach_a_model_is_freed_at_once() -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("budget", [1e-6, 1.0])
+def test_tensors_can_be_swapped_in_mid_training(budget: float) -> None:
+    """As `Module.to` does with parameters of a tensor subclass, or with all where that is asked for."""
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = optwatch.attach(
+        optimizer, model=model, budget=budget, guard=("skip_nonfinite", "clip"), snapshots=1 << 20
+    )
+    data = batches()
+    train(model, optimizer, data, 30)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.to(torch.float64)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    for _ in range(3):
+        x, y = next(data)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x.double()), y).backward()
+        optimizer.step()
+    assert watch._agent.tracks[0].completed == 33
+    assert not watch._agent.tracks[0].degraded
+    watch.detach()
+
+
 def test_an_attachment_that_fails_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
     class Odd(nn.Module):
         def children(self) -> Any:
