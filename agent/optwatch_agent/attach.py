@@ -22,6 +22,8 @@ log = logging.getLogger("optwatch")
 
 _INNER = ("optimizer", "base_optimizer", "_optimizer", "_base_optimizer", "optim", "base")
 """Attributes under which wrappers keep the optimizer that does the work."""
+_SEVERAL = ("optimizers", "chained_optimizers")
+"""The same of containers, which keep several in a list."""
 _DEEPEST = 16
 """Wrappers around wrappers that are looked into."""
 
@@ -50,7 +52,8 @@ def attach(
     the trainings after it; it ends by itself within a minute, and with the last attachment at the latest.
 
     Args:
-        optimizer: a torch.optim.Optimizer, a wrapper around one, or {name: optimizer} for several.
+        optimizer: a torch.optim.Optimizer, a wrapper around one or a list of several (as torchtitan has), or
+            {name: optimizer} for several.
         model: names the tensors, and shows its input and activation modules; may be wrapped (DDP,
             torch.compile).
         name: the run's name, by default the script's.
@@ -139,19 +142,41 @@ def attach(
 
 
 def _optimizers(given: Any) -> dict[str, torch.optim.Optimizer]:
-    if not isinstance(given, Mapping):
-        return {"optimizer": innermost(given)}
-    if not given:
+    if isinstance(given, Mapping) and not given:
         raise ValueError("attach was given an empty mapping of optimizers")
-    if len(given) > MAX_OPTIMIZERS:
+    named = given if isinstance(given, Mapping) else {"optimizer": given}
+    found: dict[str, torch.optim.Optimizer] = {}
+    for name, each in named.items():
+        parts = all_innermost(each)
+        found |= {f"{name} {i}" if len(parts) > 1 else str(name): part for i, part in enumerate(parts)}
+    if len(found) > MAX_OPTIMIZERS:
         raise ValueError(
-            f"a run can have {MAX_OPTIMIZERS} optimizers, not {len(given)}: where each parameter has its own "
+            f"a run can have {MAX_OPTIMIZERS} optimizers, not {len(found)}: where each parameter has its own "
             "one, attach to some of them"
         )
-    found = {str(name): innermost(each) for name, each in given.items()}
     if len({id(each) for each in found.values()}) < len(found):
         raise ValueError("attach was given the same optimizer under two names")
     return found
+
+
+def all_innermost(given: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers that do the work of one that steps them all, as torchtitan's does; else the one that
+    does."""
+    found = given if _list_of(given) else innermost(given)
+    return [innermost(each) for each in _list_of(found)] or [found]
+
+
+def _list_of(given: Any) -> list[Any]:
+    """What a container of optimizers holds, [] of anything else."""
+    for attribute in _SEVERAL:
+        held = _look(given, attribute)
+        if isinstance(held, list | tuple) and held and all(map(_is_one, held)):
+            return [each for each in held if each is not given]
+    return []
+
+
+def _is_one(given: Any) -> bool:
+    return isinstance(given, torch.optim.Optimizer) or _wraps(given)
 
 
 def innermost(given: Any) -> torch.optim.Optimizer:

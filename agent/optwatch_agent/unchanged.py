@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from optwatch_agent import clips, losses
 from optwatch_agent.agent import is_watched
-from optwatch_agent.attach import attach, innermost
+from optwatch_agent.attach import all_innermost, attach
 from optwatch_agent.identity import default_name
 from optwatch_agent.outside import outside
 from optwatch_agent.patches import Patch
@@ -80,7 +80,7 @@ class Everything:
         there = [optimizer, *(other for ref in self._made if (other := ref()) is not None)]
         there = [other for other in there if other not in self._known]
         self._known.update(there)
-        inner = {id(each): each for each in map(innermost, there)}
+        inner = {id(part): part for each in there for part in all_innermost(each)}
         self._known.update(inner.values())
         fresh = [each for each in inner.values() if not is_watched(each)]
         if not fresh:

@@ -40,6 +40,24 @@ for _ in range(5):
 """
 
 
+CONTAINED = """
+import torch
+torch.set_num_threads(1)
+nets = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)]
+class Both(torch.optim.Optimizer):
+    def __init__(self):
+        adam, sgd = torch.optim.Adam(nets[0].parameters()), torch.optim.SGD(nets[1].parameters(), lr=0.1)
+        self.optimizers = [adam, sgd]
+        super().__init__([p for net in nets for p in net.parameters()], {})
+    def step(self):
+        for optimizer in self.optimizers:
+            optimizer.step()
+both = Both()
+for _ in range(5):
+    nets[1](nets[0](torch.randn(4, 2))).mean().backward()
+    both.step()
+"""
+
 WITHIN_BACKWARD = """
 import torch
 net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(33)))
@@ -78,8 +96,9 @@ def test_zero_lines(daemon: DaemonProcess, tmp_path: Path, way: str) -> None:
     assert (losses > 0).all(), "also the first step has its loss"
 
 
-def test_two_optimizers_are_one_run(daemon: DaemonProcess, tmp_path: Path) -> None:
-    (tmp_path / "gan.py").write_text(GAN)
+@pytest.mark.parametrize("script", [GAN, CONTAINED], ids=["gan", "contained"])
+def test_two_optimizers_are_one_run(daemon: DaemonProcess, tmp_path: Path, script: str) -> None:
+    (tmp_path / "gan.py").write_text(script)
     done = python("-m", "optwatch", "run", "--", "gan.py", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     with daemon.client() as client:

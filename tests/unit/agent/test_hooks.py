@@ -371,6 +371,36 @@ def test_wrong_calls_say_so() -> None:
     assert threading.active_count() == threads
 
 
+class Container(torch.optim.Optimizer):
+    """Steps the optimizers of several models, as torchtitan's does."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        self.optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in models]
+        super().__init__([p for model in models for p in model.parameters()], {"lr": 1e-3})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("models", "names"), [(1, ["optimizer"]), (2, ["optimizer 0", "optimizer 1"])], ids=str
+)
+def test_what_a_container_steps_is_watched(models: int, names: list[str]) -> None:
+    parts: list[nn.Module] = [classifier() for _ in range(models)]
+    container = Container(parts)
+    accelerated = type("Accelerated", (), {"optimizer": container})()
+    for given in (container, accelerated):
+        watch = optwatch.attach(given, budget=1.0)
+        assert [track.name for track in watch._agent.tracks] == names
+        assert [track.optimizer for track in watch._agent.tracks] == container.optimizers
+        for part in parts:
+            part(torch.ones(2, 12)).sum().backward()
+        container.step()
+        watch.detach()
+        assert not container._optimizer_step_pre_hooks
+
+
 def test_wrappers_are_unwrapped() -> None:
     inner = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
 
