@@ -5,6 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from optwatch_agent.tensors import on_cpu
 
 
 def closure_of(args: Any, kwargs: Any) -> Callable[..., Any] | None:
@@ -13,6 +16,21 @@ def closure_of(args: Any, kwargs: Any) -> Callable[..., Any] | None:
     if closure is None and len(args) > 1 and callable(args[1]):
         closure = args[1]
     return closure
+
+
+def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step is none of the training: torch.distributed.checkpoint takes one with an LR of 0 and
+    gradients of 0 where the state that it loads or saves is not there yet."""
+    groups = optimizer.param_groups
+    lr = groups[0].get("lr") if groups else None
+    if isinstance(lr, Tensor):
+        lr = float(lr.item()) if on_cpu(lr) and lr.numel() == 1 else None
+    frame: Any = sys._getframe(1) if lr == 0 else None
+    while frame is not None:
+        if frame.f_code.co_name == "_init_optim_state":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_nested(optimizer: torch.optim.Optimizer) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from optwatch_agent import losses, naming, scalers
 from optwatch_agent.actuators import Actuators
-from optwatch_agent.calls import closure_of, is_nested
+from optwatch_agent.calls import closure_of, is_nested, is_rehearsal
 from optwatch_agent.checks import Checks
 from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.forward import Forward
@@ -120,6 +120,8 @@ class Track:
             optimizer.register_step_pre_hook(outside(self._pre)),
             optimizer.register_step_post_hook(outside(self._post)),
         ]
+        if step is None:
+            self._handles.append(optimizer.register_load_state_dict_post_hook(self._loaded))
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -214,6 +216,9 @@ class Track:
             if self._depth and is_nested(optimizer):
                 self._depth += 1  # a subclass that calls super().step()
                 return None
+            if is_rehearsal(optimizer):
+                self._depth = 0
+                return None
             self._depth = 1
             closure = closure_of(args, kwargs) if kwargs or len(args) > 1 else None
             self._begin(began, closure is not None)
@@ -228,6 +233,15 @@ class Track:
             self._failed(error)
             return None
         return changed
+
+    def _loaded(self, optimizer: torch.optim.Optimizer) -> None:
+        """A checkpoint was loaded. Before the first step, the steps go on where it was saved."""
+        try:
+            if self.active and not self.stepped:
+                self.completed = self.under_way = self._start = steps_so_far(optimizer)
+        except Exception as error:  # noqa: BLE001 - never in the way of a script
+            let_through(error)
+            self._failed(error)
 
     def _post(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self.active or self._depth == 0:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import optwatch
 from optwatch_agent import Watch, losses
@@ -269,6 +270,49 @@ def test_resumed_steps_go_on() -> None:
     train(model, optimizer, batches(), 1)
     watch.detach()
     assert rows.steps == [101]
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_steps_go_on_where_a_checkpoint_was_saved_that_is_loaded_after_attaching(distributed: bool) -> None:
+    model = classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    train(model, optimizer, batches(), 7)
+    optimizer.zero_grad()
+    saved = get_optimizer_state_dict(model, optimizer) if distributed else optimizer.state_dict()
+    fresh = classifier()
+    other = torch.optim.AdamW(fresh.parameters(), lr=1e-3)
+    watch, rows = watched(other)
+    if distributed:  # it takes a step of its own, to make the state
+        set_optimizer_state_dict(fresh, other, saved)
+    else:
+        other.load_state_dict(saved)
+    train(fresh, other, batches(), 2)
+    other.load_state_dict(optimizer.state_dict())  # the run goes back, its steps do not
+    train(fresh, other, batches(), 1)
+    watch.detach()
+    assert rows.steps == [8, 9, 10]
+    assert not other._optimizer_load_state_dict_post_hooks
+    watch, rows = watched(other, step=100)
+    other.load_state_dict(saved if not distributed else optimizer.state_dict())
+    train(fresh, other, batches(), 1)
+    watch.detach()
+    assert rows.steps == [101]
+
+
+def test_a_step_that_only_makes_the_state_is_none() -> None:
+    """As when a checkpoint of plain SGD is saved: torch.distributed.checkpoint finds no state, at each."""
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+    watch, rows = watched(optimizer)
+    for _ in range(3):
+        train(model, optimizer, batches(), 1)
+        optimizer.zero_grad()
+        get_optimizer_state_dict(model, optimizer)
+    optimizer.param_groups[0]["lr"].zero_()  # a warm-up begins so
+    train(model, optimizer, batches(), 1)
+    watch.detach()
+    assert rows.steps == [1, 2, 3, 4]
+    assert rows.column("lr") == pytest.approx([0.1, 0.1, 0.1, 0.0])
 
 
 @pytest.mark.parametrize("count", [-5.0, 1e18, float("nan"), float("inf")])

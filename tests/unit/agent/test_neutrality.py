@@ -174,6 +174,7 @@ def traces(optimizer: torch.optim.Optimizer) -> list[Any]:
         {key: id(value) for key, value in vars(optimizer).items()},
         len(optimizer._optimizer_step_pre_hooks),
         len(optimizer._optimizer_step_post_hooks),
+        len(optimizer._optimizer_load_state_dict_post_hooks),
         [sorted(map(str, group)) for group in optimizer.param_groups],
         torch.autograd.backward,
         torch.amp.grad_scaler.GradScaler.scale,
