@@ -63,9 +63,9 @@ def attach(
         scaler: needed only for a subclass of torch.amp.GradScaler whose `update` or `scale` does not call
             that of its base, such as FSDP's; others are seen by themselves.
         config: shown with the run and exported as hyper-parameters.
-        step: global_step of the last completed step, when resuming; by default the optimizer's own count, also
-            that of a checkpoint which is loaded before the first step. A commanded restart sets it to zero, also
-            in later checkpoints.
+        step: global_step of the last completed step, when resuming; by default the optimizer's own count,
+            also of a checkpoint that is loaded before the first step. A commanded restart sets it to zero,
+            in later checkpoints too.
         allow: the actions that the daemon may command; () only observes.
         guard: reflexes within the step, without the daemon: "skip_nonfinite" does not apply a step whose
             gradients are not finite, 3 in a row or 20 of the last 1,000 at most; "clip" clips their norm to
