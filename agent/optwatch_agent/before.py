@@ -1,8 +1,9 @@
 """What has to be seen of a step before it is taken.
 
 The old parameters where the update is known only as a difference, and the gradients where the step
-overwrites them: many optimizers outside torch add the decay to them, or divide them, in place. Of both the
-next few tensors in turn are copied, as many as the largest has elements, on sampled steps only.
+overwrites them: many optimizers outside torch add the decay to them, or divide them, in place. On sampled
+steps only: of both the next few tensors in turn are copied, as many as the largest has elements, and of
+gradients that will be overwritten is measured what needs nothing beside them.
 """
 
 import time
@@ -10,6 +11,8 @@ import time
 import torch
 from torch import Tensor
 
+from optwatch_agent.device_sums import Tools
+from optwatch_agent.probe import Gradients, take_gradients
 from optwatch_agent.roles import Roles, roles_of
 from optwatch_agent.tensors import local
 
@@ -22,15 +25,18 @@ class Before:
         """Old parameters in float64, by their place in the optimizer's order."""
         self.grads: dict[int, Tensor] | None = None
         """Gradients that the step got, None where they can be read after it."""
+        self.measured: Gradients | None = None
+        """What was measured of all of them, None where they can be read after it."""
         self.cost = 0.0
-        """CPU seconds of the copies."""
+        """CPU seconds of all that."""
+        self._tools = Tools()
         self._turn = 0
         self._chosen: list[int] = []
 
     def copy_params(self, optimizer: torch.optim.Optimizer) -> None:
         """Copy the parameters whose turn it is."""
         roles = roles_of(optimizer)
-        self.params, self.grads = {}, None if roles.keeps_grad else {}
+        self.params, self.grads, self.measured = {}, None if roles.keeps_grad else {}, None
         if not _needs_copies(roles):
             return
         began = time.thread_time()
@@ -40,14 +46,16 @@ class Before:
             self.params = {i: local(params[i]).to(torch.float64, copy=True) for i in self._chosen}
         self.cost += time.thread_time() - began
 
-    def copy_grads(self, optimizer: torch.optim.Optimizer) -> None:
-        """Copy the gradients of the same parameters, anew where a closure makes them more than once."""
+    def see_grads(self, optimizer: torch.optim.Optimizer) -> None:
+        """Copy the gradients of the same parameters and measure all, anew where a closure makes them more
+        than once."""
         if self.grads is None:
             return
         began = time.thread_time()
         params = _params(optimizer)
         with torch.no_grad():
             self.grads = {i: grad.clone() for i in self._chosen if (grad := params[i].grad) is not None}
+        self.measured = take_gradients(params, self._tools)
         self.cost += time.thread_time() - began
 
     def differences(self, params: list[Tensor]) -> dict[int, Tensor]:

@@ -130,7 +130,7 @@ class Measurements:
     def keep_gradients(self, step: int, clipped: bool) -> None:
         """See gradients that will not stay. `clipped`: their norm is known."""
         if self.sampling:
-            self._before.copy_grads(self._optimizer)
+            self._before.see_grads(self._optimizer)
         if not clipped and (self.sampling or self._wants_norm(step)):
             cpu = time.thread_time()
             with torch.no_grad():
@@ -212,7 +212,7 @@ class Measurements:
             self._look_again()
         params = self._params()
         before = self._before
-        taken = probe.take(
+        after = probe.take(
             self._optimizer,
             params,
             roles_of(self._optimizer),
@@ -220,6 +220,7 @@ class Measurements:
             before.grads,
             self._tools,
         )
+        taken = after if before.measured is None else probe.Joined(after, before.measured)
         if taken.numbers is None:
             values.update(self._sampled(step, taken.sample()))
         else:
@@ -243,7 +244,7 @@ class Measurements:
         return {name: norm for name, norm in norms.items() if norm is not None}
 
     def _arrived(
-        self, step: int, taken: probe.Taken, layout: tuple[int, ...], numbers: list[float]
+        self, step: int, taken: probe.Taken | probe.Joined, layout: tuple[int, ...], numbers: list[float]
     ) -> dict[str, float]:
         """Record a sample that a device has worked out, unless parameters were added meanwhile."""
         try:

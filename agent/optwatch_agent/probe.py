@@ -6,11 +6,13 @@ takes the base path. What is on a device is measured there, and the sample is wh
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from optwatch.wire.messages import COUNTS, STATS
 from optwatch_agent import blocks, device_norms
 from optwatch_agent.device_sums import DeviceSums, Tools
 from optwatch_agent.norms import sum_of_squares
@@ -21,7 +23,7 @@ from optwatch_agent.sums import F8, Sample, Sums
 from optwatch_agent.table import table as table_for
 from optwatch_agent.tensors import local, on_cpu, on_device
 
-__all__ = ["Sample", "Taken", "measure", "take"]
+__all__ = ["Gradients", "Joined", "Sample", "Taken", "measure", "take", "take_gradients"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,51 @@ class Taken:
         return sample if self._knows_updates else replace(sample, update_norm=None)
 
 
+_OF_GRADIENTS = [STATS.index(name) for name in ("grad_rms", "grad_max")]
+_COUNTS_OF_GRADIENTS = [COUNTS.index(name) for name in ("grad_zeros", "grad_nonfinite")]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What was measured of gradients before a step that overwrites them."""
+
+    _where: list[int]
+    """The indices of their parameters."""
+    _taken: Taken
+
+    @property
+    def numbers(self) -> Tensor | None:
+        return self._taken.numbers
+
+    def put(self, sample: Sample, arrived: Sequence[float]) -> None:
+        """Add them to a sample that was taken after the step."""
+        found = self._taken.sample(arrived)
+        for into, of, columns in (
+            (sample.stats, found.stats, _OF_GRADIENTS),
+            (sample.counts, found.counts, _COUNTS_OF_GRADIENTS),
+        ):
+            into[np.ix_(self._where, columns)] = of[:, columns]
+
+
+class Joined:
+    """A measurement after a step together with that of the gradients before it."""
+
+    def __init__(self, taken: Taken, gradients: Gradients) -> None:
+        self._taken, self._gradients = taken, gradients
+        there = [each for each in (gradients.numbers, taken.numbers) if each is not None]
+        self.numbers = (
+            torch.cat([each.to(there[0].device, non_blocking=True) for each in there]) if there else None
+        )
+        """As of `Taken`."""
+
+    def sample(self, arrived: Sequence[float] = ()) -> Sample:
+        """What it comes to; with the numbers, when they have arrived."""
+        early = 0 if self._gradients.numbers is None else len(self._gradients.numbers)
+        sample = self._taken.sample(arrived[early:])
+        self._gradients.put(sample, arrived[:early])
+        return sample
+
+
 def measure(
     optimizer: torch.optim.Optimizer,
     params: Sequence[Tensor],
@@ -58,8 +105,23 @@ def measure(
     return taken.sample([] if taken.numbers is None else taken.numbers.tolist())
 
 
+def take_gradients(params: Sequence[Tensor], tools: Tools | None = None) -> Gradients:
+    """Measure the gradients of T parameters before a step that overwrites them."""
+    where = [i for i, param in enumerate(params) if param.grad is not None]
+    grads = [grad for param in params if (grad := param.grad) is not None]
+    return Gradients(where, take(_Bare(grads), grads, Roles(), grads=dict(enumerate(grads)), tools=tools))
+
+
+class _Bare:
+    """Stands for an optimizer without state, of tensors that are their own gradients."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.param_groups = [{"params": tensors}]
+        self.state: dict[Tensor, dict[str, Any]] = {}
+
+
 def take(
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | _Bare,
     params: Sequence[Tensor],
     roles: Roles,
     updates: Mapping[int, Tensor] | None = None,

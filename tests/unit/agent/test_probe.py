@@ -12,7 +12,7 @@ from optwatch.wire.messages import COUNTS, STATS
 from optwatch_agent import tensors
 from optwatch_agent.blocks import BLOCK
 from optwatch_agent.factored import Factors, multiplied
-from optwatch_agent.probe import Sample, measure
+from optwatch_agent.probe import Joined, Sample, measure, take, take_gradients
 from optwatch_agent.roles import roles_of
 from tests.unit.agent.models import OPTIMIZERS, WITHOUT_RULE, batches, classifier, train
 
@@ -368,3 +368,48 @@ def test_factors_over_other_dimensions_are_no_second_moment() -> None:
     """timm's Adafactor keeps the means of a convolution [out, in, …] over `in` and over `out`."""
     state = {"exp_avg_sq_row": torch.ones(32, 3, 3), "exp_avg_sq_col": torch.ones(24, 3, 3)}
     assert multiplied(Factors("exp_avg_sq_row", "exp_avg_sq_col"), state, {}) is None
+
+
+class Overwrites(torch.optim.Optimizer):
+    """Adds to its gradients in place, as many optimizers outside torch do with the decay."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    param.sub_(param.grad.add_(param), alpha=group["lr"])
+
+
+def test_gradients_that_a_step_overwrites_are_measured_before_it(place: str) -> None:
+    torch.manual_seed(0)
+    sizes = (40_000, 300, 7, 0, 20, 50)
+    params = [nn.Parameter(torch.randn(size)) for size in sizes]
+    optimizer = Overwrites(params, {"lr": 0.1})
+    for param in params[:-1]:  # the last one is not used
+        param.grad = torch.randn_like(param)
+    for param, zeros, lost in ((params[0], 9, 0), (params[1], 3, 2)):
+        assert param.grad is not None
+        param.grad[:zeros] = 0.0
+        param.grad[zeros : zeros + lost] = torch.inf
+    grads = [None if param.grad is None else param.grad.double() for param in params]
+    early = take_gradients(params)
+    optimizer.step()
+    joined = Joined(take(optimizer, params, roles_of(optimizer), grads={}), early)
+    sample = joined.sample([] if joined.numbers is None else joined.numbers.tolist())
+    of_grads = {"grad_rms", "grad_max"}
+    others = [name for name in STATS if name not in of_grads | {"param_rms", "param_max"}]
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        got = dict(zip(STATS, sample.stats[i].tolist(), strict=True))
+        counts = dict(zip(COUNTS, sample.counts[i].tolist(), strict=True))
+        if grad is None or not grad.numel():
+            assert np.isnan([got[name] for name in of_grads]).all()
+            assert set(counts.values()) == {0}
+            continue
+        assert got["grad_rms"] == pytest.approx(rms(grad), rel=1e-6)
+        assert got["grad_max"] == pytest.approx(float(grad.abs().max()), rel=1e-6)
+        assert counts["grad_zeros"] == int((grad == 0).sum())
+        assert counts["grad_nonfinite"] == int((~grad.isfinite()).sum())
+        assert got["param_rms"] == pytest.approx(rms(param), rel=1e-6)
+        assert np.isnan([got[name] for name in others]).all()
+    assert sample.update_norm is None
