@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optwatch_agent.outside import skipped
+from optwatch_agent.outside import outside, skipped
 from optwatch_agent.patches import Patch
 from optwatch_agent.phases import PHASES
 from optwatch_agent.signals import let_through
@@ -88,6 +88,13 @@ class LossTap:
         spent, self._spent = self._spent, 0.0
         return spent
 
+    def _begins(self, tensors: Any, grad_tensors: Any) -> None:
+        """A backward pass begins."""
+        began = time.perf_counter()
+        self._saw(tensors, grad_tensors)
+        PHASES.begin_backward(began)
+        self._spent += time.perf_counter() - began
+
     def _saw(self, tensors: Any, grad_tensors: Any) -> None:
         if self.patches[0].users == 0:
             return
@@ -112,11 +119,10 @@ class LossTap:
             self._closed = True
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
+        begins = outside(self._begins)
+
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
-            self._saw(tensors, grad_tensors)
-            PHASES.begin_backward(began)
-            self._spent += time.perf_counter() - began
+            begins(tensors, grad_tensors)
             try:
                 return backward(tensors, grad_tensors, *args, **kwargs)
             finally:
@@ -126,13 +132,18 @@ class LossTap:
         return skipped(watched)
 
     def wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
+        saw = outside(self._saw_scaled)
+
         def watched(scaler: Any, outputs: Any) -> Any:
             result = scale(scaler, outputs)
-            if self.patches[1].users and isinstance(outputs, Tensor) and isinstance(result, Tensor):
-                self._scaled = (weakref.ref(result), outputs)
+            saw(outputs, result)
             return result
 
-        return watched
+        return skipped(watched)
+
+    def _saw_scaled(self, outputs: Any, result: Any) -> None:
+        if self.patches[1].users and isinstance(outputs, Tensor) and isinstance(result, Tensor):
+            self._scaled = (weakref.ref(result), outputs)
 
 
 def _divisors(loss: Tensor) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optwatch_agent import losses
+from optwatch_agent.outside import outside
 from optwatch_agent.patches import Patch
 from optwatch_agent.recorder import Value
 from optwatch_agent.signals import let_through
@@ -61,11 +62,13 @@ class ScalerTap:
         return None if reference is None else reference()
 
     def _wrap(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        saw = outside(self._saw)
+
         def watched(scaler: Any, *args: Any, **kwargs: Any) -> Any:
             if self._inside:  # a subclass that calls super().update()
                 return update(scaler, *args, **kwargs)
             if self.patch.users:
-                self._saw(scaler)
+                saw(scaler)
             self._inside = True
             try:
                 return update(scaler, *args, **kwargs)

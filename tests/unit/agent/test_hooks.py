@@ -471,6 +471,60 @@ def test_the_budget_holds_the_cadence() -> None:
     assert governor.sample_every > 300
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("scales", [False, True])
+def test_a_compiled_training_step_is_the_same_graphs(scales: bool) -> None:
+    """Other graphs are other numbers in the last bits, and what is ours would be compiled while training."""
+
+    def graphs(watch_it: bool) -> list[str]:
+        found = []
+
+        def backend(module: Any, _: Any) -> Any:
+            found.append(module.print_readable(print_output=False))
+            return module.forward
+
+        torch._dynamo.reset()
+        model = classifier().eval()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01))
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=scales)
+        rows: list[Any] = []
+        watch = None
+        if watch_it:
+            watch, rows = watched(optimizer)
+
+        @torch.compile(backend=backend)
+        def step(x: Tensor, y: Tensor) -> None:
+            optimizer.zero_grad()
+            scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+
+        data = batches()
+        for _ in range(12):
+            step(*next(data))
+        if watch is not None:
+            watch.detach()
+            assert len(rows) == 12
+        torch._dynamo.reset()
+        return found
+
+    assert sorted(graphs(watch_it=True)) == sorted(graphs(watch_it=False))
+
+
+def test_a_clip_that_is_compiled_in_one_graph_stays_so() -> None:
+    model = classifier()
+    watch, _ = watched(torch.optim.SGD(model.parameters(), lr=0.1))
+    clip = torch.compile(nn.utils.clip_grad_norm_, backend="eager", fullgraph=True)
+    nn.functional.cross_entropy(model(torch.ones(4, 12)), torch.zeros(4, dtype=torch.long)).backward()
+    clip(list(model.parameters()), 1e-3)
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert float(torch.nn.utils.get_total_norm(grads)) == pytest.approx(1e-3, rel=1e-2)
+    watch.detach()
+    torch._dynamo.reset()
+
+
 def test_compiled_models_and_steps() -> None:
     model = classifier().eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
