@@ -134,9 +134,9 @@ class Agent:
             self._compiles = any(track.is_on_cpu for track in self.tracks)
             if self._compiles:
                 COMPILER.prepare()
+            self.link.start()
             _agents.add(self)
             atexit.register(self._at_exit)
-            self.link.start()
         except BaseException:
             self._take_off()
             identity.leave(self.identity)

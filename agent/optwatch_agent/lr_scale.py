@@ -16,6 +16,9 @@ from optwatch_agent.loose import Loose
 from optwatch_agent.recorder import Value
 from optwatch_agent.tensors import on_cpu
 
+_MOST_GROUPS = 64
+"""Groups whose LR is told."""
+
 
 class LrScale:
     """The factor on one optimizer's LR."""
@@ -159,8 +162,9 @@ class LrScale:
 
 
 def add_lrs(values: dict[str, Value], groups: Sequence[dict[str, Any]]) -> None:
-    """Tell in a step's row the lr of each group; NaN where it is none."""
-    for i, group in enumerate(groups):
+    """Tell in a step's row the lr of each group, NaN where it is none; of the first where there are many,
+    as with one for each parameter."""
+    for i, group in enumerate(groups[:_MOST_GROUPS]):
         lr = group.get("lr")
         values[f"lr/{i}" if i else "lr"] = lr if type(lr) is float else _number(lr)
 

@@ -20,6 +20,8 @@ from optwatch_agent.tensors import on_cpu
 log = logging.getLogger("optwatch")
 
 _MOST_COMPLAINTS = 100
+_MOST_NAMES = 320
+"""Names of logged values; the other columns of a run are for what the agent measures."""
 
 
 class Watch:
@@ -29,6 +31,8 @@ class Watch:
         self._held = agent
         """None where the agent failed to attach: then nothing is watched."""
         self._told: set[str] = set()
+        self._names: set[str] = set()
+        """Under which something was logged."""
         if agent is not None and "ipykernel" in sys.modules:
             agent.mirroring.add(Listener(_heard), 0)  # so that `_repr_html_` has what is found
 
@@ -43,7 +47,8 @@ class Watch:
         return "" if self._held is None else self._agent.identity.run
 
     def log(self, **values: float | Tensor) -> None:
-        """Record scalars for the step: numbers or tensors of one element (on a device: without a sync).
+        """Record scalars for the step: numbers or tensors of one element (on a device: without a sync), under
+        320 names at most.
 
         Called between two steps they belong to the one that was completed, or to the coming one once its
         backward has begun or the completed one is on its way, half a second after its end. What is logged
@@ -55,7 +60,10 @@ class Watch:
                 if (number := _value(value)) is None:
                     text = f"log({name}=…) takes a number or a tensor of one element"
                     self._complain(f"{text}, not {_kind(value)}: ignored", about=name)
+                elif name not in self._names and len(self._names) >= _MOST_NAMES:
+                    self._complain(f"log takes {_MOST_NAMES} names: {name} and others are ignored")
                 else:
+                    self._names.add(name)
                     checked[column_name(name)] = number
             if self._held is not None and not self._agent.closed:
                 self._agent.tracks[0].log(checked)

@@ -33,7 +33,7 @@ KINDS: dict[Kind, str] = {
 
 COLUMNS: dict[str, str] = {
     "loss": "the training loss of the step, as `backward` or `watch.log` saw it",
-    "lr": "learning rate of the first param_group as scheduled; `lr/1`, … of further groups",
+    "lr": "learning rate of the first param_group as scheduled; `lr/1`, … of further groups, up to 64",
     "lr_scale": "what commands multiply the learning rate by, while that is not 1",
     "grad_norm": "global L2 norm of the gradients as the optimizer used them",
     "grad_norm_raw": "the same before clipping, the script's or ours",

@@ -108,6 +108,34 @@ def test_a_loss_changed_in_place_after_backward() -> None:
     assert rows.column("loss") == [2.0]
 
 
+def test_a_group_for_each_parameter_leaves_room_for_all_else() -> None:
+    params = [nn.Parameter(torch.ones(2)) for _ in range(600)]
+    optimizer = torch.optim.SGD([{"params": [param]} for param in params], lr=0.1)
+    watch, rows = watched(optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.stack([param.sum() for param in params]).sum().backward()
+        optimizer.step()
+    watch.detach()
+    assert rows[-1].values["lr/63"] == 0.1
+    assert "lr/64" not in rows[-1].values
+    assert rows[-1].values["grad_norm"] == pytest.approx(1200**0.5)
+
+
+def test_more_names_than_are_logged_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, rows = watched(optimizer)
+    for _ in range(2):
+        train(model, optimizer, batches(), 1)
+        watch.log(**{f"metric {i}": i for i in range(400)})
+    watch.detach()
+    assert rows[-1].values["metric 319"] == 319.0
+    assert "metric 320" not in rows[-1].values
+    said = [record.message for record in caplog.records]
+    assert said == ["optwatch: log takes 320 names: metric 320 and others are ignored"]
+
+
 def test_two_optimizers_of_a_gan() -> None:
     one, two = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     discriminator, generator = torch.optim.SGD([one], lr=0.1), torch.optim.Adam([two], lr=0.1)
