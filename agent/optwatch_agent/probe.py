@@ -139,20 +139,17 @@ def take(
     packs: dict[tuple[object, ...], blocks.Pack] = {}
     table = table_for(roles)
     there = DeviceSums(roles, tools or Tools())
-    index = 0
     with torch.no_grad(), np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
-        for group in optimizer.param_groups:
+        for group, places, of_group in _alike(optimizer.param_groups):
             reader = Reader(group, roles)
-            of_group = list(group["params"])
-            start, index = index, index + len(of_group)
-            given = [p.grad if grads is None else grads.get(i) for i, p in enumerate(of_group, start)]
+            given = [p.grad if grads is None else grads.get(i) for i, p in zip(places, of_group, strict=True)]
             states = [state if isinstance(state := optimizer.state.get(p), dict) else {} for p in of_group]
             taken: set[int] = set()
             if table is not None:
-                where, sizes = table.take(start, reader, of_group, given, states)
+                where, sizes = table.take(places, reader, of_group, given, states)
                 numel[where] = sizes
                 taken.update(where)
-            for i, (param, grad, state) in enumerate(zip(of_group, given, states, strict=True), start):
+            for i, param, grad, state in zip(places, of_group, given, states, strict=True):
                 if i in taken:
                     continue
                 whole = local(param)
@@ -200,3 +197,33 @@ def take(
     # Of a gradient that was not kept it is not known whether there was one, and so an update.
     kept = grads is None or len(grads) == len(params)
     return Taken(numbers, sums, numel, there, [*seen_there], kept)
+
+
+def _alike(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[int], list[Tensor]]]:
+    """Groups with the same options as one, with the indices of their parameters: to begin with one takes a
+    while, and in some trainings each parameter has its own."""
+    found: dict[Any, tuple[Mapping[str, Any], list[int], list[Tensor]]] = {}
+    index = 0
+    for group in groups:
+        options = tuple([(key, _value(option)) for key, option in group.items() if key not in _NAMES])
+        start, index = index, index + len(group["params"])
+        _, places, params = found.setdefault(options, (group, [], []))
+        places += range(start, index)
+        params += group["params"]
+    return list(found.values())
+
+
+_NAMES = frozenset(("params", "param_names", "name", "group_name"))
+"""What a group holds that is no option."""
+
+
+def _value(option: Any) -> Any:
+    """Something that is equal for equal options: a number or a few, else what the option is and where."""
+    if type(option) in _NUMBERS:
+        return option
+    if type(option) is tuple and all(type(each) in _NUMBERS for each in option):
+        return option
+    return type(option), id(option)
+
+
+_NUMBERS = frozenset((float, int, bool, type(None)))

@@ -68,19 +68,21 @@ class Table:
 
     def take(
         self,
-        start: int,
+        where: Sequence[int],
         reader: Reader,
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         states: Sequence[Mapping[str, Any]],
     ) -> tuple[Sequence[int], Sequence[int]]:
-        """Add those of a group's tensors, from number `start` on, that the pass can read in place; their
-        numbers, and how many elements each has."""
+        """Add those of a group's tensors, numbered by `where`, that the pass can read in place.
+
+        Returns the numbers of these, and how many elements each has.
+        """
         before = len(self._where)
         known: dict[Common, tuple[tuple[float, ...], tuple[bool, ...]] | None] = {}
-        for common, run in self._runs(start, params, grads, states):
+        for common, state, run in self._runs(where, params, grads, states):
             if common not in known:
-                known[common] = self._numbers(reader, common, states[run[0][0] - start])
+                known[common] = self._numbers(reader, common, state)
             if (numbers := known[common]) is None:
                 continue
             for members, found in self._readable(run):
@@ -94,18 +96,18 @@ class Table:
 
     def _runs(
         self,
-        start: int,
+        where: Sequence[int],
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         states: Sequence[Mapping[str, Any]],
-    ) -> Iterator[tuple[Common, list[Member]]]:
+    ) -> Iterator[tuple[Common, Mapping[str, Any], list[Member]]]:
         """Parameters here, with all that is made of them in their state, a run of those with the same in
-        common at a time."""
+        common at a time; and the state of one of them."""
         roles = self._roles
         of_first, of_second = roles.first or "", roles.second or ""
         extra = frozenset(() if roles.update is None else roles.update.extra)
-        runs: dict[Common, list[Member]] = {}
-        for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True), start):
+        runs: dict[Common, tuple[Mapping[str, Any], list[Member]]] = {}
+        for i, param, grad, state in zip(where, params, grads, states, strict=True):
             if grad is None or is_partial(grad) or not param.is_cpu or not extra.isdisjoint(state):
                 continue
             first, second, step = state.get(of_first), state.get(of_second), state.get("step")
@@ -117,11 +119,12 @@ class Table:
                 continue
             count = None if step is None else scalar(step)
             common = param.dtype, count, first is not None, second is not None
-            run = runs.setdefault(common, [])
+            _, run = runs.setdefault(common, (state, []))
             run.append((i, size, grad, first, second, param))
             if len(run) == _RUN:
-                yield common, runs.pop(common)
-        yield from runs.items()
+                yield common, *runs.pop(common)
+        for common, (state, run) in runs.items():
+            yield common, state, run
 
     def _readable(self, members: list[Member]) -> Iterator[tuple[list[Member], Found]]:
         """Those whose addresses can be relied on."""

@@ -109,6 +109,29 @@ def check(sample: Sample, wanted: dict[str, float]) -> None:
         ), (name, got, value)
 
 
+def test_groups_of_one_parameter_each_are_read_as_one_where_their_options_are_alike() -> None:
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(50 + i)) for i in range(6)]
+    decays = [0.0, 0.1, 0.0, 0.3, 0.1, 0.0]
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(params, decays, strict=True)]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)  # type: ignore[arg-type]
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+    fast, base = both(optimizer)
+    np.testing.assert_allclose(fast.stats, base.stats, rtol=1e-5)
+    alone = [probe.measure(part_of(optimizer, i), [p], roles_of(optimizer)) for i, p in enumerate(params)]
+    np.testing.assert_array_equal(fast.stats, np.concatenate([sample.stats for sample in alone]))
+
+
+def part_of(optimizer: torch.optim.Optimizer, number: int) -> torch.optim.Optimizer:
+    """One group of an optimizer, with its state."""
+    part = torch.optim.AdamW([{**optimizer.param_groups[number]}])
+    part.state = optimizer.state
+    return part
+
+
 @pytest.mark.parametrize("size", [1, 7, LEAF - 1, LEAF, LEAF + 1, 5 * LEAF + 13, 200_001])
 def test_sizes_around_the_edges_of_leaves_and_blocks(size: int) -> None:
     draw = torch.Generator().manual_seed(size)
@@ -260,7 +283,7 @@ def taken(optimizer: torch.optim.Optimizer, read: Table | None = None) -> list[i
     read = read or table(roles)
     assert read is not None
     grads, states = [p.grad for p in params], [optimizer.state.get(p, {}) for p in params]
-    return list(read.take(0, Reader(group, roles), params, grads, states)[0])
+    return list(read.take(range(len(params)), Reader(group, roles), params, grads, states)[0])
 
 
 def with_second_moments(*seconds: Any) -> torch.optim.AdamW:

@@ -131,6 +131,25 @@ def test_large_float32_tensors(place: str, name: str) -> None:
         assert sample.stats[i, STATS.index("update_rms")] == pytest.approx(seen, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["adamw", "nadam-decoupled", "momentum", "rmsprop"])
+def test_groups_of_one_parameter_each(place: str, name: str) -> None:
+    """Some with the same options as others, in any order."""
+    model, data = classifier(), batches()
+    decays = [0.0, 0.1, 0.0, 0.3, 0.1, 0.0]
+    groups: Any = [
+        {"params": [param], "weight_decay": decay, "name": str(i)}
+        for i, (param, decay) in enumerate(zip(model.parameters(), decays, strict=True))
+    ]
+    optimizer = OPTIMIZERS[name](groups)
+    train(model, optimizer, data, 4)
+    before = [p.detach().double().clone() for p in model.parameters()]
+    train(model, optimizer, data, 1)
+    params = list(model.parameters())
+    sample = measure(optimizer, params, roles_of(optimizer))
+    for i, (param, old) in enumerate(zip(params, before, strict=True)):
+        check(sample, i, expected(optimizer, param, old), 1e-3)
+
+
 def test_on_a_device_a_sparse_gradient_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host would have to ask how many values it has."""
     monkeypatch.setattr(tensors, "DEVICES", {"cpu"})
