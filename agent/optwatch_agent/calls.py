@@ -19,8 +19,8 @@ def closure_of(args: Any, kwargs: Any) -> Callable[..., Any] | None:
 
 
 def is_rehearsal(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step is none of the training: torch.distributed.checkpoint takes one with an LR of 0 and
-    gradients of 0 where the state that it loads or saves is not there yet."""
+    """Whether a step with keywords is none of the training: torch.distributed.checkpoint takes one with an LR
+    and gradients of 0, by `step(closure=None)`, where the state that it loads or saves is not there yet."""
     groups = optimizer.param_groups
     lr = groups[0].get("lr") if groups else None
     if isinstance(lr, Tensor):

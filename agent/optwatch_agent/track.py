@@ -216,7 +216,7 @@ class Track:
             if self._depth and is_nested(optimizer):
                 self._depth += 1  # a subclass that calls super().step()
                 return None
-            if is_rehearsal(optimizer):
+            if kwargs and is_rehearsal(optimizer):
                 self._depth = 0
                 return None
             self._depth = 1
