@@ -104,7 +104,8 @@ def steps_so_far(optimizer: torch.optim.Optimizer) -> int:
     """Where an optimizer's own count stands, 0 where it has none or one that nobody can have counted to."""
     counts = [steps_of(state, {}) for state in optimizer.state.values() if isinstance(state, Mapping)]
     counts += [steps_of({}, group) for group in optimizer.param_groups]
-    return int(max((count for count in counts if 0 <= count <= MAX_STEP), default=0))
+    count = int(max((count for count in counts if 0 <= count <= MAX_STEP), default=0))
+    return 0 if count == 1 and not optimizer.state else count  # some begin to count at 1
 
 
 def _is_number(value: Any) -> bool:

@@ -4,8 +4,10 @@ Moments are followed here from the gradients alone, in float64; what 8-bit packa
 their own functions. `pip install --group optimizers` brings the packages.
 """
 
+import contextlib
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,7 @@ from optwatch.wire.messages import STATS
 from optwatch_agent.attach import innermost
 from optwatch_agent.roles import roles_of
 from tests.unit.agent.models import batches, classifier
-from tests.unit.agent.observed import Hand, Step, grads_of_loss, observe
+from tests.unit.agent.observed import Hand, Step, copies, grads_of_loss, measure_always, observe, samples_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -420,3 +422,63 @@ def test_an_optimizer_that_nobody_knows_is_still_seen() -> None:
     ]
     watch.detach()
     assert any("AdEMAMix is not known" in hint for hint in hints)
+
+
+@pytest.mark.parametrize(("package", "least"), [("pytorch_optimizer", 90), ("torch_optimizer", 25)])
+def test_every_optimizer_of_a_package_is_measured_and_left_alone(package: str, least: int) -> None:
+    """Those that take plain parameters, known or not: the same bits, and each gradient as the step got it."""
+    module = pytest.importorskip(package, exc_type=ImportError)
+    kinds = {kind for kind in vars(module).values() if isinstance(kind, type)}
+    tried = wrong = 0
+    for kind in sorted((k for k in kinds if issubclass(k, torch.optim.Optimizer)), key=lambda k: k.__name__):
+        for options in ({"lr": 1e-3}, {}, {"lr": 1e-3, "num_iterations": 100}):
+            with contextlib.suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                plain, _ = trained(kind, options, attached=False)
+                again, _ = trained(kind, options, attached=False)
+                break
+        else:
+            continue
+        if not same(plain, again):
+            continue
+        tried += 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours, errors = trained(kind, options, attached=True)
+        if errors or not same(ours, plain):
+            wrong += 1
+            print(kind.__name__, errors or "other bits")
+    assert wrong == 0
+    assert tried >= least
+
+
+def same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(some, others, strict=True))
+
+
+def trained(kind: Any, options: dict[str, Any], attached: bool) -> tuple[list[Tensor], list[str]]:
+    """The parameters after a few steps, and what was wrong with what was measured of them."""
+    model = classifier().eval()
+    params = list(model.parameters())
+    optimizer, data = kind(model.parameters(), **options), batches()
+    watch = optwatch.attach(optimizer, model=model, snapshots=1 << 20) if attached else None
+    errors: list[str] = []
+    if watch is not None:
+        measure_always(watch)
+        samples = samples_of(watch)
+    for step in range(1, 9):
+        grads_of_loss(model, optimizer, data)
+        grads = copies(p.grad for p in params if p.grad is not None)
+        optimizer.step()
+        if watch is not None and step in samples:
+            found = samples[step].stats[:, STATS.index("grad_rms")]
+            wanted = [float(grad.square().mean().sqrt()) for grad in grads]
+            if not np.allclose(found, wanted, rtol=1e-5, equal_nan=True):
+                errors.append(f"step {step}: {found} for {wanted}")
+    if watch is not None:
+        track = watch._agent.tracks[0]
+        errors += [text for text in (track.degraded, track.actuators.snapshots.failed) if text]
+        if len(samples) < 5:
+            errors.append(f"{len(samples)} samples")
+        watch.detach()
+    return [p.detach().clone() for p in params], errors
