@@ -80,6 +80,20 @@ def add_grad(sums: Sums, i: int, grad: Tensor) -> None:
         _grad(sums, i, array(wide(flat[part])))
 
 
+def add_moments(sums: Sums, i: int, first: Tensor | None, second: Tensor | None, small: float) -> None:
+    """The moments alone; `small`: as of `Reader.small`."""
+    if first is not None:
+        flat = first.reshape(-1)
+        for part in _slices(flat.numel()):
+            _first(sums, i, array(wide(flat[part])))
+    if second is not None:
+        flat = second.reshape(-1)
+        for part in _slices(flat.numel()):
+            values = array(wide(flat[part]))
+            low = _second(sums, i, values)
+            sums.add("eps", i, 0 if low >= small**2 else int(np.count_nonzero(np.sqrt(values) < small)))
+
+
 def add_param(sums: Sums, i: int, param: Tensor) -> None:
     """The parameter alone."""
     flat = param.reshape(-1)
@@ -180,23 +194,16 @@ def _block(
     grad, param, first, second = x
     energies = Energies(_grad(sums, i, grad), 0.0, _param(sums, i, param), 0.0)
     if first is not None:
-        firsts = energy(first)
+        firsts = _first(sums, i, first)
         if min(energies.grad, firsts) < grad.size * _LEAST:
             product = dot(grad.astype(np.float64), first.astype(np.float64))
         else:
             product = dot(grad, first)
         energies = energies._replace(first=firsts, product=product)
-        sums.add("first", i, firsts)
         sums.add("dot", i, product)
-        _count_nonfinite(sums, "moments_nonfinite", i, first, firsts)
     root, scale = None, 1.0
     if second is not None:
-        low, high = float(np.minimum.reduce(second)), float(np.maximum.reduce(second))
-        sums.peak("second_min", i, low)
-        sums.peak("second_max", i, high)
-        seconds = total(second)
-        sums.add("second", i, seconds)
-        _count_nonfinite(sums, "moments_nonfinite", i, second, seconds)
+        low = _second(sums, i, second)
         if roles.root == "itself":
             root, least = second, low
         else:
@@ -257,6 +264,24 @@ def _param(sums: Sums, i: int, param: Array) -> float:
     sums.add("param", i, found)
     sums.peak("param_max", i, _largest(param))
     return found
+
+
+def _first(sums: Sums, i: int, first: Array) -> float:
+    found = energy(first)
+    sums.add("first", i, found)
+    _count_nonfinite(sums, "moments_nonfinite", i, first, found)
+    return found
+
+
+def _second(sums: Sums, i: int, second: Array) -> float:
+    """The least of them."""
+    low = float(np.minimum.reduce(second))
+    sums.peak("second_min", i, low)
+    sums.peak("second_max", i, float(np.maximum.reduce(second)))
+    found = total(second)
+    sums.add("second", i, found)
+    _count_nonfinite(sums, "moments_nonfinite", i, second, found)
+    return low
 
 
 def _largest(values: Array) -> float:

@@ -44,6 +44,11 @@ class Entry(NamedTuple):
     """Whether there is an update to compute."""
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether there is anything to reckon with beside the parameter."""
+        return not (self.grad is None and self.first is None and self.second is None)
+
+    @property
     def kind(self) -> tuple[Any, ...]:
         """What entries have in common that are measured together."""
         there = self.grad is None, self.first is None, self.second is None, *self.extra, self.updates
@@ -71,14 +76,23 @@ class DeviceSums:
         float64[columns, entries]."""
 
     def add(
-        self, i: int, param: Tensor, grad: Tensor | None, state: Mapping[str, Any], group: Mapping[str, Any]
+        self,
+        i: int,
+        param: Tensor,
+        grad: Tensor | None,
+        state: Mapping[str, Any],
+        group: Mapping[str, Any],
+        overwritten: bool = False,
     ) -> None:
-        """Add tensor i, a local one that is not empty; of one without a gradient the parameter alone.
+        """Add tensor i, a local one that is not empty; of one without a gradient the parameter alone, or the
+        moments as well where the step has `overwritten` it.
 
         A sparse gradient counts as none: how many values it has, the host would have to ask.
         """
         grad = None if grad is None or grad.layout is not torch.strided else local(grad)
-        if grad is None or grad.numel() != param.numel() or grad.device != param.device:
+        if grad is not None and (grad.numel() != param.numel() or grad.device != param.device):
+            grad = None
+        if grad is None and not overwritten:
             entry, made = Entry(i, param.reshape(-1), None, None, None, {}, {}, {}, False), False
         else:
             entry, made = self._read(i, param, grad, state, group)
@@ -119,7 +133,7 @@ class DeviceSums:
                     sums.put(name, where, row)
 
     def _read(
-        self, i: int, param: Tensor, grad: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]
+        self, i: int, param: Tensor, grad: Tensor | None, state: Mapping[str, Any], group: Mapping[str, Any]
     ) -> tuple[Entry, bool]:
         """The entry, and whether a tensor of it was made for this."""
         roles, rule = self._roles, self._roles.update
@@ -130,10 +144,10 @@ class DeviceSums:
         fitting = {name: local(tensor) for name, tensor in held.items() if _fits(tensor, param)}
         # What is elsewhere is not taken for what does not exist.
         known = rule is not None and all(key in state for key in rule.needs) and len(fitting) == len(held)
-        flat = _flat({"param": param, "grad": grad, **fitting})
+        flat = _flat({"param": param, **({} if grad is None else {"grad": grad}), **fitting})
         first, second = flat.pop("first", None), flat.pop("second", None)
-        param, grad = flat.pop("param"), flat.pop("grad")
-        return Entry(i, param, grad, first, second, flat, state, group, known), made
+        param, grad = flat.pop("param"), flat.pop("grad", None)
+        return Entry(i, param, grad, first, second, flat, state, group, known and grad is not None), made
 
     def _measure_fused(self, device: torch.device, kernel: Kernel) -> None:
         """Launch the measurement of all entries on a device that its kernel can read."""
@@ -146,7 +160,7 @@ class DeviceSums:
                 taken.append(kind)
                 tensors += of_kind
                 numbers.append(
-                    _harmless(entries) if entries[0].grad is None else _numbers_of(entries, self._roles)
+                    _numbers_of(entries, self._roles) if entries[0].has_numbers else _harmless(entries)
                 )
         if not taken:
             return
@@ -161,7 +175,7 @@ class DeviceSums:
     def _measure(self, entries: Sequence[Entry]) -> None:
         """Launch the measurement of entries of one kind."""
         device = entries[0].param.device
-        numbers = None if entries[0].grad is None else _numbers_of(entries, self._roles)
+        numbers = _numbers_of(entries, self._roles) if entries[0].has_numbers else None
         sums, peaks = torch.empty(0), torch.empty(0)
         names: list[str] = []
         for batch in self._tools.layouts.of(tuple(each.param.numel() for each in entries), device):
@@ -190,14 +204,17 @@ def _measured(
         return added, highest
     none = batch.padding()
     *coefficients, hat_of_root, floor, low = batch.of_rows(numbers)
-    g = batch.joined([each.grad for each in of_batch if each.grad is not None])
-    added["grad"], highest["grad_max"] = g.square().sum(1), g.abs().amax(1)
-    added["grad_zeros"] = (g == 0).masked_fill_(none, False).sum(1, dtype=torch.float64)
-    added["grad_nonfinite"] = _lost(g)
-    m = v = root = None
+    g = m = v = root = None
+    if of_batch[0].grad is not None:
+        g = batch.joined([each.grad for each in of_batch if each.grad is not None])
+        added["grad"], highest["grad_max"] = g.square().sum(1), g.abs().amax(1)
+        added["grad_zeros"] = (g == 0).masked_fill_(none, False).sum(1, dtype=torch.float64)
+        added["grad_nonfinite"] = _lost(g)
     if of_batch[0].first is not None:
         m = batch.joined([each.first for each in of_batch if each.first is not None])
-        added["first"], added["dot"] = m.square().sum(1), (g * m).sum(1)
+        added["first"] = m.square().sum(1)
+        if g is not None:
+            added["dot"] = (g * m).sum(1)
         added["moments_nonfinite"] = _lost(m)
     if of_batch[0].second is not None:
         v = batch.joined([each.second for each in of_batch if each.second is not None])
@@ -206,10 +223,11 @@ def _measured(
         highest["second_min"] = v.neg().masked_fill_(none, -torch.inf).amax(1)
         added["moments_nonfinite"] = added.get("moments_nonfinite", 0.0) + _lost(v)
         hat = root * hat_of_root
-        added["rms_t"] = g.div(torch.maximum(hat, floor)).square().sum(1)
+        if g is not None:
+            added["rms_t"] = g.div(torch.maximum(hat, floor)).square().sum(1)
         added["eps"] = (hat < low).masked_fill_(none, False).sum(1, dtype=torch.float64)
     extra = {name: batch.joined([each.extra[name] for each in of_batch]) for name in of_batch[0].extra}
-    if of_batch[0].updates:
+    if g is not None and of_batch[0].updates:
         if roles.update is rprop:
             update = extra["prev"].sign().mul_(extra["step_size"])
         else:
@@ -283,6 +301,8 @@ def _has(entry: Entry, column: str) -> bool:
     """Whether a column says something of an entry and those of its kind."""
     if column in ("param", "param_max"):
         return True
+    if column in ("dot", "rms_t") and entry.grad is None:
+        return False
     if column in _OF_FIRST:
         return entry.first is not None
     if column in _OF_SECOND:

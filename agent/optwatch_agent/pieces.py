@@ -1,5 +1,6 @@
 """The tensors and numbers of one parameter that its statistics are made of."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -61,8 +62,7 @@ class Reader:
     ) -> tuple[Piece, tuple[object, ...]]:
         """A parameter's tensors, and what has to be equal for parameters to be packed together."""
         roles, numel = self._roles, param.numel()
-        first, second, _ = roles.moments(state, self._group)
-        first, second = _of_size(first, numel), _of_size(second, numel)
+        first, second = self.moments(state, numel)
         extra: dict[str, Tensor] = {}
         if (rule := roles.update) is not None:
             for name in rule.extra:
@@ -77,6 +77,15 @@ class Reader:
         if (first is None and roles.first in needs) or (second is None and roles.second in needs):
             numbers = {}
         return Piece(param, grad, first, second, extra, numbers, correction, self.epsilon), key
+
+    def moments(self, state: Mapping[str, object], numel: int) -> tuple[Tensor | None, Tensor | None]:
+        """Both moments, None where there is none of as many elements."""
+        first, second, _ = self._roles.moments(state, self._group)
+        return _of_size(first, numel), _of_size(second, numel)
+
+    def small(self, state: Mapping[str, object]) -> float:
+        """The root of the second moment under which sqrt(v̂) lies below 10 ε."""
+        return 10 * self.epsilon * math.sqrt(self._roles.correction(state, self._group))
 
     def numbers(
         self, kind: tuple[object, ...], state: Mapping[str, object], step: float | None

@@ -131,13 +131,13 @@ def take(
     """Measure T parameters after a step. `updates`: those that were seen as a difference, by index.
 
     Reads the gradients as they are now: after a step, those that the optimizer used. Where the step
-    overwrites them, `grads` holds those that were kept, by index; of other parameters nothing but their
-    own values is measured then.
+    overwrites them, `grads` holds those that were kept, by index; of other parameters their own values and
+    the moments are measured then, and nothing that takes both these and a gradient.
     """
     sums = Sums(len(params))
     numel = np.zeros(len(params))
     packs: dict[tuple[object, ...], blocks.Pack] = {}
-    table = table_for(roles)
+    table = table_for(roles, overwritten=grads is not None)
     there = DeviceSums(roles, tools or Tools())
     with torch.no_grad(), np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
         for group, places, of_group in _alike(optimizer.param_groups):
@@ -160,12 +160,14 @@ def take(
                 if grad is not None and is_partial(grad):  # summands say nothing about the sum
                     grad = None
                 if on_device(whole):
-                    there.add(i, whole, grad, state, group)
+                    there.add(i, whole, grad, state, group, overwritten=grads is not None)
                     continue
                 if not on_cpu(whole):
                     continue
                 if grad is None:
                     blocks.add_param(sums, i, whole)
+                    if grads is not None:
+                        blocks.add_moments(sums, i, *reader.moments(state, size), reader.small(state))
                     continue
                 grad = local(grad if grad.layout is torch.strided else grad.to_dense())
                 if grad.numel() != size:  # the parameter's data are others by now

@@ -34,9 +34,10 @@ _layout = attrgetter("layout")
 _dtype = attrgetter("dtype")
 
 
-Common = tuple[torch.dtype, float | None, bool, bool]
-"""What parameters share: dtype, count of steps, and whether the state holds a first and a second moment."""
-Member = tuple[int, int, Tensor, Any, Any, Tensor]
+Common = tuple[torch.dtype, float | None, bool, bool, bool]
+"""What parameters share: dtype, count of steps, and whether there is a gradient, and a first and a second
+moment in the state."""
+Member = tuple[int, int, Tensor | None, Any, Any, Tensor]
 """A parameter's number, elements, gradient, first and second moment (whatever the state holds), itself."""
 
 
@@ -52,9 +53,10 @@ class Found(NamedTuple):
 class Table:
     """The tensors of one measurement that the compiled pass reads."""
 
-    def __init__(self, kernels: Any, roles: Roles) -> None:
+    def __init__(self, kernels: Any, roles: Roles, overwritten: bool) -> None:
         self._kernels = kernels
         self._roles = roles
+        self._overwritten = overwritten
         self._where = array("q")
         self._sizes = array("q")
         self._addresses = [array("q") for _ in range(4)]
@@ -108,7 +110,9 @@ class Table:
         extra = frozenset(() if roles.update is None else roles.update.extra)
         runs: dict[Common, tuple[Mapping[str, Any], list[Member]]] = {}
         for i, param, grad, state in zip(where, params, grads, states, strict=True):
-            if grad is None or is_partial(grad) or not param.is_cpu or not extra.isdisjoint(state):
+            if grad is None and not self._overwritten:
+                continue
+            if (grad is not None and is_partial(grad)) or not param.is_cpu or not extra.isdisjoint(state):
                 continue
             first, second, step = state.get(of_first), state.get(of_second), state.get("step")
             if second is None and roles.factors is not None:
@@ -118,7 +122,7 @@ class Table:
             if (size := param.numel()) == 0:
                 continue
             count = None if step is None else scalar(step)
-            common = param.dtype, count, first is not None, second is not None
+            common = param.dtype, count, grad is not None, first is not None, second is not None
             _, run = runs.setdefault(common, (state, []))
             run.append((i, size, grad, first, second, param))
             if len(run) == _RUN:
@@ -158,7 +162,7 @@ class Table:
     ) -> tuple[tuple[float, ...], tuple[bool, ...]] | None:
         """What the pass needs to know of parameters, and which of the sums it finds; None where
         their rule has another form."""
-        _, step, first, second = common
+        _, step, grad, first, second = common
         rule = self._roles.update
         of_rule, correction = reader.numbers(common, state, step)
         update = quotient(rule, of_rule, first, second)
@@ -167,6 +171,7 @@ class Table:
         a, k, b, epsilon = update or Quotient(0.0, 0.0, 0.0, 1.0)
         unknown = {
             *(() if update else ("update",)),
+            *(() if grad else ("grad", "grad_max", "dot", "rms_t", "update")),
             *(() if first else ("first", "dot")),
             *(() if second else ("second", "second_min", "second_max", "rms_t", "eps")),
         }
@@ -186,15 +191,21 @@ class Table:
             out = np.empty((len(where), self._kernels.COLUMNS))
             self._kernels.measure(np.stack(addresses), sizes, row_of, kinds, numbers.astype(np.float32), out)
             stop = len(Sums.COLUMNS)
-            sums.put_all(where, out[:, :stop], seen[row_of], out[:, stop:])
+            seen = seen[row_of]
+            values, counts = out[:, :stop], out[:, stop:]
+            counts[~seen[:, 0], :2] = 0  # of gradients that are not known, taken for zeros
+            sums.put_all(where, values, seen, counts)
         self._memory.clear()
 
 
-def table(roles: Roles) -> Table | None:
-    """A table to fill, None where the compiled pass is not ready or cannot read such an optimizer."""
+def table(roles: Roles, overwritten: bool = False) -> Table | None:
+    """A table to fill, None where the compiled pass is not ready or cannot read such an optimizer.
+
+    `overwritten`: of a parameter without a gradient, that is not known, and the moments are measured.
+    """
     if COMPILER.kernels is None or roles.root != "sqrt" or "cpu" in DEVICES:
         return None
-    return Table(COMPILER.kernels, roles)
+    return Table(COMPILER.kernels, roles, overwritten)
 
 
 def _real(x: Any) -> Any:

@@ -397,7 +397,9 @@ class Overwrites(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
-                    param.sub_(param.grad.add_(param), alpha=group["lr"])
+                    grad, state = param.grad.add_(param), self.state[param]
+                    state["exp_avg"], state["exp_avg_sq"] = grad / 2, grad.square()
+                    param.sub_(grad, alpha=group["lr"])
 
 
 def test_gradients_that_a_step_overwrites_are_measured_before_it(place: str) -> None:
@@ -417,7 +419,7 @@ def test_gradients_that_a_step_overwrites_are_measured_before_it(place: str) -> 
     joined = Joined(take(optimizer, params, roles_of(optimizer), grads={}), early)
     sample = joined.sample([] if joined.numbers is None else joined.numbers.tolist())
     of_grads = {"grad_rms", "grad_max"}
-    others = [name for name in STATS if name not in of_grads | {"param_rms", "param_max"}]
+    others = ("update_rms", "rms_t", "cos_grad_exp_avg")
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         got = dict(zip(STATS, sample.stats[i].tolist(), strict=True))
         counts = dict(zip(COUNTS, sample.counts[i].tolist(), strict=True))
@@ -430,5 +432,11 @@ def test_gradients_that_a_step_overwrites_are_measured_before_it(place: str) -> 
         assert counts["grad_zeros"] == int((grad == 0).sum())
         assert counts["grad_nonfinite"] == int((~grad.isfinite()).sum())
         assert got["param_rms"] == pytest.approx(rms(param), rel=1e-6)
+        first, second = (optimizer.state[param][key].double() for key in ("exp_avg", "exp_avg_sq"))
+        assert got["exp_avg_rms"] == pytest.approx(rms(first), rel=1e-6)
+        assert got["exp_avg_sq_mean"] == pytest.approx(float(second.mean()), rel=1e-6)
+        assert got["exp_avg_sq_min"] == pytest.approx(float(second.min()), rel=1e-6)
+        assert got["exp_avg_sq_max"] == pytest.approx(float(second.max()), rel=1e-6)
+        assert counts["moments_nonfinite"] == int((~first.isfinite()).sum() + (~second.isfinite()).sum())
         assert np.isnan([got[name] for name in others]).all()
     assert sample.update_norm is None
