@@ -73,9 +73,6 @@ class Agent:
         self.tracks: list[Track] = []
         names = naming.names_of(model)
         declared = naming.is_replicated(model)
-        losses.TAP.install()
-        clips.TAP.patch.install()
-        PHASES.patch.install()
         self._pace: Pace | None = None
         self._compiles = False
         self.snapshots = Snapshots(tuple(optimizers.values()), model, scaler, snapshots, budget)
@@ -83,6 +80,9 @@ class Agent:
         self._scaler_patches = scalers.TAP.patches_of(type(scaler)) if scaler is not None else []
         for patch in self._scaler_patches:
             patch.install()
+        losses.TAP.install()
+        clips.TAP.patch.install()
+        PHASES.patch.install()
         try:
             for index, (label, optimizer) in enumerate(optimizers.items()):
                 self.tracks.append(

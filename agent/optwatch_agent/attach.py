@@ -149,7 +149,11 @@ def _optimizers(given: Any) -> dict[str, torch.optim.Optimizer]:
     found: dict[str, torch.optim.Optimizer] = {}
     for name, each in named.items():
         parts = all_innermost(each)
-        found |= {f"{name} {i}" if len(parts) > 1 else str(name): part for i, part in enumerate(parts)}
+        for i, part in enumerate(parts):
+            label = f"{name} {i}" if len(parts) > 1 else str(name)
+            if label in found:
+                raise ValueError(f"attach was given two optimizers under the name {label!r}")
+            found[label] = part
     if len(found) > MAX_OPTIMIZERS:
         raise ValueError(
             f"a run can have {MAX_OPTIMIZERS} optimizers, not {len(found)}: where each parameter has its own "
@@ -172,8 +176,16 @@ def _list_of(given: Any) -> list[Any]:
     for attribute in _SEVERAL:
         held = _look(given, attribute)
         if isinstance(held, list | tuple) and held and all(map(_is_one, held)):
-            return [each for each in held if each is not given]
+            # One that does work of its own has parameters that the others have not.
+            inner = [each for each in held if isinstance(each, torch.optim.Optimizer) and each is not given]
+            rest = set(_params(given)).difference(*map(_params, inner))
+            return [] if rest or given in held else list(held)
     return []
+
+
+def _params(given: Any) -> list[int]:
+    groups = given.param_groups if isinstance(given, torch.optim.Optimizer) else ()
+    return [id(param) for group in groups for param in group["params"]]
 
 
 def _is_one(given: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from optwatch_agent.outside import inlined, outside
 from optwatch_agent.patches import Patch
 from optwatch_agent.recorder import Value
 from optwatch_agent.signals import let_through
@@ -67,18 +68,20 @@ class ClipTap:
             self._fresh.clear()
 
     def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        saw = outside(self._saw)
+
         def watched(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():  # with a break here its result would differ in the last bits
+            if torch.compiler.is_compiling():  # with a break here the results would differ in the last bits
                 return original(parameters, max_norm, total_norm, *args, **kwargs)
             if isinstance(parameters, Tensor):
                 parameters = [parameters]
             parameters = list(parameters)  # it may be a generator
             result = original(parameters, max_norm, total_norm, *args, **kwargs)
             if self.patch.users:
-                self._saw(parameters, max_norm, total_norm)
+                saw(parameters, max_norm, total_norm)
             return result
 
-        return watched
+        return inlined(watched)
 
     def _saw(self, parameters: Sequence[Tensor], max_norm: Any, total_norm: Any) -> None:
         try:

@@ -99,11 +99,12 @@ class Forward:
 
     def _put_on(self) -> None:
         put_on = self._handles.append
-        for entry in filter(None, (held() for held in self._entries)):
-            put_on(entry.register_forward_pre_hook(_Hook(self, self._enter), with_kwargs=True))
-            put_on(entry.register_forward_hook(_Hook(self, self._leave)))
-        for name, held in self._activations:
-            if (module := held()) is not None:
+        for held in self._entries:
+            if (entry := held()) is not None:
+                put_on(entry.register_forward_pre_hook(_Hook(self, self._enter), with_kwargs=True))
+                put_on(entry.register_forward_hook(_Hook(self, self._leave)))
+        for name, kept in self._activations:
+            if (module := kept()) is not None:
                 see = self._see_zeros if isinstance(module, _RECTIFIERS) else self._see_ends
                 put_on(module.register_forward_hook(_Hook(self, see, name)))
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optwatch_agent.outside import outside, skipped
+from optwatch_agent.outside import inlined, outside, skipped
 from optwatch_agent.patches import Patch
 from optwatch_agent.phases import PHASES
 from optwatch_agent.signals import let_through
@@ -136,10 +136,13 @@ class LossTap:
 
         def watched(scaler: Any, outputs: Any) -> Any:
             result = scale(scaler, outputs)
-            saw(outputs, result)
+            if torch.compiler.is_compiling():
+                self._saw_scaled(outputs, result)
+            else:
+                saw(outputs, result)
             return result
 
-        return skipped(watched)
+        return inlined(watched)
 
     def _saw_scaled(self, outputs: Any, result: Any) -> None:
         if self.patches[1].users and isinstance(outputs, Tensor) and isinstance(result, Tensor):

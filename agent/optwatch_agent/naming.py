@@ -120,10 +120,13 @@ def plain(value: Any) -> ConfigValue:
 def _plain(value: Any) -> ConfigValue:
     if isinstance(value, Tensor):
         return float(value.item()) if value.numel() == 1 and value.device.type == "cpu" else None
-    if value is None or isinstance(value, (bool, float)):
+    # Of a subclass, such as numpy's, the wire takes nothing.
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, float):
+        return float(value)
     if isinstance(value, int) and abs(value) < 2**63:
-        return value
+        return int(value)
     if isinstance(value, tuple | list):
         return fit(", ".join(str(_plain(item)) for item in value[:MAX_TEXT]), MAX_TEXT)
     return fit(str(value), MAX_TEXT)

@@ -19,6 +19,15 @@ def skipped(function: Callable[..., Any]) -> Callable[..., Any]:
     return marked
 
 
+def inlined(wrapper: Callable[..., Any]) -> Callable[..., Any]:
+    """A wrapper of a function of torch's: compiled with its caller and never by itself, as those are.
+
+    What it does beside calling the function has to be `outside`, and not done where it `is_compiling`.
+    """
+    torch._dynamo.eval_frame.skip_code(wrapper.__code__)
+    return wrapper
+
+
 def outside(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A hook that a compiled caller calls as it is, and nothing in which is compiled.
 

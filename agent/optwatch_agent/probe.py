@@ -22,6 +22,7 @@ from optwatch_agent.shards import is_partial
 from optwatch_agent.sums import F8, Sample, Sums
 from optwatch_agent.table import table as table_for
 from optwatch_agent.tensors import local, on_cpu, on_device
+from optwatch_agent.updates import nadam
 
 __all__ = ["Gradients", "Joined", "Sample", "Taken", "measure", "take", "take_gradients"]
 
@@ -107,13 +108,18 @@ def measure(
 
 def take_gradients(params: Sequence[Tensor], tools: Tools | None = None) -> Gradients:
     """Measure the gradients of T parameters before a step that overwrites them."""
-    where = [i for i, param in enumerate(params) if param.grad is not None]
-    grads = [grad for param in params if (grad := param.grad) is not None]
-    return Gradients(where, take(_Bare(grads), grads, Roles(), grads=dict(enumerate(grads)), tools=tools))
+    where, tensors, grads = [], [], []
+    for i, param in enumerate(params):
+        if (grad := param.grad) is not None:
+            where.append(i)
+            # A sparse gradient has fewer values than elements.
+            tensors.append(grad if grad.layout is torch.strided else param)
+            grads.append(grad)
+    return Gradients(where, take(_Bare(tensors), tensors, Roles(), grads=dict(enumerate(grads)), tools=tools))
 
 
 class _Bare:
-    """Stands for an optimizer without state, of tensors that are their own gradients."""
+    """Stands for an optimizer without state."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.param_groups = [{"params": tensors}]
@@ -140,7 +146,7 @@ def take(
     table = table_for(roles, overwritten=grads is not None)
     there = DeviceSums(roles, tools or Tools())
     with torch.no_grad(), np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
-        for group, places, of_group in _alike(optimizer.param_groups):
+        for group, places, of_group in _alike(optimizer.param_groups, roles):
             reader = Reader(group, roles)
             given = [p.grad if grads is None else grads.get(i) for i, p in zip(places, of_group, strict=True)]
             states = [state if isinstance(state := optimizer.state.get(p), dict) else {} for p in of_group]
@@ -201,13 +207,19 @@ def take(
     return Taken(numbers, sums, numel, there, [*seen_there], kept)
 
 
-def _alike(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[int], list[Tensor]]]:
+def _alike(
+    groups: Sequence[Mapping[str, Any]], roles: Roles
+) -> list[tuple[Mapping[str, Any], list[int], list[Tensor]]]:
     """Groups with the same options as one, with the indices of their parameters: to begin with one takes a
     while, and in some trainings each parameter has its own."""
+    # NAdam's state has a product of the options that a group has had so far.
+    apart = roles.update is nadam
     found: dict[Any, tuple[Mapping[str, Any], list[int], list[Tensor]]] = {}
     index = 0
     for group in groups:
         options = tuple([(key, _value(option)) for key, option in group.items() if key not in _NAMES])
+        if apart:
+            options = (*options, ("", index))
         start, index = index, index + len(group["params"])
         _, places, params = found.setdefault(options, (group, [], []))
         places += range(start, index)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optwatch_agent import losses
-from optwatch_agent.outside import outside
+from optwatch_agent.outside import inlined, outside
 from optwatch_agent.patches import Patch
 from optwatch_agent.recorder import Value
 from optwatch_agent.signals import let_through
@@ -49,6 +49,11 @@ class ScalerTap:
         self._scalers.pop(id(follower.optimizer), None)
         self.patch.install()
 
+    def recount(self, follower: Follower) -> None:
+        """The follower's steps go on from another count."""
+        if id(follower.optimizer) in self._followers:
+            self._followers[id(follower.optimizer)] = (follower, follower.completed)
+
     def remove(self, follower: Follower) -> None:
         # By identity: the optimizer may be gone, and another one have its id.
         self._followers = {
@@ -65,7 +70,7 @@ class ScalerTap:
         saw = outside(self._saw)
 
         def watched(scaler: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._inside:  # a subclass that calls super().update()
+            if self._inside or torch.compiler.is_compiling():  # a subclass that calls super().update()
                 return update(scaler, *args, **kwargs)
             if self.patch.users:
                 saw(scaler)
@@ -75,7 +80,7 @@ class ScalerTap:
             finally:
                 self._inside = False
 
-        return watched
+        return inlined(watched)
 
     def patches_of(self, kind: type) -> list[Patch]:
         """What has to be patched of a subclass of GradScaler whose methods hide those of its base."""

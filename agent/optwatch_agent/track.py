@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from optwatch_agent import losses, naming, scalers
 from optwatch_agent.actuators import Actuators
@@ -25,7 +26,7 @@ from optwatch_agent.outside import outside
 from optwatch_agent.phases import FORWARD, PHASES, STEP
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import steps_so_far
-from optwatch_agent.signals import let_through
+from optwatch_agent.signals import is_the_scripts, let_through
 from optwatch_agent.snapshots import SHARE, Snapshots
 from optwatch_agent.step_loss import StepLoss
 
@@ -109,19 +110,25 @@ class Track:
         self._in_vain = 0
         """Steps in a row that a GradScaler skipped without a trace."""
         self._depth = 0
+        self._rehearses = False
+        """Whether the step that is under way is none of the training."""
         self._ended: float | None = None
         self._spent = 0.0
         self._acting = 0.0
         """Seconds in the pre-hook that are no cost of every step: a clip, a copy for a sample."""
         self._failures = 0
-        scalers.TAP.install(self)
         # A compiled step keeps one graph.
-        self._handles = [
-            optimizer.register_step_pre_hook(outside(self._pre)),
-            optimizer.register_step_post_hook(outside(self._post)),
-        ]
-        if step is None:
-            self._handles.append(optimizer.register_load_state_dict_post_hook(self._loaded))
+        pre, post, loaded = outside(self._pre), outside(self._post), outside(self._loaded)
+        self._handles: list[RemovableHandle] = []
+        try:
+            self._handles.append(optimizer.register_step_pre_hook(pre))
+            self._handles.append(optimizer.register_step_post_hook(post))
+            if step is None and hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
+                self._handles.append(optimizer.register_load_state_dict_post_hook(loaded))
+        except BaseException:
+            self._take_off()
+            raise
+        scalers.TAP.install(self)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -186,8 +193,7 @@ class Track:
         """Take the hooks off and undo what is in force. Inside a step the hooks stay, and do nothing."""
         self.active = False
         if self._depth == 0:
-            for handle in self._handles:
-                handle.remove()
+            self._take_off()
         self._measurements.close()
         if self.forward is not None:
             self.forward.close()
@@ -205,6 +211,10 @@ class Track:
             let_through(error)
             log.warning("optwatch: what the device worked out last is lost: %r", error)
 
+    def _take_off(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
     # --- hooks ----------------------------------------------------------------------------------------
 
     def _pre(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
@@ -216,20 +226,20 @@ class Track:
             if self._depth and is_nested(optimizer):
                 self._depth += 1  # a subclass that calls super().step()
                 return None
-            if kwargs and is_rehearsal(optimizer):
-                self._depth = 0
-                return None
             self._depth = 1
+            self._rehearses = bool(kwargs) and is_rehearsal(optimizer)
+            if self._rehearses:
+                return None
             closure = closure_of(args, kwargs) if kwargs or len(args) > 1 else None
             self._begin(began, closure is not None)
             changed = None
             if closure is not None:
                 changed = self._loss.wrap(closure, args, kwargs, self._take_gradients)
             self._spent = time.perf_counter() - began - self._acting
-        except ControlLost:
-            raise
-        except Exception as error:  # noqa: BLE001 - never into the training loop
-            let_through(error)
+        except BaseException as error:
+            if not isinstance(error, Exception) or isinstance(error, ControlLost) or is_the_scripts(error):
+                self._interventions.end()  # the step will not be taken
+                raise
             self._failed(error)
             return None
         return changed
@@ -239,6 +249,7 @@ class Track:
         try:
             if self.active and not self.stepped:
                 self.completed = self.under_way = self._start = steps_so_far(optimizer)
+                scalers.TAP.recount(self)
         except Exception as error:  # noqa: BLE001 - never in the way of a script
             let_through(error)
             self._failed(error)
@@ -247,7 +258,7 @@ class Track:
         if not self.active or self._depth == 0:
             return
         self._depth -= 1
-        if self._depth:
+        if self._depth or self._rehearses:
             return
         try:
             self._end(optimizer, time.perf_counter())

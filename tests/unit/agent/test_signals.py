@@ -127,7 +127,7 @@ def test_errors_of_ours_do_not(handle: Any, caplog: pytest.LogCaptureFixture) ->
 
     class Odd(dict[str, Any]):
         def get(self, key: str, default: Any = None) -> Any:
-            plain(signal.SIGUSR1, None)
+            raise TimeIsUp
 
     model = classifier()
     optimizer = torch.optim.AdamW(model.parameters())
