@@ -246,6 +246,24 @@ def test_a_module_that_refuses_hooks_is_told_once(caplog: pytest.LogCaptureFixtu
     ]
 
 
+def test_a_model_that_is_empty_so_far_is_seen() -> None:
+    class Memory(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def __len__(self) -> int:
+            return 0
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(x[:4])
+
+    model = Memory()
+    forward = Forward(model)
+    model(torch.randn(8, 2))
+    assert forward.take()[0]["batch_size"] == 8.0
+
+
 def test_what_cannot_be_measured_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     forward = Forward(model)

@@ -1,17 +1,22 @@
 """What is recorded of each step, in loops of every shape."""
 
+import copy
 import gc
 import logging
 import threading
 import weakref
+from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import optwatch
+from optwatch.wire.frames import agent_decoder, pack, unpack
+from optwatch.wire.messages import Hello
 from optwatch_agent import Watch, losses
 from optwatch_agent.recorder import Row
 from tests.unit.agent.models import batches, classifier, train
@@ -327,6 +332,86 @@ def test_steps_go_on_where_a_checkpoint_was_saved_that_is_loaded_after_attaching
     assert rows.steps == [101]
 
 
+class Calls(torch.optim.Adam):
+    """A step that calls its base's, which is hooked as well."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_a_rehearsed_step_that_calls_another_is_none() -> None:
+    torch.optim.Adam([nn.Parameter(torch.ones(1))])
+    model, fresh = classifier(), classifier()
+    optimizer, other = Calls(model.parameters()), Calls(fresh.parameters())
+    train(model, optimizer, batches(), 3)
+    optimizer.zero_grad()
+    watch, rows = watched(other)
+    set_optimizer_state_dict(fresh, other, get_optimizer_state_dict(model, optimizer))
+    train(fresh, other, batches(), 1)
+    watch.detach()
+    assert rows.steps == [4]
+
+
+def test_a_step_that_is_skipped_after_a_checkpoint_was_loaded_is_none() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.Adam([weight])
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    other = torch.optim.Adam([weight])
+    watch, rows = watched(other)
+    other.load_state_dict(saved)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for factor in (torch.inf, 3.0):
+        other.zero_grad()
+        scaler.scale((weight * factor).sum()).backward()
+        scaler.step(other)
+        scaler.update()
+    watch.detach()
+    assert rows.steps == [2]
+    assert rows.column("loss") == [pytest.approx(3.0, rel=0.01)]
+    assert rows.column("skipped_steps") == [1.0]
+
+
+class Sparing(torch.optim.Optimizer):
+    """Has no more than the hooks of steps, and is copied with all that it has."""
+
+    def __init__(self, params: Any) -> None:
+        self.param_groups, self.state, self.defaults = [{"params": list(params), "lr": 0.1}], {}, {}  # type: ignore[assignment]
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+        self._patch_step_function()
+
+    def __getstate__(self) -> Any:
+        return self.__dict__
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for param in self.param_groups[0]["params"]:
+            param.sub_(param.grad)
+
+
+def test_an_optimizer_with_the_hooks_of_steps_alone_is_watched_and_copied() -> None:
+    model = classifier()
+    optimizer = Sparing(model.parameters())
+    watch, rows = watched(optimizer)
+    train(model, optimizer, batches(), 2)
+    copy.deepcopy(optimizer)
+    watch.detach()
+    assert rows.steps == [1, 2]
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_numbers_of_numpy_are_told_as_numbers() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=np.float64(0.5))
+    watch = optwatch.attach(optimizer, config={"decay": np.float64(0.25), "seed": np.int64(7)})
+    (message,) = pack(watch._agent.hello())
+    watch.detach()
+    hello, _ = unpack([message], agent_decoder)
+    assert isinstance(hello, Hello)
+    assert hello.config == {"decay": 0.25, "seed": "7"}
+    assert hello.optimizers[0].groups[0].options["lr"] == 0.5
+
+
 def test_a_step_that_only_makes_the_state_is_none() -> None:
     """As when a checkpoint of plain SGD is saved: torch.distributed.checkpoint finds no state, at each."""
     model = classifier()
@@ -473,6 +558,19 @@ def test_what_a_container_steps_is_watched(models: int, names: list[str]) -> Non
         assert not container._optimizer_step_pre_hooks
 
 
+def test_an_optimizer_that_works_itself_is_no_container() -> None:
+    optimizer: Any = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    helper = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    for held in ([helper], [optimizer, helper]):
+        optimizer.optimizers = held
+        watch = optwatch.attach(optimizer)
+        assert [track.optimizer for track in watch._agent.tracks] == [optimizer]
+        watch.detach()
+    both = Container([classifier(), classifier()])
+    with pytest.raises(ValueError, match="two optimizers under the name 'a 1'"):
+        optwatch.attach({"a": both, "a 1": helper})
+
+
 def test_wrappers_are_unwrapped() -> None:
     inner = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
 
@@ -500,8 +598,9 @@ def test_the_budget_holds_the_cadence() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("breaks", [False, True])
 @pytest.mark.parametrize("scales", [False, True])
-def test_a_compiled_training_step_is_the_same_graphs(scales: bool) -> None:
+def test_a_compiled_training_step_is_the_same_graphs(scales: bool, breaks: bool) -> None:
     """Other graphs are other numbers in the last bits, and what is ours would be compiled while training."""
 
     def graphs(watch_it: bool) -> list[str]:
@@ -525,7 +624,7 @@ def test_a_compiled_training_step_is_the_same_graphs(scales: bool) -> None:
             optimizer.zero_grad()
             scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
             scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=breaks)
             scaler.step(optimizer)
             scaler.update()
 
@@ -551,6 +650,24 @@ def test_a_clip_that_is_compiled_in_one_graph_stays_so() -> None:
     assert float(torch.nn.utils.get_total_norm(grads)) == pytest.approx(1e-3, rel=1e-2)
     watch.detach()
     torch._dynamo.reset()
+
+
+class OwnScaler(torch.amp.GradScaler):
+    def scale(self, outputs: Any) -> Any:
+        return outputs * 8.0
+
+
+def test_a_loss_that_is_scaled_in_one_graph_stays_so() -> None:
+    model = classifier()
+    scaler = OwnScaler("cpu")
+    watch, rows = watched(optimizer := torch.optim.SGD(model.parameters(), lr=0.1), scaler=scaler)
+    scaled = torch.compile(lambda x: scaler.scale(model(x).sum()), backend="eager", fullgraph=True)
+    loss = scaled(torch.ones(4, 12))
+    loss.backward()
+    optimizer.step()
+    watch.detach()
+    torch._dynamo.reset()
+    assert rows.column("loss") == [pytest.approx(loss.item() / 8)]
 
 
 def test_compiled_models_and_steps() -> None:
