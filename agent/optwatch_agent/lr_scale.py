@@ -5,6 +5,7 @@
 """
 
 import functools
+import numbers
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -172,4 +173,4 @@ def add_lrs(values: dict[str, Value], groups: Sequence[dict[str, Any]]) -> None:
 def _number(lr: Any) -> Value:
     if isinstance(lr, Tensor):
         return float(lr.item()) if on_cpu(lr) else lr.detach().clone()
-    return float(lr) if isinstance(lr, (int, float)) else float("nan")
+    return float(lr) if isinstance(lr, numbers.Real) else float("nan")

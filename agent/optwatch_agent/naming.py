@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -120,10 +121,11 @@ def plain(value: Any) -> ConfigValue:
 def _plain(value: Any) -> ConfigValue:
     if isinstance(value, Tensor):
         return float(value.item()) if value.numel() == 1 and value.device.type == "cpu" else None
-    # Of a subclass, such as numpy's, the wire takes nothing.
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, float):
+    if isinstance(value, float):  # the wire takes none of a subclass
         return float(value)
     if isinstance(value, int) and abs(value) < 2**63:
         return int(value)

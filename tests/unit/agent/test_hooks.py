@@ -403,12 +403,16 @@ def test_an_optimizer_with_the_hooks_of_steps_alone_is_watched_and_copied() -> N
 
 def test_numbers_of_numpy_are_told_as_numbers() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=np.float64(0.5))
-    watch = optwatch.attach(optimizer, config={"decay": np.float64(0.25), "seed": np.int64(7)})
+    watch, rows = watched(optimizer, config={"decay": np.float64(0.25), "seed": np.int64(7)})
     (message,) = pack(watch._agent.hello())
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = np.float32(0.25)
+    optimizer.step()
     watch.detach()
+    assert rows.column("lr") == [0.5, 0.25]
     hello, _ = unpack([message], agent_decoder)
     assert isinstance(hello, Hello)
-    assert hello.config == {"decay": 0.25, "seed": "7"}
+    assert hello.config == {"decay": 0.25, "seed": 7}
     assert hello.optimizers[0].groups[0].options["lr"] == 0.5
 
 
