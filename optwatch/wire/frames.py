@@ -49,7 +49,15 @@ class WireError(ValueError):
 
 _KINDS = {name: np.dtype(name) for name in ("<i8", "<u8", "<f8", "<f4", "<u4", "|u1")}
 
-_encoder = msgspec.msgpack.Encoder()
+
+def _number(value: Any) -> Any:
+    """A number of numpy's as one of Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise NotImplementedError
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_number)
 agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)
 daemon_decoder: msgspec.msgpack.Decoder[DaemonMessage] = msgspec.msgpack.Decoder(DaemonMessage)
 request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
@@ -62,7 +70,7 @@ def pack(message: msgspec.Struct, blocks: Sequence[npt.NDArray[Any]] = ()) -> li
     try:
         header = _encoder.encode(message)
     except UnicodeEncodeError:
-        header = _encoder.encode(_fit(msgspec.to_builtins(message, builtin_types=(bytes,))))
+        header = _encoder.encode(_fit(msgspec.to_builtins(message, builtin_types=(bytes,), enc_hook=_number)))
     return [header, *(b.tobytes() for b in blocks)]
 
 

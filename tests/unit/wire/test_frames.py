@@ -25,7 +25,7 @@ from optwatch.wire.frames import (
     unpack,
 )
 from optwatch.wire.histograms import WIDTH
-from optwatch.wire.messages import Batch, Schema, TensorInfo
+from optwatch.wire.messages import Batch, Beat, Schema, TensorInfo
 from optwatch.wire.requests import GetSeries
 from tests.peers import BEAT
 
@@ -162,3 +162,11 @@ def test_texts_that_utf8_cannot_hold_go_as_far_as_they_do() -> None:
     assert message.scalars == ("loss", "?")
     assert message.tensors[0] == TensorInfo("b?b", (2,), "float32", 0)
     assert msgspec.structs.replace(message, scalars=odd.scalars, tensors=odd.tensors) == odd
+
+
+def test_numbers_of_numpy_go_as_numbers() -> None:
+    odd = msgspec.structs.replace(BEAT, session="s", steps=(np.int64(7),), overhead=np.float64(0.5))
+    message, _ = unpack(pack(odd), agent_decoder)
+    assert message == odd
+    assert isinstance(message, Beat)
+    assert (type(message.steps[0]), type(message.overhead)) == (int, float)
