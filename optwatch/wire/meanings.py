@@ -37,7 +37,7 @@ COLUMNS: dict[str, str] = {
     "lr_scale": "what commands multiply the learning rate by, while that is not 1",
     "grad_norm": "global L2 norm of the gradients as the optimizer used them",
     "grad_norm_raw": "the same before clipping, the script's or ours",
-    "user_max_norm": "what the script clips the norm to",
+    "user_max_norm": "what the script clips the norm to; not seen in a step that is compiled as a whole",
     "user_clip_share": "share of the script's last 100 clippings that changed the gradients",
     "clip": "the norm that a command clips to, while one is in force",
     "noise_std": "standard deviation of the noise that a command adds to the gradients",
