@@ -24,7 +24,8 @@ def inlined(wrapper: Callable[..., Any]) -> Callable[..., Any]:
 
     What it does beside calling the function has to be `outside`, and not done where it `is_compiling`.
     """
-    torch._dynamo.eval_frame.skip_code(wrapper.__code__)
+    skip_code: Any = torch._dynamo.decorators.skip_code
+    skip_code(wrapper.__code__)
     return wrapper
 
 
