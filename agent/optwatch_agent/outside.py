@@ -24,8 +24,8 @@ def inlined(wrapper: Callable[..., Any]) -> Callable[..., Any]:
 
     What it does beside calling the function has to be `outside`, and not done where it `is_compiling`.
     """
-    skip_code: Any = torch._dynamo.decorators.skip_code
-    skip_code(wrapper.__code__)
+    decorators: Any = torch._dynamo.decorators
+    decorators.skip_code(wrapper.__code__)
     return wrapper
 
 
