@@ -57,8 +57,9 @@ _COUNTS_OF_GRADIENTS = [COUNTS.index(name) for name in ("grad_zeros", "grad_nonf
 class Gradients:
     """What was measured of gradients before a step that overwrites them."""
 
+    _total: int
     _where: list[int]
-    """The indices of their parameters."""
+    """The indices of their parameters, of so many."""
     _taken: Taken
 
     @property
@@ -66,7 +67,9 @@ class Gradients:
         return self._taken.numbers
 
     def put(self, sample: Sample, arrived: Sequence[float]) -> None:
-        """Add them to a sample that was taken after the step."""
+        """Add them to a sample that was taken after the step, of the same parameters."""
+        if len(sample.stats) != self._total:
+            return
         found = self._taken.sample(arrived)
         for into, of, columns in (
             (sample.stats, found.stats, _OF_GRADIENTS),
@@ -115,7 +118,8 @@ def take_gradients(params: Sequence[Tensor], tools: Tools | None = None) -> Grad
             # A sparse gradient has fewer values than elements.
             tensors.append(grad if grad.layout is torch.strided else param)
             grads.append(grad)
-    return Gradients(where, take(_Bare(tensors), tensors, Roles(), grads=dict(enumerate(grads)), tools=tools))
+    taken = take(_Bare(tensors), tensors, Roles(), grads=dict(enumerate(grads)), tools=tools)
+    return Gradients(len(params), where, taken)
 
 
 class _Bare:

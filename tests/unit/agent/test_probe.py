@@ -460,3 +460,7 @@ def test_gradients_that_a_step_overwrites_are_measured_before_it(place: str) -> 
         assert counts["moments_nonfinite"] == int((~first.isfinite()).sum() + (~second.isfinite()).sum())
         assert np.isnan([got[name] for name in others]).all()
     assert sample.update_norm is None
+    del optimizer.param_groups[0]["params"][0]  # as if one had left in the step
+    less = Joined(take(optimizer, params[1:], roles_of(optimizer), grads={}), early)
+    sample = less.sample([] if less.numbers is None else less.numbers.tolist())
+    assert np.isnan(sample.stats[:, STATS.index("grad_rms")]).all()
