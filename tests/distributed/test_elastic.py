@@ -46,13 +46,19 @@ def armed_with(client: Client, run: str, ranks: int, pids: set[int]) -> set[int]
 
 @pytest.mark.timeout(400)
 def test_a_job_that_is_started_again_goes_on_as_the_same_run(daemon: DaemonProcess, tmp_path: Path) -> None:
-    launcher, options = ("--max-restarts=1",), ("--checkpoint", "50")
+    launcher, options = ("--max-restarts=1",), ("--checkpoint", "200")
     job = Job(tmp_path / "job", 2, *options, launcher=launcher, script="hardship")
     with job, daemon.client() as client:
         run = armed_run(client)
         pids = {rank.rank: rank.pid for rank in client.status(run).ranks}
         done = command(client, run, "scale_lr", {"factor": 0.5})
         assert (done.state, done.ranks_applied) == ("applied", (0, 1)), done
+        # What was on its way when it is killed must be trained again: it is behind the last checkpoint.
+        until(
+            client,
+            lambda c: 0 < steps_of(c, run, 1)[-1] % 200 <= 100 or None,
+            "a step that lies well before the next checkpoint",
+        )
         number = client.act(run, "restart", {}, "under way").id
         os.kill(pids[1], signal.SIGKILL)
         armed_with(client, run, 2, set(pids.values()))
