@@ -30,6 +30,7 @@ from optwatch_agent.later import Later
 from optwatch_agent.loose import Loose
 from optwatch_agent.parts import in_step
 from optwatch_agent.roles import counters_of
+from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import on_cpu
 
 log = logging.getLogger("optwatch")
@@ -361,6 +362,6 @@ def _free_bytes() -> int | None:
             for line in lines:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
+    except (OSError, ValueError, IndexError) as error:
+        let_through(error)
     return None
