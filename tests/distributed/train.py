@@ -237,7 +237,10 @@ def of_whole_tensors(model: torch.nn.Module) -> dict[str, Any]:
                 "grad_rms": full[1].square().mean().sqrt().item(),
                 "grad_max": full[1].abs().max().item(),
             },
-            "counts": [int((full[1] == 0).sum()), int((~full[1].isfinite()).sum())],
+            "counts": {
+                "grad_zeros": int((full[1] == 0).sum()),
+                "grad_nonfinite": int((~full[1].isfinite()).sum()),
+            },
             "histogram": sparse(counted(full[1].numpy())),
         }
     return {norm: value**0.5 for norm, value in squares.items()} | {"tensors": tensors}
