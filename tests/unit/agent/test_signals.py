@@ -80,9 +80,9 @@ class Interrupted:
     def _called(self, frame: Any, event: str, arg: Any) -> None:
         code = frame.f_code
         del frame  # or this would pass for a handler
-        # Python itself drops what is raised where a generator is thrown away.
         if self._name not in ("", code.co_name):
             return
+        # Python itself drops what is raised where a generator is thrown away.
         if "optwatch_agent" in code.co_filename and not code.co_flags & inspect.CO_GENERATOR:
             self.left -= 1
             if self.left == 0:
