@@ -30,12 +30,15 @@ from optwatch_agent import restarts, shards
 from optwatch_agent.device_guard import UsualNorm, norm_there
 from optwatch_agent.device_norms import clipped
 from optwatch_agent.globalnorm import global_norm, gradients_of, is_spread, is_unsummed
+from optwatch_agent.joint import Joint, kind_of
 from optwatch_agent.loose import Loose
 from optwatch_agent.lr_scale import LrScale
 from optwatch_agent.noise import Noise, perturb_parameters
 from optwatch_agent.reflexes import AdaptiveNorm
 from optwatch_agent.snapshots import Snapshots
 from optwatch_agent.tensors import local, on_cpu, on_device, scalar
+
+_ONE_BY_ONE = "the parameters have optimizers of their own, which never see all gradients"
 
 
 class Actuators:
@@ -79,7 +82,7 @@ class Actuators:
                 return restarts.refusal(self._optimizer, action)
             case ScaleLr():
                 if any(not isinstance(g.get("lr"), (int, float, Tensor)) for g in self._groups):
-                    return f"{type(self._optimizer).__name__} has a param_group without an lr"
+                    return f"{kind_of(self._optimizer).__name__} has a param_group without an lr"
             case Clip(off=False) if reason := self._clip_refusal(self.unsummed):
                 return reason
             case Clip(max_norm="auto") if ranks > 1:
@@ -114,7 +117,10 @@ class Actuators:
 
     def follows_update(self, action: Action) -> bool:
         """Whether the action takes effect after the update of its step: a rollback before it would meet
-        gradients of the parameters that it has just put away."""
+        gradients of the parameters that it has just put away, and a backward pass that steps the members of a
+        joint optimizer needs the parameters of the others as they were."""
+        if isinstance(action, Perturb):
+            return action.target == "param" and isinstance(self._optimizer, Joint)
         return isinstance(action, (Snapshot, Rollback))
 
     def apply(self, action: Action, step: int = 0) -> dict[str, float]:
@@ -227,6 +233,8 @@ class Actuators:
 
     def _noise_refusal(self) -> str | None:
         """Why the gradients cannot be given noise."""
+        if isinstance(self._optimizer, Joint):
+            return f"perturb: {_ONE_BY_ONE}"
         if isinstance(self._optimizer, torch.optim.LBFGS):
             return "perturb: LBFGS compares gradients of one step with each other"
         if self.unsummed:
@@ -238,6 +246,8 @@ class Actuators:
     def _clip_refusal(self, unsummed: bool) -> str | None:
         """Why there is no global norm to clip to. Over ranks it takes a collective at every step, and a rank
         that left one out would leave the others waiting."""
+        if isinstance(self._optimizer, Joint):
+            return f"clip: {_ONE_BY_ONE}"
         if unsummed:
             return "clip: the gradients are yet to be summed over ranks when the optimizer steps"
         params = [local(param) for group in self._groups for param in group["params"]]

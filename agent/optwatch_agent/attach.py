@@ -13,6 +13,7 @@ from optwatch.wire.messages import ConfigValue
 from optwatch.wire.places import find_daemons
 from optwatch_agent import naming, outer, zero
 from optwatch_agent.agent import Agent, make_way
+from optwatch_agent.joint import joined, members_of
 from optwatch_agent.reflexes import REFLEXES
 from optwatch_agent.signals import let_through
 from optwatch_agent.unsupported import unsupported, unsupported_model
@@ -22,8 +23,8 @@ log = logging.getLogger("optwatch")
 
 _INNER = ("optimizer", "base_optimizer", "_optimizer", "_base_optimizer", "optim", "base")
 """Attributes under which wrappers keep the optimizer that does the work."""
-_SEVERAL = ("optimizers", "chained_optimizers")
-"""The same of containers, which keep several in a list."""
+_SEVERAL = ("optimizers", "chained_optimizers", "optimizer_dict", "optim_map")
+"""The same of containers, which keep several in a list or by parameter."""
 _DEEPEST = 16
 """Wrappers around wrappers that are looked into."""
 
@@ -53,7 +54,8 @@ def attach(
 
     Args:
         optimizer: a torch.optim.Optimizer, a wrapper around one or a list of several (as torchtitan has), or
-            {name: optimizer} for several.
+            {name: optimizer} for several. Where parameters have optimizers of their own, as for a step within
+            backward ({parameter: optimizer}), those of one class are shown as one, more than 64 are always.
         model: names the tensors, and shows its input and activation modules; may be wrapped (DDP,
             torch.compile).
         name: the run's name, by default the script's.
@@ -117,7 +119,7 @@ def attach(
         "store": _store(store),
     }
     try:
-        make_way(optimizers.values())
+        make_way([member for optimizer in optimizers.values() for member in members_of(optimizer)])
         agent = Agent(
             optimizers,
             model=model,
@@ -147,21 +149,18 @@ def _optimizers(given: Any) -> dict[str, torch.optim.Optimizer]:
         raise ValueError("attach was given an empty mapping of optimizers")
     named = given if isinstance(given, Mapping) else {"optimizer": given}
     found: dict[str, torch.optim.Optimizer] = {}
-    for name, each in named.items():
+    for number, (name, each) in enumerate(named.items()):
+        if isinstance(name, torch.Tensor):  # by parameter, as where each steps within backward
+            name = f"optimizer {number}"
         parts = all_innermost(each)
         for i, part in enumerate(parts):
             label = f"{name} {i}" if len(parts) > 1 else str(name)
             if label in found:
                 raise ValueError(f"attach was given two optimizers under the name {label!r}")
             found[label] = part
-    if len(found) > MAX_OPTIMIZERS:
-        raise ValueError(
-            f"a run can have {MAX_OPTIMIZERS} optimizers, not {len(found)}: where each parameter has its own "
-            "one, attach to some of them"
-        )
     if len({id(each) for each in found.values()}) < len(found):
         raise ValueError("attach was given the same optimizer under two names")
-    return found
+    return joined(found, MAX_OPTIMIZERS)
 
 
 def all_innermost(given: Any) -> list[torch.optim.Optimizer]:
@@ -175,6 +174,8 @@ def _list_of(given: Any) -> list[Any]:
     """What a container of optimizers holds, [] of anything else."""
     for attribute in _SEVERAL:
         held = _look(given, attribute)
+        if isinstance(held, Mapping):
+            held = [*held.values()]
         if isinstance(held, list | tuple) and held and all(map(_is_one, held)):
             # One that does work of its own has parameters that the others have not.
             inner = [each for each in held if isinstance(each, torch.optim.Optimizer) and each is not given]
@@ -185,7 +186,7 @@ def _list_of(given: Any) -> list[Any]:
 
 def _params(given: Any) -> list[int]:
     groups = given.param_groups if isinstance(given, torch.optim.Optimizer) else ()
-    return [id(param) for group in groups for param in group["params"]]
+    return [id(param) for group in groups for param in group["params"] if param.requires_grad]
 
 
 def _is_one(given: Any) -> bool:

@@ -1,7 +1,7 @@
 """How `step` was called, as its pre-hook sees it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,11 +38,20 @@ def is_nested(optimizer: torch.optim.Optimizer) -> bool:
 
     Told from the stack: after a step that raised no post-hook has run either.
     """
-    outer = sys._getframe(2)
+    return _steps([optimizer]) > 1
+
+
+def is_stepping(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Whether this is called inside a step of one of the optimizers."""
+    return _steps(optimizers) > 0
+
+
+def _steps(optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """How many steps of the optimizers this is called from."""
     found = 0
-    frame: Any = outer
+    frame: Any = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer:
-            found += 1
+        if frame.f_code.co_name == "wrapper":
+            found += any(frame.f_locals.get("self") is optimizer for optimizer in optimizers)
         frame = frame.f_back
-    return found > 1
+    return found

@@ -3,6 +3,7 @@
 The squares are added up in float64, so that they neither leave the range of float32 nor lose bits.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,6 +30,19 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all tensors together, float64[]; inf or NaN if an element is."""
     total: Tensor = torch.linalg.vector_norm(norms(tensors))
     return total
+
+
+def joined(norms: Sequence[float | Tensor]) -> float | Tensor:
+    """The 2-norm of all tensors whose norms are given, numbers or float64[]: a number where all are."""
+    there = [norm for norm in norms if isinstance(norm, Tensor)]
+    here = math.hypot(*[norm for norm in norms if not isinstance(norm, Tensor)])
+    if not there:
+        return here
+    home = there[0].device
+    total: Tensor = torch.linalg.vector_norm(
+        torch.stack([norm.to(home, non_blocking=True) for norm in there])
+    )
+    return total.square().add(here**2).sqrt() if here else total
 
 
 def clipped(tensors: Sequence[Tensor], norm: Tensor, limit: Tensor | float) -> Tensor:

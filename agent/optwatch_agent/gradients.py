@@ -33,11 +33,7 @@ class Gradients:
             return {}
         if not (self._plain and grads[0].is_cpu):
             self._plain = all(map(_is_plain, grads))
-            if not self._plain:
-                if any(map(_waits_to_be_read, grads)):
-                    return {}
-                grads = [local(grad) for grad in grads]
-        norm = total_norm(grads) if self._plain or all(map(on_cpu, grads)) else _norm_on_device(grads)
+        norm = total_norm(grads) if self._plain else norm_of(grads)
         if norm is None:
             return {}
         values: dict[str, Value] = {"grad_norm": norm}
@@ -52,6 +48,14 @@ class Gradients:
 def before_clipping(values: Mapping[str, Value]) -> Value | None:
     """The norm before any clipping among measured columns, None where none was measured."""
     return values.get("grad_norm_raw", values.get("grad_norm"))
+
+
+def norm_of(grads: list[Tensor]) -> Value | None:
+    """The norm of gradients, None where it cannot be had."""
+    if any(map(_waits_to_be_read, grads)):
+        return None
+    grads = [local(grad) for grad in grads]
+    return total_norm(grads) if all(map(on_cpu, grads)) else _norm_on_device(grads)
 
 
 def _norm_on_device(grads: list[Tensor]) -> Tensor | None:

@@ -91,6 +91,8 @@ class LossTap:
     def _begins(self, tensors: Any, grad_tensors: Any) -> None:
         """A backward pass begins."""
         began = time.perf_counter()
+        for hook in tuple(PHASES.backward_begins.values()):
+            hook()
         self._saw(tensors, grad_tensors)
         PHASES.begin_backward(began)
         self._spent += time.perf_counter() - began
@@ -119,14 +121,17 @@ class LossTap:
             self._closed = True
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
-        begins = outside(self._begins)
+        begins, ends = outside(self._begins), outside(PHASES.end_backward)
 
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             begins(tensors, grad_tensors)
+            raised = True
             try:
-                return backward(tensors, grad_tensors, *args, **kwargs)
+                result = backward(tensors, grad_tensors, *args, **kwargs)
+                raised = False
+                return result
             finally:
-                PHASES.end_backward()
+                ends(raised)
 
         # Not recursive: the code under it is the user's and may be compiled.
         return skipped(watched)

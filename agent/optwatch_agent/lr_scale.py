@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optwatch_agent.joint import Joint, members_of
 from optwatch_agent.loose import Loose
 from optwatch_agent.recorder import Value
 from optwatch_agent.tensors import on_cpu
@@ -33,10 +34,17 @@ class LrScale:
         self._ramp_done = 0
         self._warmup = 0
         self._warmup_done = 0
-        self._saved: list[tuple[dict[str, Any], Any, Any]] = []
-        self._wrapper: types.MethodType | None = None
-        self._former: Any = None
+        self._saved: dict[int, list[tuple[dict[str, Any], Any, Any]]] = {}
+        """By the id of a member whose lr is multiplied now: its groups, the lr as scheduled and as scaled."""
+        self._wrappers: list[types.MethodType] = []
+        """What stands for `step`, and below what was set there before, by member."""
+        self._former: list[Any] = []
         self._inside = False
+        self._of_step: float | None = None
+        """The factor of the step that is under way."""
+        self._is_joint = isinstance(optimizer, Joint)
+        if isinstance(optimizer, Joint):
+            optimizer.listeners.append(self)
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -60,7 +68,7 @@ class LrScale:
 
     @property
     def armed(self) -> bool:
-        return self._wrapper is not None
+        return bool(self._wrappers)
 
     def go_to(self, target: float, ramp: int) -> None:
         """Move the factor to `target` in `ramp` further steps, linearly; 0: at once."""
@@ -81,38 +89,64 @@ class LrScale:
     def add_columns(self, values: dict[str, Value]) -> None:
         """Tell in a step's row the lr of each group as the schedule has it, while the factor is in."""
         if self._saved:
-            scheduled = {id(group): lr for group, lr, _ in self._saved}
+            scheduled = {id(group): lr for saved in self._saved.values() for group, lr, _ in saved}
             groups = self._optimizer.param_groups
             add_lrs(values, [{"lr": scheduled.get(id(group), group.get("lr"))} for group in groups])
 
     def enter(self) -> float | None:
         """Multiply the lr for the step that begins; the factor, None where none is in force."""
-        if self._saved:  # a step that raised was not left
-            self.leave()
+        self.leave()  # a step that raised was not left
         if not self.in_force:
             return None
-        factor = self.factor
+        factor = self._of_step = self.factor
+        self._ramp_done = min(self._ramp_done + 1, self._ramp)
+        self._warmup_done = min(self._warmup_done + 1, self._warmup)
+        self._look()
+        if not self._is_joint:
+            self._multiply(self._optimizer)
+        return factor
+
+    @property
+    def listens(self) -> bool:
+        """Whether the members of a joint optimizer take their steps by a factor, one by one: in between a
+        scheduler may step."""
+        return self._of_step is not None
+
+    def before_member(self, member: torch.optim.Optimizer, number: int) -> None:
+        """A member of it steps."""
+        self._multiply(member)
+
+    def after_member(self, member: torch.optim.Optimizer, number: int) -> None:
+        """It has."""
+        self._put_back(id(member))
+
+    def leave(self) -> None:
+        """Put the scheduled lr back."""
+        self._of_step = None
+        for member in tuple(self._saved):
+            self._put_back(member)
+
+    def _multiply(self, member: torch.optim.Optimizer) -> None:
+        if (factor := self._of_step) is None:
+            return
+        self._put_back(id(member))
+        saved = self._saved.setdefault(id(member), [])
         kept: dict[int, Tensor] = {}  # groups may share one tensor
-        for group in self._optimizer.param_groups:
+        for group in member.param_groups:
             lr = group["lr"]
             if isinstance(lr, Tensor):
                 with torch.no_grad():
                     if id(lr) not in kept:
                         kept[id(lr)] = lr.detach().clone()
                         lr.mul_(factor)
-                self._saved.append((group, kept[id(lr)], lr))
+                saved.append((group, kept[id(lr)], lr))
             else:
                 group["lr"] = lr * factor
-                self._saved.append((group, lr, group["lr"]))
-        self._ramp_done = min(self._ramp_done + 1, self._ramp)
-        self._warmup_done = min(self._warmup_done + 1, self._warmup)
-        self._look()
-        return factor
+                saved.append((group, lr, group["lr"]))
 
-    def leave(self) -> None:
-        """Put the scheduled lr back, exactly; an lr that was set during the step stays."""
-        saved, self._saved = self._saved, []
-        for group, scheduled, scaled in saved:
+    def _put_back(self, member: int) -> None:
+        """Exactly; an lr that was set during the step stays."""
+        for group, scheduled, scaled in self._saved.pop(member, ()):
             if isinstance(scaled, Tensor):
                 with torch.no_grad():
                     scaled.copy_(scheduled)
@@ -121,10 +155,13 @@ class LrScale:
 
     def arm(self) -> None:
         """Wrap `step` so that the lr comes back also when it raises."""
-        if self._wrapper is not None:
-            return
-        optimizer: Any = self._optimizer
-        former = optimizer.step
+        if not self._wrappers:
+            members = members_of(self._optimizer)
+            self._former = [vars(member).get("step") for member in members]
+            self._wrappers = [self._wrap(member) for member in members]
+
+    def _wrap(self, member: Any) -> types.MethodType:
+        former = member.step
         scale = self
 
         @functools.wraps(former.__func__ if isinstance(former, types.MethodType) else former)
@@ -134,25 +171,27 @@ class LrScale:
                 return former(*args, **kwargs)
             finally:
                 scale._inside = False
-                scale.leave()
+                scale._put_back(id(member))
 
         # A bound method: schedulers take `step.__func__`, which a plain function has not.
-        self._former = former if "step" in vars(optimizer) else None
-        self._wrapper = types.MethodType(step, optimizer)
-        optimizer.step = self._wrapper
+        wrapper = types.MethodType(step, member)
+        member.step = wrapper
+        return wrapper
 
     def disarm(self) -> None:
         """Take the wrapper off once nothing is in force; under somebody else's it stays and does nothing."""
-        if self._wrapper is None or self.in_force:
+        if not self._wrappers or self.in_force:
             return
-        optimizer: Any = self._optimizer
-        if vars(optimizer).get("step") is not self._wrapper:
+        members: Sequence[Any] = members_of(self._optimizer)
+        now = [vars(member).get("step") for member in members]
+        if any(there is not wrapper for there, wrapper in zip(now, self._wrappers, strict=True)):
             return
-        if self._former is not None:
-            optimizer.step = self._former
-        else:
-            del optimizer.step
-        self._wrapper = self._former = None
+        for member, former in zip(members, self._former, strict=True):
+            if former is not None:
+                member.step = former
+            else:
+                del member.step
+        self._wrappers, self._former = [], []
 
     def release(self) -> None:
         """Leave no trace."""

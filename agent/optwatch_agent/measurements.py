@@ -19,9 +19,11 @@ from optwatch_agent.device_time import DeviceTime
 from optwatch_agent.fused import Kernel, kernel_for
 from optwatch_agent.governor import Governor
 from optwatch_agent.gradients import Gradients, before_clipping
+from optwatch_agent.joint import Joint
 from optwatch_agent.local_norms import LocalNorms
 from optwatch_agent.loose import Loose
 from optwatch_agent.parts import in_step, parts_of
+from optwatch_agent.piecemeal import Piecemeal, Together
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import is_known, roles_of
 from optwatch_agent.sentinel import Sentinel
@@ -73,6 +75,7 @@ class Measurements:
         self._calls = _CALLS
         """How often the gradients may be measured out of turn."""
         self._tools = Tools(_kernels(self.devices))
+        self._piecemeal = Piecemeal(optimizer, self._tools) if isinstance(optimizer, Joint) else None
         self._norm_time, self._sample_time = DeviceTime(self.devices), DeviceTime(self.devices)
 
     @property
@@ -113,22 +116,30 @@ class Measurements:
         self._early = None
         self._before.cost = 0.0
         self.sampling = may_sample and self.wants_sample(step)
+        if self._piecemeal is not None:
+            norm = may_sample and self._wants_norm(step)
+            self._piecemeal.begin(norm, self.sampling, self.sampling and self._wants_histogram(step))
         return self.sampling
 
     def begin_sample(self) -> None:
         """Copy the parameters that will have to be compared."""
-        self._before.copy_params(self._optimizer)
+        if self._piecemeal is None:
+            self._before.copy_params(self._optimizer)
 
     def drop_sample(self) -> None:
         """Measure no tensors of the step after all."""
         self.sampling = False
+        if self._piecemeal is not None:
+            self._piecemeal.begin(norm=False, sample=False, histogram=False)
 
     def look_at_roles(self) -> None:
         """See what will become of the gradients."""
-        self.keeps_grad = roles_of(self._optimizer).keeps_grad
+        self.keeps_grad = self._piecemeal is None and roles_of(self._optimizer).keeps_grad
 
     def keep_gradients(self, step: int, clipped: bool) -> None:
         """See gradients that will not stay. `clipped`: their norm is known."""
+        if self._piecemeal is not None:  # none of them may be there yet
+            return
         if self.sampling:
             self._before.see_grads(self._optimizer)
         if not clipped and (self.sampling or self._wants_norm(step)):
@@ -184,6 +195,9 @@ class Measurements:
         earlier = 0.0
         if clipped is not None:
             values["grad_norm_raw"], values["grad_norm"] = clipped
+        elif self._piecemeal is not None:
+            values.update(self._piecemeal.norms(self._parts))
+            earlier = self._piecemeal.norm_cost
         elif self._early is not None:
             norms, earlier = self._early
             values.update(norms)
@@ -210,8 +224,18 @@ class Measurements:
         began = time.thread_time() - self._before.cost
         if self.outdated:
             self._look_again()
-        params = self._params()
-        before = self._before
+        taken = self._take() if self._piecemeal is None else self._piecemeal.taken()
+        if taken.numbers is None:
+            values.update(self._sampled(step, taken.sample()))
+        else:
+            self._recorder.expect(taken.numbers, functools.partial(self._arrived, step, taken, self._layout))
+        if self._parts is None and not is_known(self._optimizer):
+            values.update(state_norms(self._optimizer))
+        early = 0.0 if self._piecemeal is None else self._piecemeal.sample_cost
+        return early + time.thread_time() - began + self._sample_time.stop()
+
+    def _take(self) -> probe.Taken | probe.Joined:
+        params, before = self._params(), self._before
         after = probe.take(
             self._optimizer,
             params,
@@ -220,14 +244,7 @@ class Measurements:
             before.grads,
             self._tools,
         )
-        taken = after if before.measured is None else probe.Joined(after, before.measured)
-        if taken.numbers is None:
-            values.update(self._sampled(step, taken.sample()))
-        else:
-            self._recorder.expect(taken.numbers, functools.partial(self._arrived, step, taken, self._layout))
-        if self._parts is None and not is_known(self._optimizer):
-            values.update(state_norms(self._optimizer))
-        return time.thread_time() - began + self._sample_time.stop()
+        return after if before.measured is None else probe.Joined(after, before.measured)
 
     def _look_again(self) -> None:
         """Take account of parameters that were added."""
@@ -244,7 +261,11 @@ class Measurements:
         return {name: norm for name, norm in norms.items() if norm is not None}
 
     def _arrived(
-        self, step: int, taken: probe.Taken | probe.Joined, layout: tuple[int, ...], numbers: list[float]
+        self,
+        step: int,
+        taken: probe.Taken | probe.Joined | Together,
+        layout: tuple[int, ...],
+        numbers: list[float],
     ) -> dict[str, float]:
         """Record a sample that a device has worked out, unless parameters were added meanwhile."""
         try:
@@ -258,14 +279,29 @@ class Measurements:
         """Record how each gradient is spread, at a few of the steps that are sampled; the CPU seconds it
         took, None where it was not done."""
         kept, self._before.grads = self._before.grads, None
-        governor, tensors = self._governor, self._recorder.tensors
-        meets = self.is_on_cpu and (self._parts is None or in_step(governor.histogram_every, step))
-        if not (meets and governor.wants_histogram() and histograms.fits(len(tensors))):
+        if not self._wants_histogram(step):
             return None
         began = time.thread_time()
-        counts = histograms.measure(self._params(), kept)
+        if self._piecemeal is None:
+            counts = histograms.measure(self._params(), kept)
+        else:
+            counts, began = self._piecemeal.counts(), began - self._piecemeal.histogram_cost
         self._recorder.histogram(step, zero.spread_counts(counts, self._optimizer))
         return time.thread_time() - began
+
+    def _wants_histogram(self, step: int) -> bool:
+        governor, tensors = self._governor, self._recorder.tensors
+        meets = self.is_on_cpu and (self._parts is None or in_step(governor.histogram_every, step))
+        return meets and governor.wants_histogram() and histograms.fits(len(tensors))
+
+    def take_spent(self) -> float:
+        """Seconds that following the members of a joint optimizer took since the last call, without what was
+        measured of them."""
+        optimizer = self._optimizer
+        if self._piecemeal is None or not isinstance(optimizer, Joint):
+            return 0.0
+        measured = self._piecemeal.norm_cost + self._piecemeal.sample_cost + self._piecemeal.histogram_cost
+        return max(optimizer.take_spent() - measured, 0.0)
 
     # --- between two steps ----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from optwatch.wire.limits import MAX_TEXT, fit
 from optwatch.wire.messages import ConfigValue, GroupInfo, OptimizerInfo, TensorInfo
 from optwatch_agent import zero
+from optwatch_agent.joint import kind_of
 from optwatch_agent.roles import is_known, roles_of
 from optwatch_agent.shards import is_sharded, shard_key
 from optwatch_agent.signals import let_through
@@ -73,7 +74,7 @@ def tensors_of(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> tuple
 
 def describe(name: str, optimizer: torch.optim.Optimizer) -> OptimizerInfo:
     """What the daemon shows of an optimizer, and what has to agree over ranks."""
-    kind = type(optimizer).__name__
+    kind = kind_of(optimizer).__name__
     of_all_ranks = zero.groups_of(optimizer)
     groups = tuple(
         GroupInfo(
@@ -138,5 +139,6 @@ def _hints(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     roles = roles_of(optimizer)
     hints = [f"{action}: {reason}" for action, reason in roles.refusals.items()]
     if not is_known(optimizer):
-        hints.append(f"update: {type(optimizer).__name__} is not known; its updates are seen as differences")
+        kind = kind_of(optimizer).__name__
+        hints.append(f"update: {kind} is not known; its updates are seen as differences")
     return tuple(hints)

@@ -44,6 +44,14 @@ class Parts:
         sums[[i for i, _ in grads]] = squares([local(grad) for _, grad in grads])
         return dict(self._columns("grad_norm", sums))
 
+    def of_norms(self, norms: Sequence[tuple[int, Value]]) -> dict[str, Value]:
+        """The same from the norms of single gradients, by index."""
+        columns: dict[str, Value] = {}
+        for number, (key, digest) in enumerate(zip(self._keys, self._digests, strict=True)):
+            held = [norm for i, norm in norms if self._of[i] == number]
+            columns[Part("grad_norm", key, digest).column] = device_norms.joined(held)
+        return columns
+
     def _on_device(self, grads: Sequence[tuple[int, Tensor]]) -> dict[str, Value]:
         """The same as tensors; none where a part of them is elsewhere."""
         if not all(on_device(grad) for _, grad in grads):

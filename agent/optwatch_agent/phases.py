@@ -10,6 +10,7 @@ Where they wait in the forward pass as well (`pace`), it is the time until that 
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -37,10 +38,19 @@ class Phases:
         """Seconds so far in which this rank waited for no other."""
         self.passes = 0
         """Backward passes so far."""
+        self.backward_begins: OrderedDict[int, Callable[[], None]] = OrderedDict()
+        """Called before a backward pass."""
+        self.backward_ends: OrderedDict[int, Callable[[bool], None]] = OrderedDict()
+        """Called after one that is within no other, with whether it raised."""
         self.patch = Patch(dataloader._BaseDataLoaderIter, "__next__", self._wrap_next)
         self._left = 0.0
         """Since when the time is this rank's own, 0 while it is not."""
         self._depth = 0
+
+    @property
+    def is_backward(self) -> bool:
+        """Whether a backward pass is under way."""
+        return self._depth > 0
 
     def enter(self, phase: str, now: float) -> None:
         self.now = phase, now
@@ -62,11 +72,13 @@ class Phases:
         self.thread = threading.get_ident()
         self.now = BACKWARD, now
 
-    def end_backward(self) -> None:
+    def end_backward(self, raised: bool) -> None:
         self._depth -= 1
         if self._depth == 0:
             self._left = now = time.perf_counter()
             self.now = AFTER, now
+            for hook in tuple(self.backward_ends.values()):
+                hook(raised)
 
     def _wrap_next(self, following: Callable[..., Any]) -> Callable[..., Any]:
         def watched(loader: Any) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from optwatch.wire.actions import Restart
+from optwatch_agent.joint import kind_of
 from optwatch_agent.quantised import set_all
 from optwatch_agent.roles import Roles, fresh, roles_of
 from optwatch_agent.tensors import scalar
@@ -14,7 +15,7 @@ from optwatch_agent.tensors import scalar
 def refusal(optimizer: torch.optim.Optimizer, action: Restart) -> str | None:
     """Why an optimizer's moments cannot be zeroed, None where they can."""
     roles = roles_of(optimizer)
-    kind = type(optimizer).__name__
+    kind = kind_of(optimizer).__name__
     if reason := roles.refusals.get("restart"):
         return reason
     if action.moments == "first" and roles.first is None:

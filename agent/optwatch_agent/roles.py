@@ -24,6 +24,7 @@ from torch import Tensor
 from optwatch.wire.limits import MAX_STEP
 from optwatch_agent import updates
 from optwatch_agent.factored import Factors, multiplied
+from optwatch_agent.joint import kind_of
 from optwatch_agent.quantised import readable
 from optwatch_agent.tensors import scalar
 
@@ -254,7 +255,7 @@ def roles_of(optimizer: torch.optim.Optimizer) -> Roles:
     is not taken for known. An optimizer that is not in the table gets no update rule, and a restart is
     refused: what is left in the state beside the moments, and what the optimizer makes of it, is not known.
     """
-    kind = type(optimizer)
+    kind = kind_of(optimizer)
     keys = next((state.keys() for state in optimizer.state.values() if isinstance(state, Mapping)), ())
     for base in kind.__mro__:
         if (roles := _row(base)) is not None:
@@ -275,7 +276,7 @@ def counters_of(optimizer: torch.optim.Optimizer, group: Group) -> list[str]:
 
 
 def is_known(optimizer: torch.optim.Optimizer) -> bool:
-    return any(_row(base) is not None for base in type(optimizer).__mro__)
+    return any(_row(base) is not None for base in kind_of(optimizer).__mro__)
 
 
 def fresh(value: Any) -> Any:

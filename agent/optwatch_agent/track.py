@@ -11,13 +11,14 @@ from torch.utils.hooks import RemovableHandle
 
 from optwatch_agent import losses, naming, scalers
 from optwatch_agent.actuators import Actuators
-from optwatch_agent.calls import closure_of, is_nested, is_rehearsal
+from optwatch_agent.calls import closure_of, is_nested, is_rehearsal, is_stepping
 from optwatch_agent.checks import Checks
 from optwatch_agent.control import Control, ControlLost
 from optwatch_agent.forward import Forward
 from optwatch_agent.governor import NOTHING, Costs, Governor
 from optwatch_agent.guard import Guard
 from optwatch_agent.interventions import Interventions
+from optwatch_agent.joint import Joint, members_of
 from optwatch_agent.loose import Loose
 from optwatch_agent.lr_scale import add_lrs
 from optwatch_agent.measurements import Measurements
@@ -123,6 +124,8 @@ class Track:
         try:
             self._handles.append(optimizer.register_step_pre_hook(pre))
             self._handles.append(optimizer.register_step_post_hook(post))
+            if isinstance(optimizer, Joint):
+                optimizer.hook(self._handles, self._failed_within)
             if step is None and hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
                 self._handles.append(optimizer.register_load_state_dict_post_hook(loaded))
         except BaseException:
@@ -140,7 +143,10 @@ class Track:
         return self._held.gone
 
     def is_on(self, optimizer: torch.optim.Optimizer) -> bool:
-        return not self.gone and self.optimizer is optimizer
+        if self.gone:
+            return False
+        own = self.optimizer
+        return own is optimizer or (isinstance(own, Joint) and own.has(optimizer))
 
     @property
     def stepped(self) -> bool:
@@ -192,7 +198,8 @@ class Track:
     def close(self) -> None:
         """Take the hooks off and undo what is in force. Inside a step the hooks stay, and do nothing."""
         self.active = False
-        if self._depth == 0:
+        # After a step that raised there is a depth, and no step.
+        if self._depth == 0 or self.gone or not is_stepping(members_of(self.optimizer)):
             self._take_off()
         self._measurements.close()
         if self.forward is not None:
@@ -356,7 +363,8 @@ class Track:
         self.recorder.add(step, values)
         self.recorder.arrive()
         self._own = PHASES.own
-        fixed = self._spent + losses.TAP.take_spent() + (time.perf_counter() - now) - seconds
+        spent = self._spent + losses.TAP.take_spent() + self._measurements.take_spent()
+        fixed = spent + (time.perf_counter() - now) - seconds
         governor = self.governor
         governor.spent(step_time, fixed, costs)
         if not self._quiet or governor.wants_norm or governor.wants_sample:
