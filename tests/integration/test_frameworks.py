@@ -176,6 +176,43 @@ def test_the_one_line_with_hugging_face(daemon: DaemonProcess, tmp_path: Path) -
     assert series(daemon, "line")["loss"] == pytest.approx(log, rel=2e-3)
 
 
+def test_hugging_face_by_layers(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """As with `galore_adamw_layerwise`: the Trainer has an optimizer that does nothing, and hooks of the
+    parameters step their own within backward."""
+    trainer_utils = pytest.importorskip("transformers.trainer_pt_utils", reason=GROUP)
+    from optwatch_agent.huggingface import OptwatchCallback
+
+    def layer_wise(model: nn.Module) -> torch.optim.Optimizer:
+        own = {param: torch.optim.AdamW([param], lr=1e-3) for param in model.parameters()}
+
+        def step(param: Tensor) -> None:
+            own[param].step()
+            own[param].zero_grad()
+
+        for param in own:
+            param.register_post_accumulate_grad_hook(step)
+        made: torch.optim.Optimizer = trainer_utils.LayerWiseDummyOptimizer(optimizer_dict=own, lr=1e-3)
+        return made
+
+    rows = rows_for("language model", 64)
+    arguments = {"num_train_epochs": 1, "optimizers": layer_wise, "max_grad_norm": 0.0}
+    plain = trainer("language model", tmp_path, rows, [], **arguments)
+    plain.train()
+    watched = trainer(
+        "language model", tmp_path, rows, [OptwatchCallback(name="layers", budget=1.0)], **arguments
+    )
+    watched.train()
+    assert digest(watched.model) == digest(plain.model)
+    seen = series(daemon, "layers")
+    log = [entry["loss"] for entry in watched.state.log_history if "loss" in entry]
+    assert seen["step"] == list(range(1, 17))
+    assert seen["loss"] == pytest.approx(log, rel=2e-3)
+    assert len(seen["grad_norm"]) > 5
+    with daemon.client() as client:
+        (optimizer,) = client.status("layers").optimizers
+    assert optimizer.kind == "AdamW"
+
+
 # --- Lightning ------------------------------------------------------------------------------------------
 
 
