@@ -1,7 +1,7 @@
 """Set-up lint: what is unusual about an optimizer before its first step. Hints, never alarms."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from optwatch.detect.base import Signal
@@ -38,12 +38,27 @@ def lint(optimizers: Sequence[OptimizerInfo]) -> list[Signal]:
     return [
         hint
         for optimizer in optimizers
-        for hints in (
-            _missing(optimizer),
-            *(_group(optimizer, number, group, several) for number, group in enumerate(optimizer.groups)),
+        for hint in (
+            *_missing(optimizer),
+            *_once(
+                hint
+                for number, group in enumerate(optimizer.groups)
+                for hint in _group(optimizer, number, group, several)
+            ),
         )
-        for hint in hints
     ]
+
+
+def _once(hints: Iterable[Signal]) -> Iterator[Signal]:
+    """Of what several groups of an optimizer have in common one hint, of the first: there may be a group for
+    each parameter."""
+    alike: dict[tuple[object, ...], list[Signal]] = {}
+    for hint in hints:
+        what = *(cause.cause for cause in hint.causes), *(remedy.why for remedy in hint.remedies)
+        alike.setdefault(what, []).append(hint)
+    for first, *others in alike.values():
+        more = f" (and {len(others):,} more group{'s' * (len(others) > 1)})" if others else ""
+        yield replace(first, summary=first.summary + more)
 
 
 def betas(options: Mapping[str, ConfigValue]) -> tuple[float, float] | None:

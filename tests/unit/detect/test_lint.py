@@ -66,3 +66,17 @@ def test_parameters_that_are_in_no_optimizer_or_in_it_twice_are_named() -> None:
     missing, twice = infos(group, missing=("head.weight", "head.bias"))
     assert "head.weight, head.bias" in missing
     assert "listed twice" in twice
+
+
+def test_what_all_groups_have_in_common_is_said_once() -> None:
+    """As where each parameter has a group, or an optimizer, of its own."""
+    high, coupled = GroupInfo({"lr": 0.01}, 1, 10), GroupInfo({"lr": 1e-3, "weight_decay": 0.1}, 1, 10)
+    optimizer = OptimizerInfo(name="main", kind="Adam", groups=(high, high, coupled, high), digest="")
+    panel = Panel("run")
+    assert [finding.summary for finding in panel.setup([optimizer])] == [
+        "main, group 0: an LR of 0.01 is above what Adam is usually used with (1e-05 to 0.003)"
+        " (and 2 more groups)",
+        "main, group 2: Adam with weight_decay 0.1 adds the decay to the gradient,"
+        " where the second moment scales it away",
+    ]
+    assert panel.setup([optimizer]) == []
