@@ -211,6 +211,8 @@ class Book:
         if report.state == "pending" and rank not in entry.reports and not entry.repeated_at:
             self._answers.append(max(now - entry.sent_at, 0.0))
         entry.reports[rank] = report.state
+        if report.state in ("refused", "failed") and not entry.refusal:
+            entry.refusal = f"rank {rank}: {report.reason}" if report.reason else report.state
         if report.state == "aborted" and entry.aborted_at is None:
             entry.aborted_at = now
         if entry.n > 1 and report.state in ("pending", "applied"):
@@ -268,7 +270,7 @@ class Book:
         entry.vote = uuid.uuid4().hex
         entry.attempt += 1
         entry.sent_at, entry.repeated_at, entry.blocked_since, entry.aborted_at = now, 0.0, None, None
-        entry.reports = {}
+        entry.reports, entry.refusal = {}, ""
         entry.sessions = {peer.rank: peer.session for peer in peers}
         entry.steps = ()
         if world_size > 1:
@@ -344,11 +346,7 @@ class Book:
                 reason=f"applied on {len(applied)} of {entry.n} ranks only: {report.reason}".rstrip(": "),
             )
         elif refusal and not applied and (refusal == "refused" or final >= entry.n):
-            self._set(
-                entry,
-                state="refused" if refusal == "refused" else "failed",
-                reason=f"rank {_first(entry, refusal)}: {report.reason}" if report.reason else refusal,
-            )
+            self._set(entry, state=refusal, reason=entry.refusal)
         elif "aborted" in states and not applied and entry.open:
             # The verdict is the same for all, but who is still to speak may be the one that refuses.
             self._set(entry, reason=report.reason or entry.command.reason)
@@ -362,7 +360,7 @@ class Book:
     def _vote_again(self, entry: Entry) -> None:
         """Hold the vote again that has failed, if it may be."""
         if entry.attempt < ATTEMPTS:
-            entry.vote, entry.reports, entry.aborted_at = "", {}, None
+            entry.vote, entry.reports, entry.refusal, entry.aborted_at = "", {}, "", None
             self._set(entry, state="sent")
         else:
             reason = f"{entry.attempt} votes failed: {entry.command.reason}"
@@ -412,7 +410,3 @@ def _gone(entry: Entry, peers: Sequence[Peer], world_size: int) -> str:
         if now.get(rank, session) != session or rank >= world_size:
             return f"the process of rank {rank} ended before it applied it"
     return ""
-
-
-def _first(entry: Entry, state: str) -> int:
-    return next(rank for rank, was in entry.reports.items() if was == state)

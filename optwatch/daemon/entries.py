@@ -38,6 +38,8 @@ class Entry(msgspec.Struct, kw_only=True):
     """The process that each rank's proposal went to."""
     steps: tuple[int, ...] = ()
     reports: dict[int, ReportState] = {}
+    refusal: str = ""
+    """What the first rank said that would not do it, or could not."""
     before: float | str | None = None
     """What was in force before it was applied: the LR scale, or the clip."""
     after: float | str | None = None

@@ -113,6 +113,25 @@ def test_a_rank_that_refuses_is_heard_before_a_failed_vote_is_held_again() -> No
     assert (entry.command.state, entry.command.reason) == ("refused", "rank 1: not allowed here")
 
 
+def test_what_the_rank_said_that_refuses_stays_when_the_others_are_heard() -> None:
+    book = Book("r")
+    entry = ask(book, "clip", max_norm=1.0)
+    prepares = go(book, 3)
+    report(book, prepares[1], "refused", 1, reason="not allowed here")
+    report(book, prepares[0], "pending", 0)
+    report(book, prepares[2], "aborted", 2, reason="not all ranks were in time")
+    assert (entry.command.state, entry.command.reason) == ("refused", "rank 1: not allowed here")
+
+
+def test_a_failure_is_told_in_the_words_of_the_rank_that_failed() -> None:
+    book = Book("r")
+    entry = ask(book, "restart")
+    prepares = go(book, 2)
+    report(book, prepares[1], "failed", 1, reason="the store is lost")
+    report(book, prepares[0], "aborted", 0, reason="not all ranks were in time")
+    assert (entry.command.state, entry.command.reason) == ("failed", "rank 1: the store is lost")
+
+
 def test_a_failed_vote_is_held_again_when_a_rank_does_not_say_more() -> None:
     book = Book("r")
     entry = ask(book, "restart")
