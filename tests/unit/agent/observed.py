@@ -14,6 +14,7 @@ from optwatch_agent import Watch
 from optwatch_agent.agent import Agent
 from optwatch_agent.control import Outcome
 from optwatch_agent.probe import Sample
+from optwatch_agent.recorder import Row
 
 
 class Kept(deque[Outcome]):
@@ -53,6 +54,33 @@ class Hand:
 
     def outcomes(self) -> list[tuple[str, str, str]]:
         return [(o.prepare.action, o.state, o.reason) for o in self._kept.all]
+
+
+class Sight(list[Row]):
+    """The rows that an agent records, kept from the link's thread."""
+
+    def __init__(self, watch: Watch, track: int = 0) -> None:
+        super().__init__()
+        recorder = watch._agent.tracks[track].recorder
+        recorder.add = lambda step, values: self.append(Row(step, 0.0, values))  # type: ignore[method-assign]
+        recorder.amend = self._amend  # type: ignore[method-assign]
+
+    def _amend(self, values: Any) -> bool:
+        if self:
+            self[-1].values.update(values)
+        return bool(self)
+
+    def column(self, name: str) -> list[Any]:
+        return [row.values.get(name) for row in self]
+
+    @property
+    def steps(self) -> list[int]:
+        return [row.step for row in self]
+
+
+def watched(optimizer: Any, **options: Any) -> tuple[Watch, Sight]:
+    watch = optwatch.attach(optimizer, **{"budget": 1.0, **options})
+    return watch, Sight(watch)
 
 
 def measure_always(watch: Watch) -> None:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import optwatch
 from optwatch_agent.forward import Forward
 from tests.unit.agent.models import batches, classifier, fingerprint, train
-from tests.unit.agent.test_hooks import Sight
+from tests.unit.agent.observed import Sight
 
 
 class Net(nn.Module):

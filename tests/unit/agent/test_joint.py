@@ -13,8 +13,7 @@ from torch import Tensor, nn
 import optwatch
 from optwatch_agent import Watch
 from optwatch_agent.phases import PHASES
-from tests.unit.agent.observed import Hand, measure_always, samples_of
-from tests.unit.agent.test_hooks import Sight
+from tests.unit.agent.observed import Hand, Sight, measure_always, samples_of
 
 Make = Callable[..., torch.optim.Optimizer]
 

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import optwatch
 from optwatch.wire.messages import STATS
 from tests.unit.agent.models import batches, classifier, fingerprint, train
-from tests.unit.agent.observed import Hand, measure_always, samples_of
-from tests.unit.agent.test_hooks import Sight, watched
+from tests.unit.agent.observed import Hand, Sight, measure_always, samples_of, watched
 
 
 def test_two_losses_of_one_graph() -> None:

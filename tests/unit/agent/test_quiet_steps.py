@@ -9,8 +9,7 @@ from torch import nn
 import optwatch
 from optwatch_agent.track import Track
 from tests.unit.agent.models import batches, classifier, fingerprint
-from tests.unit.agent.observed import Hand
-from tests.unit.agent.test_hooks import Sight
+from tests.unit.agent.observed import Hand, Sight
 
 STEPS = 160
 ASKED: dict[int, tuple[str, dict[str, Any]]] = {
