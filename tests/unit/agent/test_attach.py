@@ -4,6 +4,7 @@ import copy
 import gc
 import threading
 import weakref
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
