@@ -35,7 +35,7 @@ from optwatch_agent.link import Link
 from optwatch_agent.membership import Membership
 from optwatch_agent.mirroring import Mirroring
 from optwatch_agent.pace import Pace, waits_in_forward
-from optwatch_agent.phases import PHASES
+from optwatch_agent.phases import LOADING
 from optwatch_agent.snapshots import Snapshots
 from optwatch_agent.source import Answer, Durable
 from optwatch_agent.track import Track
@@ -82,7 +82,7 @@ class Agent:
             patch.install()
         losses.TAP.install()
         clips.TAP.patch.install()
-        PHASES.patch.install()
+        LOADING.install()
         try:
             for index, (label, optimizer) in enumerate(optimizers.items()):
                 self.tracks.append(
@@ -203,7 +203,7 @@ class Agent:
     def _unpatch(self) -> None:
         losses.TAP.remove()
         clips.TAP.remove()
-        PHASES.patch.remove()
+        LOADING.remove()
         for patch in self._scaler_patches:
             patch.remove()
         if self._pace is not None:
@@ -302,7 +302,7 @@ class Agent:
 
     def beat(self) -> Beat:
         first = self.tracks[0]
-        phase, since = PHASES.now
+        phase, since = first.phases.now
         self._told_snapshots = self.snapshots.steps
         return Beat(
             session=self.identity.session,
@@ -348,13 +348,14 @@ class Agent:
             found = self.tracks[ask.optimizer].checks.detail(self.identity.session, ask.step)
             return None if found is None else (found[0], (found[1],))
         if ask.what == "stack":
-            phase, since = PHASES.now
+            phases = self.tracks[0].phases
+            phase, since = phases.now
             stack = Stack(
                 session=self.identity.session,
                 steps=tuple(track.under_way for track in self.tracks),
                 phase=phase,
                 phase_time=time.perf_counter() - since,
-                frames=stacks.frames_of(PHASES.thread),
+                frames=stacks.frames_of(phases.thread),
             )
             return stack, ()
         return None

@@ -72,7 +72,7 @@ class Interventions:
         `awaits_closure`: those that it will take are yet to come, within it.
         """
         guard, actuators = self._guard, self._actuators
-        if guard.on and guard.collective and losses.TAP.scales:
+        if guard.on and guard.collective and losses.TAP.window.scales:
             guard.give_up(
                 "a GradScaler may skip the step on one rank, and the others would wait for its norm"
             )

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from optwatch_agent.calls import is_nested, is_rehearsal
 from optwatch_agent.outside import outside
-from optwatch_agent.phases import PHASES
+from optwatch_agent.phases import BACKWARD_BEGINS, BACKWARD_ENDS, PHASES, Phases
 from optwatch_agent.signals import let_through
 
 _FEW = 8
@@ -62,6 +62,8 @@ class Joint(torch.optim.Optimizer):
         # The hooks of parameters on several devices are called by a thread of each.
         self._lock = threading.RLock()
         self._under_way = False
+        self._phases: Phases | None = None
+        """Those of the thread that takes it."""
         self._in_backward = False
         """Whether the step that is under way is taken within backward."""
         self._begun: set[int] = set()
@@ -120,10 +122,10 @@ class Joint(torch.optim.Optimizer):
             handles.append(member.register_step_post_hook(after))
             if hasattr(member, "_optimizer_load_state_dict_post_hooks"):
                 handles.append(member.register_load_state_dict_post_hook(loaded))
-        handles.append(handle := RemovableHandle(PHASES.backward_begins))
-        PHASES.backward_begins[handle.id] = self._begins
-        handles.append(handle := RemovableHandle(PHASES.backward_ends))
-        PHASES.backward_ends[handle.id] = self._ends
+        handles.append(handle := RemovableHandle(BACKWARD_BEGINS))
+        BACKWARD_BEGINS[handle.id] = self._begins
+        handles.append(handle := RemovableHandle(BACKWARD_ENDS))
+        BACKWARD_ENDS[handle.id] = self._ends
         self._deaf = True
         member = self.members[0]
         self._deaf_time = (
@@ -151,7 +153,8 @@ class Joint(torch.optim.Optimizer):
                 self._end()
             self._begun.add(number)
             if not self._under_way:
-                self._under_way, self._in_backward = True, PHASES.is_backward
+                self._phases = PHASES.here()
+                self._under_way, self._in_backward = True, self._phases.is_backward
                 self._count = len(self.members)
                 self._call(self._optimizer_step_pre_hooks)
                 began = time.perf_counter()
@@ -183,16 +186,16 @@ class Joint(torch.optim.Optimizer):
             if not self._in_backward and len(self._done) == self._count:
                 self._end()
 
-    def _begins(self) -> None:
+    def _begins(self, phases: Phases) -> None:
         """A backward pass begins: what was stepped behind the last one was its step."""
         with self._lock:
-            if self._under_way and not self._in_backward:
+            if self._under_way and not self._in_backward and phases is self._phases:
                 self._end()
 
-    def _ends(self, raised: bool) -> None:
+    def _ends(self, phases: Phases, raised: bool) -> None:
         """A backward pass is over."""
         with self._lock:
-            if self._under_way and self._in_backward:
+            if self._under_way and self._in_backward and phases is self._phases:
                 self._end(raised)
 
     def _end(self, raised: bool = False) -> None:

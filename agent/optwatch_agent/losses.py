@@ -13,44 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optwatch_agent.of_thread import OfThread
 from optwatch_agent.outside import inlined, outside, skipped
 from optwatch_agent.patches import Patch
-from optwatch_agent.phases import PHASES
+from optwatch_agent.phases import BACKWARD_BEGINS, PHASES
 from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import on_cpu
 
 
-class LossTap:
-    """The losses of the passes since the last step."""
+class Window:
+    """The losses of the passes since the last step, in one training thread."""
 
     def __init__(self) -> None:
-        self.patches = (
-            Patch(torch.autograd, "backward", self._wrap_backward),
-            Patch(torch.amp.grad_scaler.GradScaler, "scale", self.wrap_scale),
-        )
         self._values: list[Tensor | float] = []
         self._divisors: list[tuple[float, ...]] = []
         self._closed = True
-        self._parts = False
+        self.parts = False
+        """Whether the losses of a step's passes are known to be parts of one, whose sum is the step's."""
         self._scaled: tuple[weakref.ref[Tensor], Tensor] | None = None
         self._spent = 0.0
-
-    def install(self) -> None:
-        for patch in self.patches:
-            patch.install()
-
-    def remove(self) -> None:
-        for patch in self.patches:
-            patch.remove()
-        if self.patches[0].users == 0:
-            self._values, self._divisors, self._scaled, self._closed = [], [], None, True
-
-    def expect_parts(self, parts: bool) -> None:
-        """Whether the losses of a step's passes are known to be parts of one, whose sum is the step's.
-
-        A framework that divides them by what they have in common, such as the tokens of all, knows.
-        """
-        self._parts = parts
 
     @property
     def is_open(self) -> bool:
@@ -75,7 +56,7 @@ class LossTap:
             return self._values[0], 1
         loss: Tensor | float = sum(self._values[1:], start=self._values[0])
         divided = all(any(abs(by / n - 1) < 1e-6 for by in divisors) for divisors in self._divisors)
-        if not self._parts and not divided:
+        if not self.parts and not divided:
             loss = loss / n
         return loss, n
 
@@ -88,18 +69,22 @@ class LossTap:
         spent, self._spent = self._spent, 0.0
         return spent
 
-    def _begins(self, tensors: Any, grad_tensors: Any) -> None:
+    def begins(self, tensors: Any, grad_tensors: Any) -> None:
         """A backward pass begins."""
         began = time.perf_counter()
-        for hook in tuple(PHASES.backward_begins.values()):
-            hook()
+        phases = PHASES.mine()
+        for hook in tuple(BACKWARD_BEGINS.values()):
+            hook(phases)
         self._saw(tensors, grad_tensors)
-        PHASES.begin_backward(began)
+        phases.begin_backward(began)
         self._spent += time.perf_counter() - began
 
+    def saw_scaled(self, outputs: Any, result: Any) -> None:
+        """A GradScaler scaled a loss."""
+        if isinstance(outputs, Tensor) and isinstance(result, Tensor):
+            self._scaled = (weakref.ref(result), outputs)
+
     def _saw(self, tensors: Any, grad_tensors: Any) -> None:
-        if self.patches[0].users == 0:
-            return
         try:
             if not isinstance(tensors, Tensor):
                 if not isinstance(tensors, (tuple, list)) or len(tensors) != 1:
@@ -120,8 +105,41 @@ class LossTap:
             let_through(error)
             self._closed = True
 
+
+class LossTap:
+    """Sees the losses of all training threads."""
+
+    def __init__(self) -> None:
+        self.patches = (
+            Patch(torch.autograd, "backward", self._wrap_backward),
+            Patch(torch.amp.grad_scaler.GradScaler, "scale", self.wrap_scale),
+        )
+        self._windows = OfThread(Window)
+
+    @property
+    def window(self) -> Window:
+        """That of this thread."""
+        return self._windows.here()
+
+    def expect_parts(self, parts: bool) -> None:
+        """Whether the losses of this thread's passes are known to be parts of one loss.
+
+        A framework that divides them by what they have in common, such as the tokens of all, knows.
+        """
+        self._windows.mine().parts = parts
+
+    def install(self) -> None:
+        for patch in self.patches:
+            patch.install()
+
+    def remove(self) -> None:
+        for patch in self.patches:
+            patch.remove()
+        if self.patches[0].users == 0:
+            self._windows = OfThread(Window)
+
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
-        begins, ends = outside(self._begins), outside(PHASES.end_backward)
+        begins, ends = outside(self._begins), outside(_ends)
 
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             begins(tensors, grad_tensors)
@@ -136,13 +154,20 @@ class LossTap:
         # Not recursive: the code under it is the user's and may be compiled.
         return skipped(watched)
 
+    def _begins(self, tensors: Any, grad_tensors: Any) -> None:
+        window = self._windows.mine()
+        if self.patches[0].users == 0:
+            PHASES.mine().begin_backward(time.perf_counter())
+        else:
+            window.begins(tensors, grad_tensors)
+
     def wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         saw = outside(self._saw_scaled)
 
         def watched(scaler: Any, outputs: Any) -> Any:
             result = scale(scaler, outputs)
-            if torch.compiler.is_compiling():
-                self._saw_scaled(outputs, result)
+            if torch.compiler.is_compiling():  # which knows no threads
+                self._windows.latest.saw_scaled(outputs, result)
             else:
                 saw(outputs, result)
             return result
@@ -150,8 +175,12 @@ class LossTap:
         return inlined(watched)
 
     def _saw_scaled(self, outputs: Any, result: Any) -> None:
-        if self.patches[1].users and isinstance(outputs, Tensor) and isinstance(result, Tensor):
-            self._scaled = (weakref.ref(result), outputs)
+        if self.patches[1].users:
+            self._windows.mine().saw_scaled(outputs, result)
+
+
+def _ends(raised: bool) -> None:
+    PHASES.mine().end_backward(raised)
 
 
 def _divisors(loss: Tensor) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ class Pace(Uncopied):
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling():
-            PHASES.begin_forward()
+            PHASES.here().begin_forward()
 
     def close(self) -> None:
         self._handle.remove()

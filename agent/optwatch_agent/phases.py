@@ -1,7 +1,6 @@
 """Where the training thread is within a step, and how long it works without waiting for other ranks.
 
-Told by what is wrapped or hooked anyway: backward passes, `DataLoader`s, the optimizer's step. One for
-the process, since all its attachments share the training.
+Told by what is wrapped or hooked anyway: backward passes, `DataLoader`s, the optimizer's step.
 
 Data-parallel ranks wait for each other inside the backward pass. So the time outside of it is a rank's
 own: the rank that needs most of it holds up the others, although a whole step takes all of them as long.
@@ -16,6 +15,7 @@ from typing import Any
 
 from torch.utils.data import dataloader
 
+from optwatch_agent.of_thread import OfThread
 from optwatch_agent.patches import Patch
 
 START = "start"
@@ -27,22 +27,17 @@ STEP = "step"
 
 
 class Phases:
-    """The phase now, and what the ranks' own time adds up to. Written by the training thread alone."""
+    """The phase of one training thread, and what its own time adds up to. Written by that thread alone."""
 
     def __init__(self) -> None:
         self.now: tuple[str, float] = (START, time.perf_counter())
         """The phase, and since when, on the clock of `perf_counter`."""
         self.thread = threading.main_thread().ident
-        """The thread that trains."""
+        """The thread that trains: until one is seen to, the main thread."""
         self.own = 0.0
         """Seconds so far in which this rank waited for no other."""
         self.passes = 0
         """Backward passes so far."""
-        self.backward_begins: OrderedDict[int, Callable[[], None]] = OrderedDict()
-        """Called before a backward pass."""
-        self.backward_ends: OrderedDict[int, Callable[[bool], None]] = OrderedDict()
-        """Called after one that is within no other, with whether it raised."""
-        self.patch = Patch(dataloader._BaseDataLoaderIter, "__next__", self._wrap_next)
         self._left = 0.0
         """Since when the time is this rank's own, 0 while it is not."""
         self._depth = 0
@@ -77,21 +72,30 @@ class Phases:
         if self._depth == 0:
             self._left = now = time.perf_counter()
             self.now = AFTER, now
-            for hook in tuple(self.backward_ends.values()):
-                hook(raised)
-
-    def _wrap_next(self, following: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(loader: Any) -> Any:
-            if self.patch.users == 0 or threading.get_ident() != self.thread:
-                return following(loader)
-            before = self.now[0]
-            self.enter(DATA, time.perf_counter())
-            try:
-                return following(loader)
-            finally:
-                self.enter(before, time.perf_counter())
-
-        return watched
+            for hook in tuple(BACKWARD_ENDS.values()):
+                hook(self, raised)
 
 
-PHASES = Phases()
+PHASES = OfThread(Phases)
+BACKWARD_BEGINS: OrderedDict[int, Callable[[Phases], None]] = OrderedDict()
+"""Called before a backward pass, with the phases of its thread."""
+BACKWARD_ENDS: OrderedDict[int, Callable[[Phases, bool], None]] = OrderedDict()
+"""Called after one that is within no other, with whether it raised."""
+
+
+def _wrap_next(following: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(loader: Any) -> Any:
+        phases = PHASES.here()
+        if LOADING.users == 0 or threading.get_ident() != phases.thread:
+            return following(loader)
+        before = phases.now[0]
+        phases.enter(DATA, time.perf_counter())
+        try:
+            return following(loader)
+        finally:
+            phases.enter(before, time.perf_counter())
+
+    return watched
+
+
+LOADING = Patch(dataloader._BaseDataLoaderIter, "__next__", _wrap_next)

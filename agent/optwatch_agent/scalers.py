@@ -41,7 +41,8 @@ class ScalerTap:
         self.patch = Patch(torch.amp.grad_scaler.GradScaler, "update", self._wrap)
         self._followers: dict[int, tuple[Follower, int]] = {}
         self._scalers: dict[int, weakref.ref[Any]] = {}
-        self._inside = False
+        self._inside: set[int] = set()
+        """The ids of scalers whose `update` is under way."""
         self._own: dict[tuple[type, str], Patch] = {}
 
     def install(self, follower: Follower) -> None:
@@ -70,15 +71,16 @@ class ScalerTap:
         saw = outside(self._saw)
 
         def watched(scaler: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._inside or torch.compiler.is_compiling():  # a subclass that calls super().update()
+            # It may be within that of a subclass.
+            if id(scaler) in self._inside or torch.compiler.is_compiling():
                 return update(scaler, *args, **kwargs)
             if self.patch.users:
                 saw(scaler)
-            self._inside = True
+            self._inside.add(id(scaler))
             try:
                 return update(scaler, *args, **kwargs)
             finally:
-                self._inside = False
+                self._inside.discard(id(scaler))
 
         return inlined(watched)
 

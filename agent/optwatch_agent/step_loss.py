@@ -47,13 +47,13 @@ class StepLoss:
     ) -> Any:
         """The arguments of `step` with a closure whose first loss counts, and which calls `take_gradients`
         whenever it has made them."""
-        accumulated = losses.TAP.is_open
+        accumulated = losses.TAP.window.is_open
 
         @functools.wraps(closure)
         def watched() -> Any:
             loss = closure()
             if self._of_closure is None and accumulated:  # the closure ran the last of several passes
-                self._of_closure, self._passes = losses.TAP.read()
+                self._of_closure, self._passes = losses.TAP.window.read()
             elif self._of_closure is None and isinstance(loss, (Tensor, float)):
                 self._of_closure = loss.detach().clone() if isinstance(loss, Tensor) else loss
             self.awaits_closure = False
@@ -73,7 +73,7 @@ class StepLoss:
         if self._of_closure is not None:
             loss, passes = self._of_closure, self._passes
         else:
-            loss, passes = losses.TAP.read()
+            loss, passes = losses.TAP.window.read()
         if loss is None:
             return
         values["loss"] = seen = loss.item() if isinstance(loss, Tensor) and on_cpu(loss) else loss

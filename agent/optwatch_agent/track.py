@@ -24,7 +24,7 @@ from optwatch_agent.lr_scale import add_lrs
 from optwatch_agent.measurements import Measurements
 from optwatch_agent.membership import Membership
 from optwatch_agent.outside import outside
-from optwatch_agent.phases import FORWARD, PHASES, STEP
+from optwatch_agent.phases import FORWARD, PHASES, STEP, Phases
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import steps_so_far
 from optwatch_agent.signals import is_the_scripts, let_through
@@ -100,12 +100,14 @@ class Track:
         )
         self._on_device = bool(self._measurements.devices)
         self._own = 0.0
-        """`PHASES.own` at the end of the last step."""
+        """`phases.own` at the end of the last step."""
         self._settled = False
         """Whether steps are quiet until a measurement is due or a command comes. See `_is_settled`."""
         self._quiet = False
         """Whether nothing is done to the step that is under way, and nothing but its row told of it."""
         self._must_check = False
+        self.phases: Phases = PHASES.here()
+        """Those of the thread that takes the steps."""
         self._logged: dict[str, Value] = {}
         self._skipped = 0
         self._in_vain = 0
@@ -160,7 +162,7 @@ class Track:
 
     def log(self, values: Mapping[str, Value]) -> None:
         """Values for the step that was completed last, or for the next one once its backward has begun."""
-        if not losses.TAP.is_open and self.recorder.amend(values):
+        if not losses.TAP.window.is_open and self.recorder.amend(values):
             return
         self._logged.update(values)
 
@@ -177,7 +179,7 @@ class Track:
         elif not ran or not self.recorder.amend(values):
             self._logged.update(values)
         if not ran:
-            losses.TAP.close()
+            losses.TAP.window.close()
 
     def _stand_still(self, values: dict[str, Value]) -> None:
         """A step that was skipped, as all are by now, counts as one: its loss shows why, and commands that
@@ -275,11 +277,12 @@ class Track:
         finally:
             if not self._quiet:
                 self._interventions.end()
-            losses.TAP.close()
+            losses.TAP.window.close()
 
     def _begin(self, began: float, awaits_closure: bool) -> None:
         self.under_way = self.completed + 1
-        PHASES.enter(STEP, began)
+        self.phases = phases = PHASES.here()
+        phases.enter(STEP, began)
         self._acting = 0.0
         governor, control = self.governor, self.control
         self._quiet = (
@@ -362,15 +365,15 @@ class Track:
             self._add_logged(values)
         self.recorder.add(step, values)
         self.recorder.arrive()
-        self._own = PHASES.own
-        spent = self._spent + losses.TAP.take_spent() + self._measurements.take_spent()
+        self._own = self.phases.own
+        spent = self._spent + losses.TAP.window.take_spent() + self._measurements.take_spent()
         fixed = spent + (time.perf_counter() - now) - seconds
         governor = self.governor
         governor.spent(step_time, fixed, costs)
         if not self._quiet or governor.wants_norm or governor.wants_sample:
             self._look_ahead(step + 1)
         self._ended = ended = time.perf_counter()
-        PHASES.enter(FORWARD, ended)
+        self.phases.enter(FORWARD, ended)
 
     def _look(
         self,
@@ -384,8 +387,8 @@ class Track:
         interventions, measurements = self._interventions, self._measurements
         if self._quiet:
             measurements.begin(step, may_sample=False)
-        if step_time is not None and self.checks.ranks > 1 and PHASES.own > self._own:
-            values["arrival"] = PHASES.own - self._own
+        if step_time is not None and self.checks.ranks > 1 and self.phases.own > self._own:
+            values["arrival"] = self.phases.own - self._own
         interventions.add_columns(values)
         self._add_logged(values)
         clipped = interventions.clipped

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import optwatch
 from optwatch_agent import Watch
-from optwatch_agent.phases import PHASES
+from optwatch_agent.phases import BACKWARD_BEGINS, BACKWARD_ENDS
 from tests.unit.agent.observed import Hand, Sight, measure_always, samples_of
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -286,8 +286,8 @@ def test_nothing_is_left_and_what_is_dropped_goes() -> None:
             member._optimizer_load_state_dict_post_hooks,
         )
         assert not any(hooks)
-    assert not PHASES.backward_begins
-    assert not PHASES.backward_ends
+    assert not BACKWARD_BEGINS
+    assert not BACKWARD_ENDS
     del training, members, member
     dropped = Training("adamw", "behind")  # a hook of a parameter would keep it
     watch, _, _ = dropped.watch()

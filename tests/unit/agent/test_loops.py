@@ -1,6 +1,7 @@
 """Training loops of many shapes, each with what the agent makes of it."""
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,42 @@ def test_two_losses_of_one_graph() -> None:
     watch.detach()
     assert rows.column("loss") == pytest.approx(means, rel=1e-6)
     assert rows.column("grad_norm")[2:] == pytest.approx(norms[2:], rel=1e-6)
+
+
+def test_trainings_in_threads_have_their_own_losses() -> None:
+    """As in a search that runs several trials at a time."""
+    start = threading.Barrier(3)
+    seen: dict[int, tuple[Sight, list[float], str]] = {}
+
+    def training(number: int) -> None:
+        model = classifier(number, width=256)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** (number + 1), growth_interval=1_000)
+        watch, rows = watched(optimizer, name=f"trial {number}")
+        data, losses = batches(number), []
+        start.wait(60)
+        for _ in range(100):
+            x, y = next(data)
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y) * 10**number
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.item())
+        watch.detach()
+        seen[number] = rows, losses, watch._agent.tracks[0].degraded
+
+    threads = [threading.Thread(target=training, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for number in range(3):
+        rows, losses, degraded = seen[number]
+        assert (rows.steps, degraded) == (list(range(1, 101)), "")
+        assert rows.column("loss") == losses
+        assert rows.column("loss_scale") == [2.0 ** (number + 1)] * 100
+        assert set(rows.column("backward_passes")) == {None}
 
 
 def test_a_closure_for_an_optimizer_that_needs_none() -> None:

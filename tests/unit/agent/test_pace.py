@@ -16,9 +16,9 @@ from optwatch_agent.phases import PHASES
 def model() -> Iterator[nn.Module]:
     """A model after a backward pass, with a hook of its own."""
     model = nn.Linear(2, 2)
-    model.register_forward_pre_hook(lambda module, args: seen.append(PHASES.own), prepend=True)
-    PHASES.begin_backward(time.perf_counter())
-    PHASES.end_backward()
+    model.register_forward_pre_hook(lambda module, args: seen.append(PHASES.here().own), prepend=True)
+    PHASES.mine().begin_backward(time.perf_counter())
+    PHASES.here().end_backward(raised=False)
     yield model
     seen.clear()
 
@@ -29,11 +29,11 @@ seen: list[float] = []
 
 def own_of_a_step(model: nn.Module) -> tuple[float, float]:
     """Seconds of own time up to the model's hook, and from there to the backward pass."""
-    before = PHASES.own
+    before = PHASES.here().own
     model(torch.zeros(2, 2))
-    PHASES.begin_backward(time.perf_counter())
-    PHASES.end_backward()
-    return seen[-1] - before, PHASES.own - seen[-1]
+    PHASES.mine().begin_backward(time.perf_counter())
+    PHASES.here().end_backward(raised=False)
+    return seen[-1] - before, PHASES.here().own - seen[-1]
 
 
 def test_it_ends_before_the_models_own_hooks(model: nn.Module) -> None:
@@ -49,9 +49,9 @@ def test_it_ends_before_the_models_own_hooks(model: nn.Module) -> None:
 
 def test_a_copy_of_the_model_has_no_part_in_it(model: nn.Module) -> None:
     pace = Pace(model)
-    before = PHASES.own
+    before = PHASES.here().own
     copy.deepcopy(model)(torch.zeros(2, 2))
-    assert PHASES.own == before
+    assert PHASES.here().own == before
     pace.close()
 
 

@@ -20,7 +20,7 @@ class Numbers(Dataset[torch.Tensor]):
         return 4
 
     def __getitem__(self, at: int) -> torch.Tensor:
-        self.phases.append(PHASES.now[0])
+        self.phases.append(PHASES.here().now[0])
         return torch.full((3,), float(at))
 
 
@@ -28,20 +28,20 @@ def test_a_step_goes_through_its_phases() -> None:
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     during: list[str] = []
-    model.weight.register_post_accumulate_grad_hook(lambda _: during.append(PHASES.now[0]))
+    model.weight.register_post_accumulate_grad_hook(lambda _: during.append(PHASES.here().now[0]))
     data = Numbers()
     watch = optwatch.attach(optimizer, daemon="tcp://127.0.0.1:1")
-    own = PHASES.own
+    own = PHASES.here().own
     for batch in DataLoader(data):
         loss = model(batch).sum()
         loss.backward()
-        after = PHASES.now[0]
+        after = PHASES.here().now[0]
         optimizer.step()
-        during += [after, PHASES.now[0]]
+        during += [after, PHASES.here().now[0]]
     watch.detach()
     assert data.phases == ["data loading"] * 4
     assert during == ["backward", "after backward", "before backward"] * 4
-    assert PHASES.own > own
+    assert PHASES.here().own > own
     data.phases.clear()
     list(DataLoader(data))
     assert "data loading" not in data.phases, "the wrapper is off"
