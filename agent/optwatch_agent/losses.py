@@ -73,8 +73,9 @@ class Window:
         """A backward pass begins."""
         began = time.perf_counter()
         phases = PHASES.mine()
-        for hook in tuple(BACKWARD_BEGINS.values()):
-            hook(phases)
+        if BACKWARD_BEGINS:
+            for hook in tuple(BACKWARD_BEGINS.values()):
+                hook(phases)
         self._saw(tensors, grad_tensors)
         phases.begin_backward(began)
         self._spent += time.perf_counter() - began

@@ -72,8 +72,9 @@ class Phases:
         if self._depth == 0:
             self._left = now = time.perf_counter()
             self.now = AFTER, now
-            for hook in tuple(BACKWARD_ENDS.values()):
-                hook(self, raised)
+            if BACKWARD_ENDS:
+                for hook in tuple(BACKWARD_ENDS.values()):
+                    hook(self, raised)
 
 
 PHASES = OfThread(Phases)

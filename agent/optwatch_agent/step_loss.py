@@ -64,8 +64,8 @@ class StepLoss:
             return args, {**kwargs, "closure": watched}
         return (args[0], watched, *args[2:]), kwargs
 
-    def add_columns(self, values: dict[str, Value]) -> None:
-        """Tell it in the step's row."""
+    def add_columns(self, values: dict[str, Value], window: losses.Window) -> None:
+        """Tell it in the step's row; `window`: the losses of the thread that takes the step."""
         self.leapt = False
         if not self._see:
             return
@@ -73,7 +73,7 @@ class StepLoss:
         if self._of_closure is not None:
             loss, passes = self._of_closure, self._passes
         else:
-            loss, passes = losses.TAP.window.read()
+            loss, passes = window.read()
         if loss is None:
             return
         values["loss"] = seen = loss.item() if isinstance(loss, Tensor) and on_cpu(loss) else loss

@@ -108,6 +108,8 @@ class Track:
         self._must_check = False
         self.phases: Phases = PHASES.here()
         """Those of the thread that takes the steps."""
+        self._losses = losses.TAP.window
+        """Those that it has seen, of the step that is under way."""
         self._logged: dict[str, Value] = {}
         self._skipped = 0
         self._in_vain = 0
@@ -189,7 +191,7 @@ class Track:
         if self.control is not None and self.control.pending:
             self.control.apply_due(self._index, step)
         self.completed = step
-        self._loss.add_columns(values)
+        self._loss.add_columns(values, losses.TAP.window)
         add_lrs(values, self.optimizer.param_groups)
         if self.control is not None and self.control.behind:
             self.actuators.loss = values.get("loss")
@@ -277,11 +279,12 @@ class Track:
         finally:
             if not self._quiet:
                 self._interventions.end()
-            losses.TAP.window.close()
+            self._losses.close()
 
     def _begin(self, began: float, awaits_closure: bool) -> None:
         self.under_way = self.completed + 1
         self.phases = phases = PHASES.here()
+        self._losses = losses.TAP.window
         phases.enter(STEP, began)
         self._acting = 0.0
         governor, control = self.governor, self.control
@@ -354,7 +357,7 @@ class Track:
         step = self.completed = self.under_way
         step_time = now - self._ended if self._ended is not None else None
         values: dict[str, Value] = {}
-        self._loss.add_columns(values)
+        self._loss.add_columns(values, self._losses)
         add_lrs(values, optimizer.param_groups)
         if step_time is not None:
             values["step_time"] = step_time
@@ -366,7 +369,7 @@ class Track:
         self.recorder.add(step, values)
         self.recorder.arrive()
         self._own = self.phases.own
-        spent = self._spent + losses.TAP.window.take_spent() + self._measurements.take_spent()
+        spent = self._spent + self._losses.take_spent() + self._measurements.take_spent()
         fixed = spent + (time.perf_counter() - now) - seconds
         governor = self.governor
         governor.spent(step_time, fixed, costs)
