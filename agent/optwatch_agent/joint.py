@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from optwatch_agent.calls import is_nested, is_rehearsal
-from optwatch_agent.outside import outside
+from optwatch_agent.outside import outside, skipped
 from optwatch_agent.phases import BACKWARD_BEGINS, BACKWARD_ENDS, PHASES, Phases
 from optwatch_agent.signals import let_through
 
@@ -116,7 +116,8 @@ class Joint(torch.optim.Optimizer):
         """Follow the members from now on; what takes the hooks off is added to `handles`. `failed` is told of
         an error of ours."""
         self._failed = failed
-        before, after, loaded = outside(self._before), outside(self._after), outside(self._loaded)
+        before, after = self._unless_deaf(self._before), self._unless_deaf(self._after)
+        loaded = outside(self._loaded)
         for member in self.members:
             handles.append(member.register_step_pre_hook(before))
             handles.append(member.register_step_post_hook(after))
@@ -127,17 +128,23 @@ class Joint(torch.optim.Optimizer):
         handles.append(handle := RemovableHandle(BACKWARD_ENDS))
         BACKWARD_ENDS[handle.id] = self._ends
         self._deaf = True
-        member = self.members[0]
-        self._deaf_time = (
-            2 * len(self._members) * min(timeit.repeat(lambda: before(member, (), {}), number=20)) / 20
-        )
+        of_one = min(timeit.repeat(lambda: before(self, (), {}), number=20)) / 20
+        self._deaf_time = 2 * len(self._members) * of_one
         self._deaf = False
+
+    def _unless_deaf(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """A hook of members, which costs next to nothing where nobody listens."""
+        outer = outside(hook)
+
+        def called(member: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            if not self._deaf:
+                outer(member, args, kwargs)
+
+        return skipped(called)
 
     # --- hooks ----------------------------------------------------------------------------------------
 
     def _before(self, member: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._deaf:
-            return
         with self._lock:
             began = time.perf_counter()
             number = self.number(member)
@@ -169,8 +176,6 @@ class Joint(torch.optim.Optimizer):
             self._spent += time.perf_counter() - began
 
     def _after(self, member: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._deaf:
-            return
         with self._lock:
             began = time.perf_counter()
             number = self.number(member)
