@@ -124,7 +124,14 @@ class Actuators:
         return isinstance(action, (Snapshot, Rollback))
 
     def apply(self, action: Action, step: int = 0) -> dict[str, float]:
-        """Do it, now, at a step; numbers for the report."""
+        """Do it, now, at a step; numbers for the report.
+
+        Raises:
+            RuntimeError: it cannot be done now.
+        """
+        optimizer = self._optimizer
+        if isinstance(optimizer, Joint) and optimizer.is_late and self.follows_update(action):
+            raise RuntimeError("which parameters step differs from step to step: the next pass had begun")
         match action:
             case Restart():
                 restarts.restart(self._optimizer, action.moments)

@@ -31,6 +31,7 @@ from optwatch_agent.compiled import COMPILER
 from optwatch_agent.control import Control
 from optwatch_agent.forward import Forward
 from optwatch_agent.glance import Glance
+from optwatch_agent.joint import Joint
 from optwatch_agent.link import Link
 from optwatch_agent.membership import Membership
 from optwatch_agent.mirroring import Mirroring
@@ -76,6 +77,8 @@ class Agent:
         self._pace: Pace | None = None
         self._compiles = False
         self.snapshots = Snapshots(tuple(optimizers.values()), model, scaler, snapshots, budget)
+        if len(optimizers) > 1 and any(isinstance(each, Joint) for each in optimizers.values()):
+            self.snapshots.refuse("parameters with optimizers of their own, of several classes, step in turn")
         self._told_snapshots: tuple[int, ...] = ()
         self._scaler_patches = scalers.TAP.patches_of(type(scaler)) if scaler is not None else []
         for patch in self._scaler_patches:

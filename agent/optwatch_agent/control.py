@@ -78,8 +78,9 @@ class Control:
     ) -> None:
         self.pending: list[Pending] = []
         """In the order of application. Empty nearly always: the step's hook looks at this alone."""
-        self.behind: list[Pending] = []
-        """What the step that is under way applies after its update."""
+        self.behind: dict[int, list[Pending]] = {}
+        """What the step that is under way applies after its update, by optimizer: steps of several may be
+        under way at a time."""
         self.outcomes: deque[Outcome] = deque()
         """For the link's thread to report."""
         self.lost = ""
@@ -187,7 +188,7 @@ class Control:
 
     def apply_due(self, optimizer: int, step: int) -> None:
         """Apply what is due before the update of `step`. Called by the step pre-hook if `pending`."""
-        self.behind = []
+        self.behind.pop(optimizer, None)
         with self._lock:
             entries = [pending for pending in self.pending if pending.due(optimizer, step)]
         for pending in entries:
@@ -210,14 +211,13 @@ class Control:
             if actuators.needs_wrapper(pending.action):
                 actuators.lr_scale.arm()
             if actuators.follows_update(pending.action):
-                self.behind.append(pending)
+                self.behind.setdefault(optimizer, []).append(pending)
             else:
                 self._apply(pending, optimizer, step)
 
     def apply_behind(self, optimizer: int, step: int) -> None:
         """Apply what `apply_due` left for after the update. Called by the step post-hook if `behind`."""
-        entries, self.behind = self.behind, []
-        for pending in entries:
+        for pending in self.behind.pop(optimizer, ()):
             self._apply(pending, optimizer, step)
 
     def _apply(self, pending: Pending, optimizer: int, step: int) -> None:

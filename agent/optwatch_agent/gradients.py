@@ -36,13 +36,18 @@ class Gradients:
         norm = total_norm(grads) if self._plain else norm_of(grads)
         if norm is None:
             return {}
-        values: dict[str, Value] = {"grad_norm": norm}
-        if (clip := clips.TAP.take(with_grad)) is not None:
-            values["user_max_norm"] = clip.max_norm
-            values["user_clip_share"] = clip.share
-            if clip.max_norm > 0:
-                values["grad_norm_raw"] = _before(norm, clip)
-        return values
+        return as_columns(norm, clips.TAP.take(with_grad))
+
+
+def as_columns(norm: Value, clip: clips.Seen | None) -> dict[str, Value]:
+    """A norm, and what is known of the user's clipping of the gradients that it is of."""
+    values: dict[str, Value] = {"grad_norm": norm}
+    if clip is not None:
+        values["user_max_norm"] = clip.max_norm
+        values["user_clip_share"] = clip.share
+        if clip.max_norm > 0:
+            values["grad_norm_raw"] = _before(norm, clip)
+    return values
 
 
 def before_clipping(values: Mapping[str, Value]) -> Value | None:

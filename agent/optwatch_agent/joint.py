@@ -11,13 +11,13 @@ import timeit
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from optwatch_agent.calls import is_nested, is_rehearsal
+from optwatch_agent.calls import is_nested, is_rehearsal, is_stepping
 from optwatch_agent.outside import outside, skipped
 from optwatch_agent.phases import BACKWARD_BEGINS, BACKWARD_ENDS, PHASES, Phases
 from optwatch_agent.signals import let_through
@@ -61,15 +61,11 @@ class Joint(torch.optim.Optimizer):
         self._failed: Callable[[Exception], None] = _ignore
         # The hooks of parameters on several devices are called by a thread of each.
         self._lock = threading.RLock()
-        self._under_way = False
-        self._phases: Phases | None = None
-        """Those of the thread that takes it."""
-        self._in_backward = False
-        """Whether the step that is under way is taken within backward."""
-        self._begun: set[int] = set()
-        self._done: set[int] = set()
-        self._count = 0
-        """Members that there were when it began."""
+        self._hooks: dict[int, list[RemovableHandle]] = {}
+        """On each member, by its number."""
+        self._around: list[RemovableHandle] = []
+        """On the backward passes."""
+        self._round = Round()
         self._left_out: dict[int, int] = {}
         """Calls of a member's that are within its step, or none of the training, and have yet to end."""
         self._listening: list[Listener] = []
@@ -78,6 +74,7 @@ class Joint(torch.optim.Optimizer):
         """Whether nothing is done at the other members' steps: it is over when the backward pass is."""
         self._deaf_time = 0.0
         """Seconds that all their calls take then."""
+        self._states: States | None = None
         self._spent = 0.0
 
     @property
@@ -90,9 +87,16 @@ class Joint(torch.optim.Optimizer):
         """Whether the script has dropped them all."""
         return all(reference() is None for reference in self._members)
 
-    def number(self, member: torch.optim.Optimizer) -> int:
-        """What a member is known by, from the first one on."""
-        return self._numbers[id(member)]
+    @property
+    def numbered(self) -> list[tuple[int, torch.optim.Optimizer]]:
+        """The same with the numbers that they are known by."""
+        return [(i, member) for i, ref in enumerate(self._members) if (member := ref()) is not None]
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the step that is over was seen to be only when the next backward pass began: by then the
+        parameters and generators have been used anew."""
+        return self._round.late
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -100,7 +104,9 @@ class Joint(torch.optim.Optimizer):
 
     @property
     def state(self) -> "States":  # type: ignore[override]
-        return States(self.members)
+        if self._states is None:
+            self._states = States(self.members)
+        return self._states
 
     def has(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer is a member."""
@@ -112,25 +118,44 @@ class Joint(torch.optim.Optimizer):
         spent, self._spent = self._spent, 0.0
         return spent
 
-    def hook(self, handles: list[RemovableHandle], failed: Callable[[Exception], None]) -> None:
-        """Follow the members from now on; what takes the hooks off is added to `handles`. `failed` is told of
-        an error of ours."""
+    def hook(self, failed: Callable[[Exception], None]) -> None:
+        """Follow the members from now on. `failed` is told of an error of ours."""
         self._failed = failed
         before, after = self._unless_deaf(self._before), self._unless_deaf(self._after)
         loaded = outside(self._loaded)
-        for member in self.members:
-            handles.append(member.register_step_pre_hook(before))
-            handles.append(member.register_step_post_hook(after))
+        for number, member in self.numbered:
+            hooks = self._hooks[number] = [member.register_step_pre_hook(before)]
+            hooks.append(member.register_step_post_hook(after))
             if hasattr(member, "_optimizer_load_state_dict_post_hooks"):
-                handles.append(member.register_load_state_dict_post_hook(loaded))
-        handles.append(handle := RemovableHandle(BACKWARD_BEGINS))
+                hooks.append(member.register_load_state_dict_post_hook(loaded))
+        self._around.append(handle := RemovableHandle(BACKWARD_BEGINS))
         BACKWARD_BEGINS[handle.id] = self._begins
-        handles.append(handle := RemovableHandle(BACKWARD_ENDS))
+        self._around.append(handle := RemovableHandle(BACKWARD_ENDS))
         BACKWARD_ENDS[handle.id] = self._ends
         self._deaf = True
         of_one = min(timeit.repeat(lambda: before(self, (), {}), number=20)) / 20
         self._deaf_time = 2 * len(self._members) * of_one
         self._deaf = False
+
+    def unhook(self) -> None:
+        """Follow them no more. Inside a member's step its hooks stay, and do nothing; so do all where the
+        step that is under way is another thread's, which may be at any of them."""
+        self._deaf = True
+        for handle in self._around:
+            handle.remove()
+        phases = self._round.phases
+        if phases is not None and phases.thread != threading.get_ident():
+            return
+        for number, member in self.numbered:
+            if not is_stepping([member]):
+                for handle in self._hooks.pop(number, ()):
+                    handle.remove()
+
+    def settle(self) -> None:
+        """No further member steps in this round: its step is over, if none is at it."""
+        with self._lock:
+            if self._round.phases is not None and not (self._round.in_backward or self._round.open):
+                self._end()
 
     def _unless_deaf(self, hook: Callable[..., None]) -> Callable[..., None]:
         """A hook of members, which costs next to nothing where nobody listens."""
@@ -147,75 +172,95 @@ class Joint(torch.optim.Optimizer):
     def _before(self, member: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         with self._lock:
             began = time.perf_counter()
-            number = self.number(member)
+            number, now = self._numbers.get(id(member)), self._round
+            if number is None:  # a copy, whose hooks are those of the member
+                return
             left_out = self._left_out.pop(number, 0)
-            is_open = number in self._begun and number not in self._done
-            if (left_out or is_open) and is_nested(member):
+            if (left_out or number in now.open) and is_nested(member):
                 self._left_out[number] = left_out + 1
                 return
             if kwargs and is_rehearsal(member):
                 self._left_out[number] = 1
                 return
-            if not self._in_backward and number in self._begun:  # without the others, a step of its own
-                self._end()
-            self._begun.add(number)
-            if not self._under_way:
-                self._phases = PHASES.here()
-                self._under_way, self._in_backward = True, self._phases.is_backward
-                self._count = len(self.members)
-                self._call(self._optimizer_step_pre_hooks)
+            if now.open and not is_stepping([each for i, each in self.numbered if i in now.open]):
+                now.forget_open()  # what they raised was caught, and the script goes on
+            if now.phases is not None and not now.in_backward and number in now.begun:
+                self._end()  # without the others, a step of its own
+            if now.phases is None:
+                phases = PHASES.here()
+                if now.is_late_comer(number, phases):
+                    return
+                self._begin(number, phases)
                 began = time.perf_counter()
-                self._listening = [each for each in self.listeners if each.listens]
-                if self._in_backward and not self._listening:
-                    self._deaf = True
+                if self._deaf:
                     self._spent += self._deaf_time
                     return
-            self._done.discard(number)
+            else:
+                now.add(number)
             if self._listening:
                 self._tell("before_member", self._listening, member, number)
             self._spent += time.perf_counter() - began
 
+    def _begin(self, number: int, phases: Phases) -> None:
+        """The step of all begins, with a member's."""
+        self._states = None
+        self._round.begin(number, phases, {number for number, _ in self.numbered})
+        self._call(self._optimizer_step_pre_hooks)
+        self._listening = [each for each in self.listeners if each.listens]
+        self._deaf = self._round.in_backward and not self._listening and not self._round.mixed
+
     def _after(self, member: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         with self._lock:
             began = time.perf_counter()
-            number = self.number(member)
+            number, now = self._numbers.get(id(member)), self._round
+            if number is None:
+                return
             if left_out := self._left_out.pop(number, 0):
                 self._left_out[number] = left_out - 1
                 return
-            if number not in self._begun:
+            if number not in now.open:
                 return
             if self._listening:
                 self._tell("after_member", self._listening[::-1], member, number)
-            self._done.add(number)
+            now.open.discard(number)
             self._spent += time.perf_counter() - began
-            if not self._in_backward and len(self._done) == self._count:
+            if now.is_complete and not now.in_backward:
                 self._end()
 
     def _begins(self, phases: Phases) -> None:
         """A backward pass begins: what was stepped behind the last one was its step."""
         with self._lock:
-            if self._under_way and not self._in_backward and phases is self._phases:
-                self._end()
+            now = self._round
+            if now.open and is_stepping([each for i, each in self.numbered if i in now.open]):
+                return  # in a closure
+            if now.phases is phases and not now.in_backward:
+                now.late = True
+                self._end(raised=bool(now.open))
+            now.over = None
 
     def _ends(self, phases: Phases, raised: bool) -> None:
         """A backward pass is over."""
         with self._lock:
-            if self._under_way and self._in_backward and phases is self._phases:
+            now = self._round
+            if now.phases is not phases or not now.in_backward:
+                return
+            now.in_backward = False
+            if raised or self._deaf or now.is_complete or not now.mixed:
                 self._end(raised)
 
     def _end(self, raised: bool = False) -> None:
         """The step of all is over; one in which something was raised is none, as that of any optimizer."""
-        raised = raised or (self._begun != self._done and not self._deaf)
-        self._deaf = False
+        now, deaf = self._round, self._deaf
+        self._deaf, self._states = False, None
         try:
-            if not raised:
+            if not raised and (deaf or not now.open):
                 self._call(self._optimizer_step_post_hooks)
         finally:
-            self._under_way = self._in_backward = False
-            self._begun, self._done = set(), set()
+            now.end()
 
     def _loaded(self, member: torch.optim.Optimizer) -> None:
-        if self.number(member) == 0:
+        self._states = None
+        if self._numbers.get(id(member)) == 0:
             for hook in tuple(self._optimizer_load_state_dict_post_hooks.values()):
                 hook(self)
 
@@ -238,8 +283,80 @@ class Joint(torch.optim.Optimizer):
             self._failed(error)
 
 
+class Round:
+    """Which members have stepped in the step of all, and which are still to come."""
+
+    def __init__(self) -> None:
+        self.phases: Phases | None = None
+        """Those of the thread that takes it, None while there is none."""
+        self.in_backward = False
+        """Whether it is taken within a backward pass that is not over."""
+        self.begun: set[int] = set()
+        """The members that have stepped, or begun to."""
+        self.open: set[int] = set()
+        """Those that are at it, or raised."""
+        self.late = False
+        """Whether its end was seen only when the next backward pass began."""
+        self.over: set[int] | None = None
+        """Those that have stepped in the last one, until the next backward pass."""
+        self.mixed = False
+        """Whether some members step within backward and others behind it."""
+        self._was_in_backward = False
+        self._expected: set[int] | None = None
+        """The members that step in each, None before it was seen which do not."""
+        self._missing: set[int] = set()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether none is still to come."""
+        return not (self._missing or self.open)
+
+    def begin(self, number: int, phases: Phases, there: set[int]) -> None:
+        """A step begins with that of a member, of those that are there."""
+        self.phases, self.late = phases, False
+        self.in_backward = self._was_in_backward = phases.is_backward
+        self._missing = there if self._expected is None else there & self._expected
+        self.begun, self.open = set(), set()
+        self.add(number)
+
+    def add(self, number: int) -> None:
+        """A member begins to step."""
+        self.begun.add(number)
+        self.open.add(number)
+        self._missing.discard(number)
+
+    def forget_open(self) -> None:
+        """Those that are at it have raised, and are none of it."""
+        self.begun -= self.open
+        self.open.clear()
+
+    def is_late_comer(self, number: int, phases: Phases) -> bool:
+        """Whether a member belongs to the step that was thought to be over."""
+        if self.over is None or number in self.over or phases.is_backward:
+            return False
+        self.over.add(number)
+        self.mixed = self.mixed or self._was_in_backward
+        if self._expected is not None:
+            self._expected.add(number)
+        return True
+
+    def end(self) -> None:
+        """It is over."""
+        if self.late:
+            self._expected = self.begun
+        self.over = None if self.late else self.begun
+        self.phases, self.in_backward = None, False
+
+
+class Key(NamedTuple):
+    """What a member keeps that is not of a parameter."""
+
+    number: int
+    key: Any
+
+
 class States(MutableMapping[Any, Any]):
-    """What the members keep of their parameters, as one mapping."""
+    """What the members keep of their parameters, and by `Key` of other things, as one mapping."""
 
     def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
         self._states = [member.state for member in members]
@@ -250,23 +367,32 @@ class States(MutableMapping[Any, Any]):
             for param in group["params"]
         }
 
-    def __getitem__(self, param: Any) -> Any:
-        state: Any = self._of.get(id(param), {})
-        if param not in state:  # it would make one
-            raise KeyError(param)
-        return state[param]
+    def __getitem__(self, key: Any) -> Any:
+        state, own = self._find(key)
+        if own not in state:  # it would make one
+            raise KeyError(key)
+        return state[own]
 
-    def __setitem__(self, param: Any, value: Any) -> None:
-        self._of[id(param)][param] = value
+    def __setitem__(self, key: Any, value: Any) -> None:
+        state, own = self._find(key)
+        state[own] = value
 
-    def __delitem__(self, param: Any) -> None:
-        del self._of[id(param)][param]
+    def __delitem__(self, key: Any) -> None:
+        state, own = self._find(key)
+        del state[own]
+
+    def _find(self, key: Any) -> tuple[Any, Any]:
+        """Where something is kept, and by what key."""
+        if isinstance(key, Key):
+            return self._states[key.number], key.key
+        return self._of.get(id(key), {}), key
 
     def __iter__(self) -> Iterator[Any]:
-        return (key for state in self._states for key in state if isinstance(key, Tensor))
+        for number, state in enumerate(self._states):
+            yield from (key if isinstance(key, Tensor) else Key(number, key) for key in state)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return sum(map(len, self._states))
 
 
 def joined(optimizers: dict[str, torch.optim.Optimizer], most: int) -> dict[str, torch.optim.Optimizer]:

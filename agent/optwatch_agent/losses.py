@@ -140,17 +140,18 @@ class LossTap:
             self._windows = OfThread(Window)
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
-        begins, ends = outside(self._begins), outside(_ends)
+        mine, begins, ends = outside(PHASES.mine), outside(self._begins), outside(_ends)
 
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
-            begins(tensors, grad_tensors)
+            depth = mine().depth
             raised = True
-            try:
+            try:  # a signal handler may raise in what is ours as well
+                begins(tensors, grad_tensors)
                 result = backward(tensors, grad_tensors, *args, **kwargs)
                 raised = False
                 return result
             finally:
-                ends(raised)
+                ends(depth, raised)
 
         # Not recursive: the code under it is the user's and may be compiled.
         return skipped(watched)
@@ -180,8 +181,8 @@ class LossTap:
             self._windows.mine().saw_scaled(outputs, result)
 
 
-def _ends(raised: bool) -> None:
-    PHASES.mine().end_backward(raised)
+def _ends(depth: int, raised: bool) -> None:
+    PHASES.mine().end_backward(depth, raised)
 
 
 def _divisors(loss: Tensor) -> tuple[float, ...]:

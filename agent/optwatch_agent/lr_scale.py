@@ -36,9 +36,8 @@ class LrScale:
         self._warmup_done = 0
         self._saved: dict[int, list[tuple[dict[str, Any], Any, Any]]] = {}
         """By the id of a member whose lr is multiplied now: its groups, the lr as scheduled and as scaled."""
-        self._wrappers: list[types.MethodType] = []
-        """What stands for `step`, and below what was set there before, by member."""
-        self._former: list[Any] = []
+        self._wrappers: list[tuple[types.MethodType, Any]] = []
+        """What stands for `step` of each member, and what was set there before."""
         self._inside = False
         self._of_step: float | None = None
         """The factor of the step that is under way."""
@@ -136,29 +135,31 @@ class LrScale:
             lr = group["lr"]
             if isinstance(lr, Tensor):
                 with torch.no_grad():
-                    if id(lr) not in kept:
-                        kept[id(lr)] = lr.detach().clone()
+                    shared = id(lr) in kept
+                    # Noted before it is done: a signal handler may raise in between.
+                    saved.append((group, kept.setdefault(id(lr), lr.detach().clone()), lr))
+                    if not shared:
                         lr.mul_(factor)
-                saved.append((group, kept[id(lr)], lr))
             else:
-                group["lr"] = lr * factor
-                saved.append((group, lr, group["lr"]))
+                saved.append((group, lr, lr * factor))
+                group["lr"] = saved[-1][2]
 
     def _put_back(self, member: int) -> None:
         """Exactly; an lr that was set during the step stays."""
-        for group, scheduled, scaled in self._saved.pop(member, ()):
+        for group, scheduled, scaled in self._saved.get(member, ()):
             if isinstance(scaled, Tensor):
                 with torch.no_grad():
                     scaled.copy_(scheduled)
             elif group.get("lr") == scaled:
                 group["lr"] = scheduled
+        self._saved.pop(member, None)
 
     def arm(self) -> None:
         """Wrap `step` so that the lr comes back also when it raises."""
         if not self._wrappers:
-            members = members_of(self._optimizer)
-            self._former = [vars(member).get("step") for member in members]
-            self._wrappers = [self._wrap(member) for member in members]
+            for member in members_of(self._optimizer):
+                former = vars(member).get("step")
+                self._wrappers.append((self._wrap(member), former))
 
     def _wrap(self, member: Any) -> types.MethodType:
         former = member.step
@@ -182,16 +183,16 @@ class LrScale:
         """Take the wrapper off once nothing is in force; under somebody else's it stays and does nothing."""
         if not self._wrappers or self.in_force:
             return
-        members: Sequence[Any] = members_of(self._optimizer)
-        now = [vars(member).get("step") for member in members]
-        if any(there is not wrapper for there, wrapper in zip(now, self._wrappers, strict=True)):
-            return
-        for member, former in zip(members, self._former, strict=True):
-            if former is not None:
+        kept = []
+        for wrapper, former in self._wrappers:
+            member: Any = wrapper.__self__
+            if vars(member).get("step") is not wrapper:
+                kept.append((wrapper, former))
+            elif former is not None:
                 member.step = former
             else:
                 del member.step
-        self._wrappers, self._former = [], []
+        self._wrappers = kept
 
     def release(self) -> None:
         """Leave no trace."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from optwatch_agent.joint import members_of
+
 _wrappers: "weakref.WeakKeyDictionary[torch.optim.Optimizer, list[weakref.ref[Any]]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -28,8 +30,9 @@ def remember(optimizer: torch.optim.Optimizer, wrappers: Sequence[Any]) -> None:
 
 def states_of(optimizer: torch.optim.Optimizer) -> Iterator[Any]:
     """The state, by parameter, of each wrapper that keeps one of its own."""
-    for reference in _wrappers.get(optimizer, ()):
-        wrapper = reference()
-        state = vars(wrapper).get("state") if hasattr(wrapper, "__dict__") else None
-        if isinstance(state, Mapping) and state is not optimizer.state:
-            yield state
+    for member in members_of(optimizer):
+        for reference in _wrappers.get(member, ()):
+            wrapper = reference()
+            state = vars(wrapper).get("state") if hasattr(wrapper, "__dict__") else None
+            if isinstance(state, Mapping) and state is not member.state:
+                yield state

@@ -40,26 +40,27 @@ class Phases:
         """Backward passes so far."""
         self._left = 0.0
         """Since when the time is this rank's own, 0 while it is not."""
-        self._depth = 0
+        self.depth = 0
+        """Backward passes that are under way, one within another."""
 
     @property
     def is_backward(self) -> bool:
         """Whether a backward pass is under way."""
-        return self._depth > 0
+        return self.depth > 0
 
     def enter(self, phase: str, now: float) -> None:
         self.now = phase, now
 
     def begin_forward(self) -> None:
         """A forward pass begins in which ranks wait for each other."""
-        if self._left and self._depth == 0:
+        if self._left and self.depth == 0:
             self.own += time.perf_counter() - self._left
             self._left = 0.0
 
     def begin_backward(self, now: float) -> None:
         """A backward pass begins: what came since the last one was this rank's own time."""
-        self._depth += 1
-        if self._depth > 1:  # a checkpointed part runs its own
+        self.depth += 1
+        if self.depth > 1:  # a checkpointed part runs its own
             return
         if self._left:
             self.own += now - self._left
@@ -67,9 +68,10 @@ class Phases:
         self.thread = threading.get_ident()
         self.now = BACKWARD, now
 
-    def end_backward(self, raised: bool) -> None:
-        self._depth -= 1
-        if self._depth == 0:
+    def end_backward(self, depth: int, raised: bool) -> None:
+        """A backward pass is over that began at a depth."""
+        self.depth = depth
+        if depth == 0:
             self._left = now = time.perf_counter()
             self.now = AFTER, now
             if BACKWARD_ENDS:

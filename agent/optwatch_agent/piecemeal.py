@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optwatch_agent import device_norms, histograms, probe
+from optwatch_agent import clips, device_norms, histograms, probe
 from optwatch_agent.before import Before
 from optwatch_agent.device_sums import Tools
-from optwatch_agent.gradients import norm_of
+from optwatch_agent.gradients import as_columns, norm_of
 from optwatch_agent.joint import Joint
 from optwatch_agent.parts import Parts
 from optwatch_agent.probe import Joined, Sample, Taken
@@ -31,6 +31,10 @@ class Piecemeal:
         self._tools = tools
         self._norm = self._sample = self._histogram = False
         self._norms: list[tuple[int, Value]] = []
+        self._clip: clips.Seen | None = None
+        """The user's clipping of all gradients, where they are there before the first member steps."""
+        self._keeps_grad = True
+        """Whether the gradients can be read after a step, which unscales those that a GradScaler has not."""
         self._known = True
         """Whether there is a norm of every gradient so far."""
         self._before: dict[int, Before] = {}
@@ -47,8 +51,11 @@ class Piecemeal:
         self._before, self._taken, self._counts = {}, {}, {}
         self.norm_cost = self.sample_cost = self.histogram_cost = 0.0
         if norm or sample:
+            self._keeps_grad = roles_of(self._joint).keeps_grad
+            params = _params(self._joint)
+            self._clip = clips.TAP.take([param for param in params if param.grad is not None])
             first = 0
-            for number, member in self._numbered():
+            for number, member in self._joint.numbered:
                 self._first[number] = first
                 first += len(_params(member))
 
@@ -58,12 +65,12 @@ class Piecemeal:
             return {}
         if parts is not None:
             return parts.of_norms(self._norms)
-        return {"grad_norm": device_norms.joined([norm for _, norm in self._norms])}
+        return as_columns(device_norms.joined([norm for _, norm in self._norms]), self._clip)
 
     def taken(self) -> "Together":
         """The measurements of all members. Of those that did not step, their parameters and moments."""
         taken, stepped = [], []
-        for number, member in self._numbered():
+        for number, member in self._joint.numbered:
             stepped.append(number in self._taken)
             taken.append(
                 self._taken[number]
@@ -77,12 +84,9 @@ class Piecemeal:
         return np.concatenate(
             [
                 self._counts[number] if number in self._counts else histograms.measure(_params(member), {})
-                for number, member in self._numbered()
+                for number, member in self._joint.numbered
             ]
         )
-
-    def _numbered(self) -> list[tuple[int, torch.optim.Optimizer]]:
-        return [(self._joint.number(member), member) for member in self._joint.members]
 
     # --- by member ------------------------------------------------------------------------------------
 
@@ -93,28 +97,30 @@ class Piecemeal:
 
     def before_member(self, member: torch.optim.Optimizer, number: int) -> None:
         """Measure what is gone after the update."""
-        if self._norm:
-            began = time.thread_time()
-            self._add_norms(_params(member), self._first[number])
-            self.norm_cost += time.thread_time() - began
+        if self._norm and not self._keeps_grad:
+            self._add_norms(member, number)
         if self._sample:
             before = self._before[number] = Before()
             before.copy_params(member)
             before.see_grads(member)
             self.sample_cost += before.cost
 
-    def _add_norms(self, params: Sequence[Tensor], first: int) -> None:
+    def _add_norms(self, member: torch.optim.Optimizer, number: int) -> None:
+        began = time.thread_time()
         with torch.no_grad():
-            for i, param in enumerate(params, first):
+            for i, param in enumerate(_params(member), self._first[number]):
                 if (grad := param.grad) is not None:
                     norm = None if is_partial(grad) else norm_of([grad])
                     if norm is None:
                         self._known = False
                     else:
                         self._norms.append((i, norm))
+        self.norm_cost += time.thread_time() - began
 
     def after_member(self, member: torch.optim.Optimizer, number: int) -> None:
         """Measure all the rest, before the script drops the gradient."""
+        if self._norm and self._keeps_grad:
+            self._add_norms(member, number)
         if not self._sample or (before := self._before.get(number)) is None:
             return
         began = time.thread_time()

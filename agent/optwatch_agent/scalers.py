@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optwatch_agent import losses
+from optwatch_agent.joint import members_of
 from optwatch_agent.outside import inlined, outside
 from optwatch_agent.patches import Patch
 from optwatch_agent.recorder import Value
@@ -27,7 +28,14 @@ class Follower(Protocol):
     def optimizer(self) -> torch.optim.Optimizer: ...
 
     @property
+    def gone(self) -> bool: ...
+
+    @property
     def completed(self) -> int: ...
+
+    def settle(self) -> None:
+        """Every step that was to be taken has been."""
+        ...
 
     def scaled(self, scale: Value, ran: bool, skipped: bool) -> None:
         """An update of the scaler: the scale that the step had, whether `step` ran, and whether in vain."""
@@ -39,33 +47,34 @@ class ScalerTap:
 
     def __init__(self) -> None:
         self.patch = Patch(torch.amp.grad_scaler.GradScaler, "update", self._wrap)
-        self._followers: dict[int, tuple[Follower, int]] = {}
-        self._scalers: dict[int, weakref.ref[Any]] = {}
+        self._followers: list[tuple[Follower, int]] = []
+        """Each with the steps that it had completed at the last update."""
+        self._scalers: weakref.WeakKeyDictionary[Follower, weakref.ref[Any]] = weakref.WeakKeyDictionary()
         self._inside: set[int] = set()
         """The ids of scalers whose `update` is under way."""
         self._own: dict[tuple[type, str], Patch] = {}
 
     def install(self, follower: Follower) -> None:
-        self._followers[id(follower.optimizer)] = (follower, follower.completed)
-        self._scalers.pop(id(follower.optimizer), None)
+        self._followers = [*self._followers, (follower, follower.completed)]
         self.patch.install()
 
     def recount(self, follower: Follower) -> None:
         """The follower's steps go on from another count."""
-        if id(follower.optimizer) in self._followers:
-            self._followers[id(follower.optimizer)] = (follower, follower.completed)
+        self._followers = [
+            (each, each.completed if each is follower else before) for each, before in self._followers
+        ]
 
     def remove(self, follower: Follower) -> None:
-        # By identity: the optimizer may be gone, and another one have its id.
-        self._followers = {
-            number: pair for number, pair in self._followers.items() if pair[0] is not follower
-        }
+        self._followers = [pair for pair in self._followers if pair[0] is not follower]
+        self._scalers.pop(follower, None)
         self.patch.remove()
 
     def scaler_of(self, optimizer: torch.optim.Optimizer) -> Any:
         """The scaler that was seen to scale an optimizer's gradients, None before it was."""
-        reference = self._scalers.get(id(optimizer)) if id(optimizer) in self._followers else None
-        return None if reference is None else reference()
+        for follower, reference in self._scalers.items():
+            if not follower.gone and follower.optimizer is optimizer:
+                return reference()
+        return None
 
     def _wrap(self, update: Callable[..., Any]) -> Callable[..., Any]:
         saw = outside(self._saw)
@@ -98,23 +107,32 @@ class ScalerTap:
 
     def _saw(self, scaler: Any) -> None:
         try:
-            for number, (follower, before) in tuple(self._followers.items()):
-                state = scaler._per_optimizer_states.get(number)
-                if not state or not state["found_inf_per_device"]:
-                    continue
-                self._scalers[number] = weakref.ref(scaler)
-                ran = follower.completed != before
-                skipped = not ran or any(  # a fused step runs all the same, and does nothing
-                    bool(found.item()) for found in state["found_inf_per_device"].values() if on_cpu(found)
-                )
-                scale = scaler._scale
-                if isinstance(scale, Tensor):
-                    seen = float(scale.item()) if on_cpu(scale) else scale.detach().clone()
-                    follower.scaled(seen, ran, skipped)
-                self._followers[number] = (follower, follower.completed)
+            followers = []
+            for follower, before in self._followers:
+                if found := _found(scaler, follower):
+                    self._scalers[follower] = weakref.ref(scaler)
+                    follower.settle()
+                    ran = follower.completed != before
+                    # A fused step runs all the same, and does nothing.
+                    skipped = not ran or any(bool(each.item()) for each in found if on_cpu(each))
+                    scale = scaler._scale
+                    if isinstance(scale, Tensor):
+                        seen = float(scale.item()) if on_cpu(scale) else scale.detach().clone()
+                        follower.scaled(seen, ran, skipped)
+                    before = follower.completed
+                followers.append((follower, before))
+            self._followers = followers
         except Exception as error:  # noqa: BLE001 - never in the way of a training
             let_through(error)
-            self._followers.clear()
+            self._followers = []
+
+
+def _found(scaler: Any, follower: Follower) -> list[Tensor]:
+    """Whether the gradients of a follower's optimizer overflowed, as the scaler has found on each device."""
+    if follower.gone:
+        return []
+    states = [scaler._per_optimizer_states.get(id(member)) for member in members_of(follower.optimizer)]
+    return [found for state in states if state for found in state["found_inf_per_device"].values()]
 
 
 TAP = ScalerTap()

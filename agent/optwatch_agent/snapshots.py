@@ -164,6 +164,12 @@ class Snapshots:
         self.failed = f"taking a snapshot failed: {type(error).__name__}: {error}"
         log.warning("optwatch: %s; none is taken any more", self.failed, exc_info=error)
 
+    def refuse(self, reason: str) -> None:
+        """Take none at all, although there is room for them."""
+        if self.on:
+            self.on, self.failed = False, reason
+            log.warning("optwatch: no snapshots: %s", reason)
+
     def take(self, step: int, loss: Any) -> str:
         """Take one after a step with its loss; why there is none, "" where it is kept."""
         if reason := self.no_room():

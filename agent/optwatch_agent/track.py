@@ -1,6 +1,7 @@
 """One optimizer under watch: its step hooks, and in which order they act, measure and record."""
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from optwatch_agent.forward import Forward
 from optwatch_agent.governor import NOTHING, Costs, Governor
 from optwatch_agent.guard import Guard
 from optwatch_agent.interventions import Interventions
-from optwatch_agent.joint import Joint, members_of
+from optwatch_agent.joint import Joint
 from optwatch_agent.loose import Loose
 from optwatch_agent.lr_scale import add_lrs
 from optwatch_agent.measurements import Measurements
@@ -64,6 +65,7 @@ class Track:
         guard: Sequence[str],
     ) -> None:
         self._held = Loose(optimizer)
+        self._joint = optimizer if isinstance(optimizer, Joint) else None
         self.name = name
         self.completed = steps_so_far(optimizer) if step is None else step
         """global_step of the last completed step."""
@@ -111,6 +113,8 @@ class Track:
         self._losses = losses.TAP.window
         """Those that it has seen, of the step that is under way."""
         self._logged: dict[str, Value] = {}
+        self._lrs: dict[str, Value] = {}
+        """The LRs that the step of a joint optimizer began with."""
         self._skipped = 0
         self._in_vain = 0
         """Steps in a row that a GradScaler skipped without a trace."""
@@ -128,12 +132,14 @@ class Track:
         try:
             self._handles.append(optimizer.register_step_pre_hook(pre))
             self._handles.append(optimizer.register_step_post_hook(post))
-            if isinstance(optimizer, Joint):
-                optimizer.hook(self._handles, self._failed_within)
+            if self._joint is not None:
+                self._joint.hook(self._failed_within)
             if step is None and hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
                 self._handles.append(optimizer.register_load_state_dict_post_hook(loaded))
         except BaseException:
             self._take_off()
+            if self._joint is not None:
+                self._joint.unhook()
             raise
         scalers.TAP.install(self)
 
@@ -149,8 +155,7 @@ class Track:
     def is_on(self, optimizer: torch.optim.Optimizer) -> bool:
         if self.gone:
             return False
-        own = self.optimizer
-        return own is optimizer or (isinstance(own, Joint) and own.has(optimizer))
+        return self.optimizer is optimizer or (self._joint is not None and self._joint.has(optimizer))
 
     @property
     def stepped(self) -> bool:
@@ -167,6 +172,11 @@ class Track:
         if not losses.TAP.window.is_open and self.recorder.amend(values):
             return
         self._logged.update(values)
+
+    def settle(self) -> None:
+        """No further member of a joint optimizer steps before the next backward pass."""
+        if self._joint is not None:
+            self._joint.settle()
 
     def scaled(self, scale: Value, ran: bool, skipped: bool) -> None:
         """A GradScaler ended a step. Of one that it skipped without a trace, the next row tells."""
@@ -193,7 +203,7 @@ class Track:
         self.completed = step
         self._loss.add_columns(values, losses.TAP.window)
         add_lrs(values, self.optimizer.param_groups)
-        if self.control is not None and self.control.behind:
+        if self.control is not None and self._index in self.control.behind:
             self.actuators.loss = values.get("loss")
             self.control.apply_behind(self._index, step)
         self.recorder.add(step, values | self._logged)
@@ -201,10 +211,12 @@ class Track:
 
     def close(self) -> None:
         """Take the hooks off and undo what is in force. Inside a step the hooks stay, and do nothing."""
+        self.settle()
         self.active = False
-        # After a step that raised there is a depth, and no step.
-        if self._depth == 0 or self.gone or not is_stepping(members_of(self.optimizer)):
+        if not self._is_inside():
             self._take_off()
+        if self._joint is not None:
+            self._joint.unhook()
         self._measurements.close()
         if self.forward is not None:
             self.forward.close()
@@ -221,6 +233,13 @@ class Track:
         except Exception as error:  # noqa: BLE001 - a device that failed has nothing to tell any more
             let_through(error)
             log.warning("optwatch: what the device worked out last is lost: %r", error)
+
+    def _is_inside(self) -> bool:
+        """Whether a step is under way: after one that raised there is a depth, and no step. What another
+        thread does cannot be seen."""
+        if self._depth == 0 or self.gone:
+            return False
+        return self.phases.thread != threading.get_ident() or is_stepping([self.optimizer])
 
     def _take_off(self) -> None:
         for handle in self._handles:
@@ -300,6 +319,9 @@ class Track:
     def _prepare(self, step: int, awaits_closure: bool) -> None:
         """All that is done before the update of a step that is not quiet."""
         self._settled = False  # until it has ended: it may raise
+        if self._joint is not None:  # schedulers may step with each member
+            self._lrs = {}
+            add_lrs(self._lrs, self._joint.param_groups)
         self._loss.begin(awaits_closure)
         self._must_check = False
         if self.control is not None and self.control.pending:
@@ -358,7 +380,10 @@ class Track:
         step_time = now - self._ended if self._ended is not None else None
         values: dict[str, Value] = {}
         self._loss.add_columns(values, self._losses)
-        add_lrs(values, optimizer.param_groups)
+        if self._joint is None:
+            add_lrs(values, optimizer.param_groups)
+        else:
+            values.update(self._lrs)
         if step_time is not None:
             values["step_time"] = step_time
         costs, seconds = NOTHING, 0.0
@@ -452,14 +477,15 @@ class Track:
             and not self._interventions.in_force
             and not self.actuators.snapshots.on
             and not (self.forward is not None and self.forward.armed)
-            and not (self.control is not None and self.control.behind)
+            and not (self.control is not None and self._index in self.control.behind)
         )
 
     def _look_behind(self, step: int, step_time: float | None, loss: Value | None) -> float:
         """What follows the update: commands that wait for it, and a snapshot; the CPU seconds of that."""
         snapshots = self.actuators.snapshots
-        waiting = self.control is not None and bool(self.control.behind)
+        waiting = self.control is not None and self._index in self.control.behind
         due = self._index == 0 and snapshots.on and snapshots.due(step, step_time)
+        due = due and not (self._joint is not None and self._joint.is_late)
         if not waiting and not due:
             return 0.0
         began = time.thread_time()

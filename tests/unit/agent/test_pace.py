@@ -18,7 +18,7 @@ def model() -> Iterator[nn.Module]:
     model = nn.Linear(2, 2)
     model.register_forward_pre_hook(lambda module, args: seen.append(PHASES.here().own), prepend=True)
     PHASES.mine().begin_backward(time.perf_counter())
-    PHASES.here().end_backward(raised=False)
+    PHASES.here().end_backward(depth=0, raised=False)
     yield model
     seen.clear()
 
@@ -32,7 +32,7 @@ def own_of_a_step(model: nn.Module) -> tuple[float, float]:
     before = PHASES.here().own
     model(torch.zeros(2, 2))
     PHASES.mine().begin_backward(time.perf_counter())
-    PHASES.here().end_backward(raised=False)
+    PHASES.here().end_backward(depth=0, raised=False)
     return seen[-1] - before, PHASES.here().own - seen[-1]
 
 
