@@ -37,7 +37,7 @@ class Before:
         """Copy the parameters whose turn it is."""
         roles = roles_of(optimizer)
         self.params, self.grads, self.measured = {}, None if roles.keeps_grad else {}, None
-        if not _needs_copies(roles):
+        if not needs_copies(roles):
             return
         began = time.thread_time()
         params = _params(optimizer)
@@ -85,5 +85,6 @@ def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _needs_copies(roles: Roles) -> bool:
+def needs_copies(roles: Roles) -> bool:
+    """Whether there is anything to be seen before a step of such an optimizer."""
     return roles.update is None or not roles.keeps_grad

@@ -196,8 +196,9 @@ class Measurements:
         if clipped is not None:
             values["grad_norm_raw"], values["grad_norm"] = clipped
         elif self._piecemeal is not None:
+            earlier = self._piecemeal.finish()
+            began = time.thread_time()
             values.update(self._piecemeal.norms(self._parts))
-            earlier = self._piecemeal.norm_cost
         elif self._early is not None:
             norms, earlier = self._early
             values.update(norms)
@@ -297,11 +298,7 @@ class Measurements:
     def take_spent(self) -> float:
         """Seconds that following the members of a joint optimizer took since the last call, without what was
         measured of them."""
-        optimizer = self._optimizer
-        if self._piecemeal is None or not isinstance(optimizer, Joint):
-            return 0.0
-        measured = self._piecemeal.norm_cost + self._piecemeal.sample_cost + self._piecemeal.histogram_cost
-        return max(optimizer.take_spent() - measured, 0.0)
+        return 0.0 if self._piecemeal is None else self._piecemeal.take_spent()
 
     # --- between two steps ----------------------------------------------------------------------------
 

@@ -3,22 +3,44 @@ soon as it has stepped. The norms and statistics of all are put together when th
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from optwatch.wire.messages import COUNTS, STATS
 from optwatch_agent import clips, device_norms, histograms, probe
-from optwatch_agent.before import Before
+from optwatch_agent.before import Before, needs_copies
 from optwatch_agent.device_sums import Tools
 from optwatch_agent.gradients import as_columns, norm_of
 from optwatch_agent.joint import Joint
 from optwatch_agent.parts import Parts
-from optwatch_agent.probe import Joined, Sample, Taken
+from optwatch_agent.probe import Bare, Joined, Sample, Taken
 from optwatch_agent.recorder import Value
-from optwatch_agent.roles import roles_of
+from optwatch_agent.roles import Roles, roles_of
 from optwatch_agent.shards import is_partial
+
+_SMALL = 1 << 14
+"""Elements of a gradient that may wait for others: to measure one by itself takes longer than many."""
+_MOST_WAITING = 1 << 20
+"""Elements of gradients that wait at most, since they would be freed."""
+
+
+class Waiting(NamedTuple):
+    """A member that has stepped and is measured together with others."""
+
+    number: int
+    first: int
+    """The index of its parameter among those of all."""
+    group: Mapping[str, Any]
+    """Its options as they were."""
+    param: Tensor
+    state: Any
+    grad: Tensor
+    version: int
+    """Of the gradient: another one by the time it is measured, and the script has zeroed it."""
 
 
 class Piecemeal:
@@ -30,34 +52,39 @@ class Piecemeal:
         self._joint = joint
         self._tools = tools
         self._norm = self._sample = self._histogram = False
-        self._norms: list[tuple[int, Value]] = []
+        self._roles = Roles()
         self._clip: clips.Seen | None = None
         """The user's clipping of all gradients, where they are there before the first member steps."""
-        self._keeps_grad = True
-        """Whether the gradients can be read after a step, which unscales those that a GradScaler has not."""
+        self._norms: list[tuple[int, Value]] = []
         self._known = True
         """Whether there is a norm of every gradient so far."""
+        self._waits = True
+        """Whether gradients stay as they are when they are dropped."""
+        self._waiting: list[Waiting] = []
+        self._elements = 0
+        """Of the gradients that wait."""
         self._before: dict[int, Before] = {}
-        self._taken: dict[int, Taken | Joined] = {}
-        self._counts: dict[int, histograms.Counts] = {}
-        self._first: dict[int, int] = {}
-        """The index of each member's first parameter among those of all, by the member's number."""
+        self._seen: list[Part] = []
+        self._counts: list[tuple[list[int], histograms.Counts]] = []
+        """Histograms of parameters, by index."""
+        self._places: dict[int, list[int]] = {}
+        """The indices of each member's parameters among those of all, by the member's number."""
         joint.listeners.append(self)
 
     def begin(self, norm: bool, sample: bool, histogram: bool) -> None:
         """A step begins of which these are wanted."""
         self._norm, self._sample, self._histogram = norm, sample, histogram
         self._norms, self._known = [], True
-        self._before, self._taken, self._counts = {}, {}, {}
+        self._waiting, self._elements, self._before, self._seen, self._counts = [], 0, {}, [], []
         self.norm_cost = self.sample_cost = self.histogram_cost = 0.0
         if norm or sample:
-            self._keeps_grad = roles_of(self._joint).keeps_grad
-            params = _params(self._joint)
-            self._clip = clips.TAP.take([param for param in params if param.grad is not None])
-            first = 0
+            self._roles = roles_of(self._joint)
+            self._clip = clips.TAP.take([p for p in _params(self._joint) if p.grad is not None])
+            self._places, first = {}, 0
             for number, member in self._joint.numbered:
-                self._first[number] = first
-                first += len(_params(member))
+                end = first + len(_params(member))
+                self._places[number] = [*range(first, end)]
+                first = end
 
     def norms(self, parts: Parts | None) -> dict[str, Value]:
         """The norm of all gradients, or the parts of it; nothing where it is not known."""
@@ -67,26 +94,33 @@ class Piecemeal:
             return parts.of_norms(self._norms)
         return as_columns(device_norms.joined([norm for _, norm in self._norms]), self._clip)
 
+    def take_spent(self) -> float:
+        """Seconds that following the members took since the last call, without what was measured of them."""
+        measured = self.norm_cost + self.sample_cost + self.histogram_cost
+        return max(self._joint.take_spent() - measured, 0.0)
+
+    def finish(self) -> float:
+        """Measure what still waits; the seconds that the norm took, and to follow the members for it."""
+        following = self.take_spent()
+        self._measure_waiting()
+        return following + self.norm_cost
+
     def taken(self) -> "Together":
         """The measurements of all members. Of those that did not step, their parameters and moments."""
-        taken, stepped = [], []
+        measured = {place for part in self._seen for place in part.places}
         for number, member in self._joint.numbered:
-            stepped.append(number in self._taken)
-            taken.append(
-                self._taken[number]
-                if stepped[-1]
-                else probe.take(member, _params(member), roles_of(member), grads={}, tools=self._tools)
-            )
-        return Together(taken, stepped)
+            places, params = self._places.get(number, []), _params(member)
+            if measured.isdisjoint(places) and len(places) == len(params):
+                taken = probe.take(member, params, self._roles, grads={}, tools=self._tools)
+                self._seen.append(Part(places, taken, stepped=False))
+        return Together(self._seen, sum(map(len, self._places.values())))
 
     def counts(self) -> histograms.Counts:
         """The histograms of all gradients, as of `histograms.measure`."""
-        return np.concatenate(
-            [
-                self._counts[number] if number in self._counts else histograms.measure(_params(member), {})
-                for number, member in self._joint.numbered
-            ]
-        )
+        out = histograms.measure(_params(self._joint), {})
+        for places, counts in self._counts:
+            out[places] = counts
+        return out
 
     # --- by member ------------------------------------------------------------------------------------
 
@@ -97,18 +131,79 @@ class Piecemeal:
 
     def before_member(self, member: torch.optim.Optimizer, number: int) -> None:
         """Measure what is gone after the update."""
-        if self._norm and not self._keeps_grad:
+        if self._norm and not self._roles.keeps_grad:
             self._add_norms(member, number)
-        if self._sample:
+        if self._sample and needs_copies(self._roles):
             before = self._before[number] = Before()
             before.copy_params(member)
             before.see_grads(member)
             self.sample_cost += before.cost
 
+    def after_member(self, member: torch.optim.Optimizer, number: int) -> None:
+        """Measure all the rest, before the script drops the gradient."""
+        if number not in self._places:
+            return
+        before = self._before.pop(number, None)
+        if self._waits and before is None and (waiting := self._as_waiting(member, number)) is not None:
+            self._waiting.append(waiting)
+            self._elements += waiting.grad.numel()
+            if self._elements > _MOST_WAITING:
+                self._measure_waiting()
+            return
+        if self._norm and self._roles.keeps_grad:
+            self._add_norms(member, number)
+        if self._sample:
+            self._measure(member, number, before)
+
+    def _as_waiting(self, member: torch.optim.Optimizer, number: int) -> Waiting | None:
+        """A member whose gradient can wait: one small plain tensor."""
+        group = member.param_groups[0]
+        if len(self._places[number]) != 1 or any(isinstance(option, Tensor) for option in group.values()):
+            return None
+        (param,) = group["params"]
+        grad = param.grad
+        if type(grad) is not Tensor or grad.layout is not torch.strided or grad.numel() > _SMALL:
+            return None
+        options = {key: option for key, option in group.items() if key != "params"}
+        state = member.state.get(param)
+        return Waiting(number, self._places[number][0], options, param, state, grad, grad._version)
+
+    def _measure_waiting(self) -> None:
+        waiting, self._waiting, self._elements = self._waiting, [], 0
+        if not waiting:
+            return
+        if any(each.grad._version != each.version for each in waiting):
+            self._waits = self._known = False  # from now on one by one
+            return
+        places = [each.first for each in waiting]
+        grads = [each.grad for each in waiting]
+        began = time.thread_time()
+        with torch.no_grad():
+            if self._norm:
+                norm = norm_of(grads)
+                self._known = self._known and norm is not None
+                if norm is not None:
+                    self._norms.append((places[0], norm))
+            now = time.thread_time()
+            self.norm_cost += now - began
+            if not self._sample:
+                return
+            params = [each.param for each in waiting]
+            by_number = dict(enumerate(grads))
+            groups = [{**each.group, "params": [each.param]} for each in waiting]
+            bare = Bare(groups, {each.param: each.state for each in waiting})
+            taken = probe.take(bare, params, self._roles, grads=by_number, tools=self._tools)
+            self._seen.append(Part(places, taken, stepped=True))
+            began = time.thread_time()
+            self.sample_cost += began - now
+            if self._histogram:
+                self._counts.append((places, histograms.measure(params, by_number)))
+                self.histogram_cost += time.thread_time() - began
+
     def _add_norms(self, member: torch.optim.Optimizer, number: int) -> None:
         began = time.thread_time()
         with torch.no_grad():
-            for i, param in enumerate(_params(member), self._first[number]):
+            for i, param in zip(self._places.get(number, ()), _params(member), strict=False):
                 if (grad := param.grad) is not None:
                     norm = None if is_partial(grad) else norm_of([grad])
                     if norm is None:
@@ -117,52 +212,57 @@ class Piecemeal:
                         self._norms.append((i, norm))
         self.norm_cost += time.thread_time() - began
 
-    def after_member(self, member: torch.optim.Optimizer, number: int) -> None:
-        """Measure all the rest, before the script drops the gradient."""
-        if self._norm and self._keeps_grad:
-            self._add_norms(member, number)
-        if not self._sample or (before := self._before.get(number)) is None:
-            return
+    def _measure(self, member: torch.optim.Optimizer, number: int, before: Before | None) -> None:
         began = time.thread_time()
-        params = _params(member)
+        params, before = _params(member), before or Before()
         with torch.no_grad():
             after = probe.take(
-                member, params, roles_of(member), before.differences(params), before.grads, self._tools
+                member, params, self._roles, before.differences(params), before.grads, self._tools
             )
-            self._taken[number] = after if before.measured is None else Joined(after, before.measured)
-        self.sample_cost += time.thread_time() - began
+            taken = after if before.measured is None else Joined(after, before.measured)
+        self._seen.append(Part(self._places[number], taken, stepped=True))
+        now = time.thread_time()
+        self.sample_cost += now - began
         if self._histogram:
-            began = time.thread_time()
-            self._counts[number] = histograms.measure(params, before.grads)
-            self.histogram_cost += time.thread_time() - began
-        before.params, before.grads, before.measured = {}, None, None
+            self._counts.append((self._places[number], histograms.measure(params, before.grads)))
+            self.histogram_cost += time.thread_time() - now
+
+
+class Part(NamedTuple):
+    """A measurement of some parameters, by index, and whether they were stepped."""
+
+    places: list[int]
+    taken: Taken | Joined
+    stepped: bool
 
 
 class Together:
     """The measurements of all members, as one."""
 
-    def __init__(self, taken: Sequence[Taken | Joined], stepped: Sequence[bool]) -> None:
-        self._taken = taken
-        self._stepped = stepped
-        there = [each.numbers for each in taken if each.numbers is not None]
+    def __init__(self, parts: Sequence[Part], total: int) -> None:
+        """`total`: parameters that there are."""
+        self._parts = parts
+        self._total = total
+        there = [part.taken.numbers for part in parts if part.taken.numbers is not None]
         home = there[0].device if there else None
         self.numbers = torch.cat([each.to(home, non_blocking=True) for each in there]) if there else None
         """As of `Taken`."""
 
     def sample(self, arrived: Sequence[float] = ()) -> Sample:
         """What it comes to; with the numbers, when they have arrived."""
-        samples, start = [], 0
-        for each in self._taken:
-            end = start if each.numbers is None else start + len(each.numbers)
-            samples.append(each.sample(arrived[start:end]))
+        stats = np.full((self._total, len(STATS)), np.nan, np.float32)
+        counts = np.zeros((self._total, len(COUNTS)), np.uint64)
+        of_params, of_updates = [], []
+        start = 0
+        for places, taken, stepped in self._parts:
+            end = start if taken.numbers is None else start + len(taken.numbers)
+            sample = taken.sample(arrived[start:end])
+            stats[places], counts[places] = sample.stats, sample.counts
+            of_params.append(sample.param_norm)
+            if stepped:
+                of_updates.append(sample.update_norm)
             start = end
-        updates = [sample.update_norm for sample, did in zip(samples, self._stepped, strict=True) if did]
-        return Sample(
-            stats=np.concatenate([sample.stats for sample in samples]),
-            counts=np.concatenate([sample.counts for sample in samples]),
-            param_norm=_joined([sample.param_norm for sample in samples]),
-            update_norm=_joined(updates),
-        )
+        return Sample(stats, counts, _joined(of_params), _joined(of_updates))
 
 
 def _joined(norms: Sequence[float | None]) -> float | None:

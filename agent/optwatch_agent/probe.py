@@ -24,7 +24,7 @@ from optwatch_agent.table import table as table_for
 from optwatch_agent.tensors import local, on_cpu, on_device
 from optwatch_agent.updates import nadam
 
-__all__ = ["Gradients", "Joined", "Sample", "Taken", "measure", "take", "take_gradients"]
+__all__ = ["Bare", "Gradients", "Joined", "Sample", "Taken", "measure", "take", "take_gradients"]
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,21 @@ def take_gradients(params: Sequence[Tensor], tools: Tools | None = None) -> Grad
             # A sparse gradient has fewer values than elements.
             tensors.append(grad if grad.layout is torch.strided else param)
             grads.append(grad)
-    taken = take(_Bare(tensors), tensors, Roles(), grads=dict(enumerate(grads)), tools=tools)
+    bare = Bare([{"params": tensors}], {})
+    taken = take(bare, tensors, Roles(), grads=dict(enumerate(grads)), tools=tools)
     return Gradients(len(params), where, taken)
 
 
-class _Bare:
-    """Stands for an optimizer without state."""
+class Bare:
+    """Stands for an optimizer with such groups and state."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.param_groups = [{"params": tensors}]
-        self.state: dict[Tensor, dict[str, Any]] = {}
+    def __init__(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
+        self.param_groups = groups
+        self.state = state
 
 
 def take(
-    optimizer: torch.optim.Optimizer | _Bare,
+    optimizer: torch.optim.Optimizer | Bare,
     params: Sequence[Tensor],
     roles: Roles,
     updates: Mapping[int, Tensor] | None = None,
