@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from optwatch_agent.calls import is_nested, is_rehearsal, is_stepping
 from optwatch_agent.outside import outside, skipped
 from optwatch_agent.phases import BACKWARD_BEGINS, BACKWARD_ENDS, PHASES, Phases
+from optwatch_agent.rounds import Round
 from optwatch_agent.signals import let_through
 
 _FEW = 8
@@ -281,71 +282,6 @@ class Joint(torch.optim.Optimizer):
         except Exception as error:  # noqa: BLE001 - never into the training loop
             let_through(error)
             self._failed(error)
-
-
-class Round:
-    """Which members have stepped in the step of all, and which are still to come."""
-
-    def __init__(self) -> None:
-        self.phases: Phases | None = None
-        """Those of the thread that takes it, None while there is none."""
-        self.in_backward = False
-        """Whether it is taken within a backward pass that is not over."""
-        self.begun: set[int] = set()
-        """The members that have stepped, or begun to."""
-        self.open: set[int] = set()
-        """Those that are at it, or raised."""
-        self.late = False
-        """Whether its end was seen only when the next backward pass began."""
-        self.over: set[int] | None = None
-        """Those that have stepped in the last one, until the next backward pass."""
-        self.mixed = False
-        """Whether some members step within backward and others behind it."""
-        self._was_in_backward = False
-        self._expected: set[int] | None = None
-        """The members that step in each, None before it was seen which do not."""
-        self._missing: set[int] = set()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether none is still to come."""
-        return not (self._missing or self.open)
-
-    def begin(self, number: int, phases: Phases, there: set[int]) -> None:
-        """A step begins with that of a member, of those that are there."""
-        self.phases, self.late = phases, False
-        self.in_backward = self._was_in_backward = phases.is_backward
-        self._missing = there if self._expected is None else there & self._expected
-        self.begun, self.open = set(), set()
-        self.add(number)
-
-    def add(self, number: int) -> None:
-        """A member begins to step."""
-        self.begun.add(number)
-        self.open.add(number)
-        self._missing.discard(number)
-
-    def forget_open(self) -> None:
-        """Those that are at it have raised, and are none of it."""
-        self.begun -= self.open
-        self.open.clear()
-
-    def is_late_comer(self, number: int, phases: Phases) -> bool:
-        """Whether a member belongs to the step that was thought to be over."""
-        if self.over is None or number in self.over or phases.is_backward:
-            return False
-        self.over.add(number)
-        self.mixed = self.mixed or self._was_in_backward
-        if self._expected is not None:
-            self._expected.add(number)
-        return True
-
-    def end(self) -> None:
-        """It is over."""
-        if self.late:
-            self._expected = self.begun
-        self.over = None if self.late else self.begun
-        self.phases, self.in_backward = None, False
 
 
 class Key(NamedTuple):

@@ -174,13 +174,12 @@ class Piecemeal:
             return
         if any(each.grad._version != each.version for each in waiting):
             self._waits = self._known = False  # from now on one by one
-            return
         places = [each.first for each in waiting]
-        grads = [each.grad for each in waiting]
+        grads = dict(enumerate(each.grad for each in waiting)) if self._waits else {}
         began = time.thread_time()
         with torch.no_grad():
-            if self._norm:
-                norm = norm_of(grads)
+            if self._norm and grads:
+                norm = norm_of([*grads.values()])
                 self._known = self._known and norm is not None
                 if norm is not None:
                     self._norms.append((places[0], norm))
@@ -189,15 +188,14 @@ class Piecemeal:
             if not self._sample:
                 return
             params = [each.param for each in waiting]
-            by_number = dict(enumerate(grads))
             groups = [{**each.group, "params": [each.param]} for each in waiting]
             bare = Bare(groups, {each.param: each.state for each in waiting})
-            taken = probe.take(bare, params, self._roles, grads=by_number, tools=self._tools)
+            taken = probe.take(bare, params, self._roles, grads=grads, tools=self._tools)
             self._seen.append(Part(places, taken, stepped=True))
             began = time.thread_time()
             self.sample_cost += began - now
             if self._histogram:
-                self._counts.append((places, histograms.measure(params, by_number)))
+                self._counts.append((places, histograms.measure(params, grads)))
                 self.histogram_cost += time.thread_time() - began
 
     def _add_norms(self, member: torch.optim.Optimizer, number: int) -> None:

@@ -35,6 +35,20 @@ def test_nothing_is_left_where_the_last_step_raised() -> None:
     assert not optimizer._optimizer_step_post_hooks
 
 
+def test_detaching_in_another_thread_leaves_a_step_that_is_under_way_alone() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    watch = optwatch.attach(optimizer)
+
+    def detach(*_: Any) -> None:
+        other = threading.Thread(target=watch.detach)
+        other.start()
+        other.join(60)
+
+    optimizer.register_step_pre_hook(detach)
+    optimizer.step()
+    optimizer.step()
+
+
 def test_resumed_steps_go_on() -> None:
     model = classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

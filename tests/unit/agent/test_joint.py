@@ -1,7 +1,10 @@
 """Optimizers of a parameter each, stepped within the backward pass or one after another behind it: watched,
 and commanded, as the one optimizer that they are together."""
 
+import contextlib
+import copy
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,6 +74,8 @@ class Training:
         self.optimizers = {p: KINDS[kind]([p]) for p in params}
         self.whole = KINDS[kind](params)
         self.after_member: Callable[[Tensor], None] = lambda param: None
+        self.zeroes = False
+        """Whether gradients are zeroed in place."""
         if way == "within":
             for param in params:
                 param.register_post_accumulate_grad_hook(self.step)
@@ -82,7 +87,7 @@ class Training:
 
     def step(self, param: Tensor) -> None:
         self.optimizers[param].step()
-        self.optimizers[param].zero_grad()
+        self.optimizers[param].zero_grad(set_to_none=not self.zeroes)
         self.after_member(param)
 
     def train(self, steps: int) -> list[float]:
@@ -210,6 +215,8 @@ def test_a_scheduler_that_steps_with_each_member_never_sees_the_factor(way: str)
     hand.command("scale_lr", factor=0.25)
     training.train(8)
     assert rows.column("lr_scale")[2:] == [0.25] * 6
+    for column in ("lr", "lr/15"):
+        assert rows.column(column) == pytest.approx([1e-2 * 0.9**i for i in range(8)], rel=1e-12)
     expected = pytest.approx(1e-2 * 0.9**8, rel=1e-12)
     assert all(o.param_groups[0]["lr"] == expected for o in training.optimizers.values())
     watch.detach()
@@ -271,6 +278,254 @@ def test_the_others_are_watched_on_when_a_member_is_dropped() -> None:
     watch.detach()
     assert (rows.steps, rows.column("loss")[6:]) == (list(range(1, 11)), losses)
     assert [len(samples[step].stats) for step in (6, 10)] == [16, 15]
+
+
+@pytest.mark.parametrize("way", ["within", "behind", "in turn"])
+def test_a_command_acts_once_on_optimizers_of_two_classes(way: str) -> None:
+    """Their steps are under way at the same time."""
+    training = Training("adamw", "within" if way == "within" else "behind")
+    for number, param in enumerate(training.optimizers):
+        if number % 2:
+            training.optimizers[param] = KINDS["momentum"]([param])
+    if way == "behind":
+        order = sorted(training.optimizers.items(), key=lambda item: type(item[1]).__name__)
+        training.optimizers = dict(order)
+    watch, _, hand = training.watch(allow="all", snapshots=1 << 20)
+    applied: list[tuple[int, str]] = []
+    for index, track in enumerate(watch._agent.tracks):
+        was = track.actuators.apply
+        track.actuators.apply = lambda action, step=0, index=index, was=was: (  # type: ignore[method-assign]
+            applied.append((index, type(action).__name__)) or was(action, step)
+        )
+    hand.command("perturb", target="param", std=1e-3, seed=1)
+    hand.command("restart")
+    training.train(4)
+    hand.command("rollback")
+    training.train(2)
+    watch.detach()
+    assert sorted(applied) == [(0, "Perturb"), (0, "Restart"), (1, "Perturb"), (1, "Restart")]
+    assert hand.outcomes()[-1][1:] == (
+        "refused",
+        "parameters with optimizers of their own, of several classes, step in turn",
+    )
+
+
+def test_a_member_that_never_steps_holds_up_no_command() -> None:
+    """Else a rollback would write parameters that the backward pass which has begun needs as they were."""
+    training = Training("adamw", "behind")
+    idle = next(iter(training.optimizers))
+    every = dict(training.optimizers)
+    training.optimizers = {param: every[param] for param in every if param is not idle}
+    watch = optwatch.attach(every, allow="all", snapshots=1 << 20)
+    measure_always(watch)
+    rows, hand = Sight(watch), Hand(watch._agent)
+    losses = training.train(3)
+    for action, args in (("snapshot", {}), ("perturb", {"target": "param", "std": 1e-3}), ("rollback", {})):
+        hand.command(action, **args)
+        losses += training.train(2)
+        assert hand.outcomes()[-1] == (action, "applied", "")
+    watch.detach()
+    assert (rows.steps, rows.column("loss")) == (list(range(1, 10)), losses)
+    assert every
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_unscaled_and_skipped_steps_counted_under_a_scaler(fused: bool) -> None:
+    model = network()
+    optimizers = {p: torch.optim.AdamW([p], lr=1e-3, fused=fused) for p in model.parameters()}
+    watch = optwatch.attach(optimizers)
+    measure_always(watch)
+    rows = Sight(watch)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1_000)
+    seen, norms = [], []
+    for step in range(8):
+        loss = model(torch.randn(16, 8)).square().mean()
+        scaler.scale(loss).backward()
+        norms.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm()) / 64)
+        if step == 5:  # one member is skipped
+            next(iter(optimizers)).grad.fill_(torch.inf)
+        for optimizer in optimizers.values():
+            scaler.step(optimizer)
+        scaler.update()
+        for optimizer in optimizers.values():
+            optimizer.zero_grad()
+        seen.append(loss.item())
+    watch.detach()
+    assert rows.steps == list(range(1, 9))
+    assert rows.column("loss") == seen
+    assert rows.column("grad_norm")[2:5] == pytest.approx(norms[2:5], rel=1e-6)
+    assert rows.column("loss_scale") == [64.0] * 6 + [32.0] * 2
+    assert rows.column("skipped_steps") == [0.0] * 5 + [1.0] * 3
+
+
+def test_the_users_clipping_of_all_gradients_is_seen() -> None:
+    training = Training("adamw", "behind")
+    params = list(training.model.parameters())
+    watch, rows, _ = training.watch()
+    norms = []
+    for _ in range(5):
+        next(training.losses).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(params, 1e-3)))
+        for param in params:
+            training.step(param)
+    watch.detach()
+    assert rows.column("grad_norm_raw")[2:] == pytest.approx(norms[2:], rel=1e-5)
+    assert rows.column("grad_norm")[2:] == pytest.approx([1e-3] * 3, rel=1e-2)
+    assert rows.column("user_max_norm")[2:] == [1e-3] * 3
+
+
+@pytest.mark.parametrize("way", ["within", "behind"])
+def test_gradients_that_are_zeroed_in_place_are_measured_before(way: str) -> None:
+    training, alone = Training("adamw", way), Training("adamw", way)
+    training.zeroes = alone.zeroes = True
+    watch, rows, _ = training.watch()
+    samples = samples_of(watch)
+    assert training.train(9) == alone.train(9)
+    watch.detach()
+    assert training.bits() == alone.bits()
+    norms = rows.column("grad_norm")
+    assert norms[2] is None, "which shows that they are"
+    assert all(norm > 1e-3 for norm in norms[3:])
+    assert (samples[9].stats[:, 0] > 0).all()
+    assert rows.column("update_norm")[2] is None
+    assert rows.column("update_norm")[8] > 0
+
+
+def test_what_is_kept_beside_the_parameters_is_rolled_back() -> None:
+    class Counts(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+            self.state["steps"] = self.state.get("steps", 0) + 1  # type: ignore[index]
+            return super().step(closure)
+
+    model = network()
+    optimizers = {p: Counts([p], lr=1e-3) for p in model.parameters()}
+    slow = {p: torch.ones(1) for p in optimizers}
+
+    class Lookahead:
+        def __init__(self, optimizer: Any) -> None:
+            self.optimizer = optimizer
+            self.state = {p: {"slow": slow[p]} for group in optimizer.param_groups for p in group["params"]}
+
+    wrapped = {p: Lookahead(optimizer) for p, optimizer in optimizers.items()}
+    watch = optwatch.attach(wrapped, allow="all", snapshots=1 << 20)
+    hand = Hand(watch._agent)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            model(torch.randn(4, 8)).square().mean().backward()
+            for optimizer in optimizers.values():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    train(3)
+    hand.command("snapshot")
+    train(3)
+    for each in slow.values():
+        each.fill_(9.0)
+    hand.command("rollback", to_step=4)
+    train(1)
+    watch.detach()
+    assert hand.outcomes()[-1] == ("rollback", "applied", "")
+    assert {each.item() for each in slow.values()} == {1.0}
+    assert {optimizer.state["steps"] for optimizer in optimizers.values()} == {4}  # type: ignore[index]
+
+
+def test_closures_copies_and_members_that_raise_are_borne() -> None:
+    training = Training("adamw", "behind")
+    watch, rows, _ = training.watch()
+    training.train(3)
+    members = [*training.optimizers.values()]
+
+    def closure() -> Tensor:
+        for member in members:
+            member.zero_grad()
+        loss = next(training.losses)
+        loss.backward()
+        return loss
+
+    for member in members:
+        member.step(closure)  # type: ignore[arg-type]
+    assert rows.steps == [1, 2, 3, 4]
+    twin = copy.deepcopy(members[0])
+    twin.step()
+
+    def stumble(optimizer: Any, args: Any, kwargs: Any) -> None:
+        raise RuntimeError("stumbled")
+
+    handle = members[3].register_step_pre_hook(stumble)
+    for _ in range(2):
+        next(training.losses).backward()
+        for member in members:
+            with contextlib.suppress(RuntimeError):
+                member.step()
+    handle.remove()
+    training.train(1)
+    assert not watch._agent.tracks[0].degraded
+    watch.detach()
+    assert rows.steps == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_members_within_backward_and_behind_it_are_one_step() -> None:
+    training = Training("adamw", "behind")
+    params = list(training.model.parameters())
+    within = params[4:]
+    for param in within:
+        param.register_post_accumulate_grad_hook(training.step)
+    every = training.optimizers
+    watch, rows, _ = training.watch()
+    losses = []
+    for _ in range(6):
+        loss = next(training.losses)
+        loss.backward()
+        for param in params[:4]:
+            training.step(param)
+        losses.append(loss.item())
+    watch.detach()
+    assert len(every) == 16
+    assert (rows.steps, rows.column("loss")) == (list(range(1, 7)), losses)
+
+
+@pytest.mark.parametrize("ways", [("within", "within"), ("within", "behind")], ids=str)
+def test_in_two_threads_each_has_its_own_steps(ways: tuple[str, str]) -> None:
+    start = threading.Barrier(2)
+    seen: dict[int, tuple[list[int], list[Any], list[float]]] = {}
+
+    def run(number: int) -> None:
+        training = Training("adamw", ways[number])
+        watch, rows, _ = training.watch(name=f"thread {number}")
+        start.wait(60)
+        losses = training.train(60)
+        watch.detach()
+        seen[number] = rows.steps, rows.column("loss"), losses
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for number in range(2):
+        steps, recorded, losses = seen[number]
+        assert (steps, recorded) == (list(range(1, 61)), losses)
+
+
+def test_detaching_within_a_members_step_leaves_the_hooks_of_that_one_alone() -> None:
+    training = Training("adamw", "within")
+    watch, _, hand = training.watch()
+    hand.command("scale_lr", factor=0.5)
+    training.train(3)
+    members = [*training.optimizers.values()]
+    handle = members[5].register_step_pre_hook(lambda *_: watch.detach())
+    training.train(1)
+    handle.remove()
+    alone = Training("adamw", "within")
+    training.train(2)
+    alone.train(2)
+    left = [number for number, member in enumerate(members) if member._optimizer_step_pre_hooks]
+    assert left == [5]
+    assert not BACKWARD_BEGINS
+    assert not BACKWARD_ENDS
+    assert all("step" not in vars(member) for member in members)
+    assert {member.param_groups[0]["lr"] for member in members} == {1e-2}
 
 
 def test_nothing_is_left_and_what_is_dropped_goes() -> None:
