@@ -40,6 +40,8 @@ from optwatch_agent.tensors import local, on_cpu, on_device, scalar
 
 _ONE_BY_ONE = "the parameters have optimizers of their own, which never see all gradients"
 
+_NOT_STEADY = "which of the parameters' optimizers step differs from step to step, or is not known yet"
+
 
 class Actuators:
     """The interventions in force on one optimizer."""
@@ -77,6 +79,10 @@ class Actuators:
         """
         if self._held.gone:
             return "the optimizer was dropped"
+        optimizer = self._optimizer
+        unsteady = isinstance(optimizer, Joint) and not optimizer.is_steady
+        if ranks > 1 and unsteady and self.follows_update(action):  # some ranks might be late, and others not
+            return _NOT_STEADY
         match action:
             case Restart():
                 return restarts.refusal(self._optimizer, action)
@@ -131,7 +137,7 @@ class Actuators:
         """
         optimizer = self._optimizer
         if isinstance(optimizer, Joint) and optimizer.is_late and self.follows_update(action):
-            raise RuntimeError("which parameters step differs from step to step: the next pass had begun")
+            raise RuntimeError(_NOT_STEADY)
         match action:
             case Restart():
                 restarts.restart(self._optimizer, action.moments)

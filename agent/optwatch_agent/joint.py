@@ -23,6 +23,7 @@ from optwatch_agent.phases import BACKWARD_BEGINS, BACKWARD_ENDS, PHASES, Phases
 from optwatch_agent.rounds import Round
 from optwatch_agent.signals import let_through
 
+_STEADY = 50
 _FEW = 8
 """So many optimizers of one tensor each may well be of several networks."""
 
@@ -98,6 +99,12 @@ class Joint(torch.optim.Optimizer):
         """Whether the step that is over was seen to be only when the next backward pass began: by then the
         parameters and generators have been used anew."""
         return self._round.late
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the ends of steps have been seen in time of late, on this rank: members that step in some
+        and not in others may do so on one rank alone."""
+        return self._round.in_time >= _STEADY
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]

@@ -21,6 +21,8 @@ class Round:
         """Those that are at it, or raised."""
         self.late = False
         """Whether its end was seen only when the next backward pass began."""
+        self.in_time = 0
+        """Ends in a row that were seen in time."""
         self.over: set[int] | None = None
         """Those that have stepped in the last one, until the next backward pass."""
         self.mixed = False
@@ -66,6 +68,7 @@ class Round:
 
     def end(self) -> None:
         """It is over."""
+        self.in_time = 0 if self.late else self.in_time + 1
         if self.late:
             self._expected = self.begun
         self.over = None if self.late else self.begun

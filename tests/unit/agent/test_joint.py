@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import optwatch
+from optwatch.wire.actions import Perturb
 from optwatch_agent import Watch
 from optwatch_agent.phases import BACKWARD_BEGINS, BACKWARD_ENDS
 from tests.unit.agent.observed import Hand, Sight, measure_always, samples_of
@@ -327,6 +328,29 @@ def test_a_member_that_never_steps_holds_up_no_command() -> None:
     watch.detach()
     assert (rows.steps, rows.column("loss")) == (list(range(1, 10)), losses)
     assert every
+
+
+def test_where_other_members_step_each_time_nothing_is_written_too_late() -> None:
+    """As of a mixture of experts: the end of such a step is seen when the next backward pass begins."""
+    training = Training("adamw", "behind")
+    every = dict(training.optimizers)
+    watch, rows, hand = training.watch(allow="all", snapshots=1 << 20)
+    losses, params = [], list(every)
+    for step in range(80):
+        skipped = params[step % 4]
+        training.optimizers = {param: every[param] for param in params if param is not skipped}
+        if step == 10:
+            hand.command("perturb", target="param", std=1e-3)
+        losses += training.train(1)
+        skipped.grad = None
+    actuators = watch._agent.tracks[0].actuators
+    assert "differs from step to step" in (actuators.refusal(Perturb(target="param", std=1.0), 2) or "")
+    training.optimizers = every
+    losses += training.train(60)
+    assert actuators.refusal(Perturb(target="param", std=1.0), 2) is None
+    watch.detach()
+    assert hand.outcomes()[-1][1] == "failed"
+    assert (rows.steps, rows.column("loss")) == (list(range(1, 141)), losses)
 
 
 @pytest.mark.parametrize("fused", [False, True])
