@@ -24,6 +24,7 @@ from optwatch_agent.rounds import Round
 from optwatch_agent.signals import let_through
 
 _STEADY = 50
+"""Steps in a row whose ends were seen in time, after which they are thought to be in the next."""
 _FEW = 8
 """So many optimizers of one tensor each may well be of several networks."""
 
@@ -151,8 +152,8 @@ class Joint(torch.optim.Optimizer):
         self._deaf = True
         for handle in self._around:
             handle.remove()
-        phases = self._round.phases
-        if phases is not None and phases.thread != threading.get_ident():
+        now = self._round
+        if now.under_way and now.phases is not None and now.phases.thread != threading.get_ident():
             return
         for number, member in self.numbered:
             if not is_stepping([member]):
@@ -162,7 +163,8 @@ class Joint(torch.optim.Optimizer):
     def settle(self) -> None:
         """No further member steps in this round: its step is over, if none is at it."""
         with self._lock:
-            if self._round.phases is not None and not (self._round.in_backward or self._round.open):
+            now = self._round
+            if now.under_way and not (now.in_backward or now.open):
                 self._end()
 
     def _unless_deaf(self, hook: Callable[..., None]) -> Callable[..., None]:
@@ -192,9 +194,9 @@ class Joint(torch.optim.Optimizer):
                 return
             if now.open and not is_stepping([each for i, each in self.numbered if i in now.open]):
                 now.forget_open()  # what they raised was caught, and the script goes on
-            if now.phases is not None and not now.in_backward and number in now.begun:
+            if now.under_way and not now.in_backward and number in now.begun:
                 self._end()  # without the others, a step of its own
-            if now.phases is None:
+            if not now.under_way:
                 phases = PHASES.here()
                 if now.is_late_comer(number, phases):
                     return
@@ -239,9 +241,11 @@ class Joint(torch.optim.Optimizer):
         """A backward pass begins: what was stepped behind the last one was its step."""
         with self._lock:
             now = self._round
+            if now.phases is not phases:
+                return
             if now.open and is_stepping([each for i, each in self.numbered if i in now.open]):
                 return  # in a closure
-            if now.phases is phases and not now.in_backward:
+            if now.under_way and not now.in_backward:
                 now.late = True
                 self._end(raised=bool(now.open))
             now.over = None
@@ -250,7 +254,7 @@ class Joint(torch.optim.Optimizer):
         """A backward pass is over."""
         with self._lock:
             now = self._round
-            if now.phases is not phases or not now.in_backward:
+            if now.phases is not phases or not (now.under_way and now.in_backward):
                 return
             now.in_backward = False
             if raised or self._deaf or now.is_complete or not now.mixed:

@@ -11,8 +11,10 @@ class Round:
     """Which members have stepped in the step of all, and which are still to come."""
 
     def __init__(self) -> None:
+        self.under_way = False
+        """Whether there is such a step."""
         self.phases: Phases | None = None
-        """Those of the thread that takes it, None while there is none."""
+        """Those of the thread that takes it, or took the last."""
         self.in_backward = False
         """Whether it is taken within a backward pass that is not over."""
         self.begun: set[int] = set()
@@ -39,7 +41,7 @@ class Round:
 
     def begin(self, number: int, phases: Phases, there: set[int]) -> None:
         """A step begins with that of a member, of those that are there."""
-        self.phases, self.late = phases, False
+        self.under_way, self.phases, self.late = True, phases, False
         self.in_backward = self._was_in_backward = phases.is_backward
         self._missing = there if self._expected is None else there & self._expected
         self.begun, self.open = set(), set()
@@ -72,4 +74,4 @@ class Round:
         if self.late:
             self._expected = self.begun
         self.over = None if self.late else self.begun
-        self.phases, self.in_backward = None, False
+        self.under_way = self.in_backward = False

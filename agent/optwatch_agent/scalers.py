@@ -47,25 +47,24 @@ class ScalerTap:
 
     def __init__(self) -> None:
         self.patch = Patch(torch.amp.grad_scaler.GradScaler, "update", self._wrap)
-        self._followers: list[tuple[Follower, int]] = []
-        """Each with the steps that it had completed at the last update."""
+        self._followers: dict[Follower, int] = {}
+        """With the steps that each had completed at the last update."""
         self._scalers: weakref.WeakKeyDictionary[Follower, weakref.ref[Any]] = weakref.WeakKeyDictionary()
         self._inside: set[int] = set()
         """The ids of scalers whose `update` is under way."""
         self._own: dict[tuple[type, str], Patch] = {}
 
     def install(self, follower: Follower) -> None:
-        self._followers = [*self._followers, (follower, follower.completed)]
+        self._followers[follower] = follower.completed
         self.patch.install()
 
     def recount(self, follower: Follower) -> None:
         """The follower's steps go on from another count."""
-        self._followers = [
-            (each, each.completed if each is follower else before) for each, before in self._followers
-        ]
+        if follower in self._followers:
+            self._followers[follower] = follower.completed
 
     def remove(self, follower: Follower) -> None:
-        self._followers = [pair for pair in self._followers if pair[0] is not follower]
+        self._followers.pop(follower, None)
         self._scalers.pop(follower, None)
         self.patch.remove()
 
@@ -107,24 +106,22 @@ class ScalerTap:
 
     def _saw(self, scaler: Any) -> None:
         try:
-            followers = []
-            for follower, before in self._followers:
-                if found := _found(scaler, follower):
-                    self._scalers[follower] = weakref.ref(scaler)
-                    follower.settle()
-                    ran = follower.completed != before
-                    # A fused step runs all the same, and does nothing.
-                    skipped = not ran or any(bool(each.item()) for each in found if on_cpu(each))
-                    scale = scaler._scale
-                    if isinstance(scale, Tensor):
-                        seen = float(scale.item()) if on_cpu(scale) else scale.detach().clone()
-                        follower.scaled(seen, ran, skipped)
-                    before = follower.completed
-                followers.append((follower, before))
-            self._followers = followers
+            for follower, before in tuple(self._followers.items()):
+                if not (found := _found(scaler, follower)):
+                    continue
+                self._scalers[follower] = weakref.ref(scaler)
+                follower.settle()
+                ran = follower.completed != before
+                # A fused step runs all the same, and does nothing.
+                skipped = not ran or any(bool(each.item()) for each in found if on_cpu(each))
+                scale = scaler._scale
+                if isinstance(scale, Tensor):
+                    seen = float(scale.item()) if on_cpu(scale) else scale.detach().clone()
+                    follower.scaled(seen, ran, skipped)
+                self.recount(follower)
         except Exception as error:  # noqa: BLE001 - never in the way of a training
             let_through(error)
-            self._followers = []
+            self._followers.clear()
 
 
 def _found(scaler: Any, follower: Follower) -> list[Tensor]:
