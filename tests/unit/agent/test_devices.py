@@ -16,11 +16,13 @@ from optwatch_agent import Watch, device_norms, device_sums, device_time, rows, 
 from optwatch_agent.device_time import DeviceTime
 from optwatch_agent.gradients import Gradients
 from optwatch_agent.parts import Key, Parts
+from optwatch_agent.phases import BACKWARD_ENDS
 from optwatch_agent.probe import measure, take
 from optwatch_agent.roles import roles_of
 from tests.unit.agent.elsewhere import Device, NoWait, device
 from tests.unit.agent.models import OPTIMIZERS, WITHOUT_RULE, batches, classifier, fingerprint, train
-from tests.unit.agent.observed import Hand, measure_always
+from tests.unit.agent.observed import Hand, measure_always, samples_of
+from tests.unit.agent.test_joint import Training
 
 __all__ = ["device"]
 
@@ -314,6 +316,39 @@ def test_a_training_on_a_device_is_bitwise_the_same(device: Device, name: str) -
         return fingerprint(model, optimizer)
 
     assert run(watched=True) == run(watched=False)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adadelta", "overwrites"])
+def test_optimizers_of_a_parameter_each_are_measured_as_one(device: Device, name: str) -> None:
+    device.delay = 2
+    seen = []
+    for way in ("within", "together"):
+        training = Training(name, way)
+        watch = optwatch.attach(training.given)
+        measure_always(watch)
+        sent, samples, mode = Sent(watch), samples_of(watch), NoWait()
+        of_members = [
+            hooks
+            for member in training.optimizers.values()
+            for hooks in (member._optimizer_step_pre_hooks, member._optimizer_step_post_hooks)
+        ]
+        for hooks in (*of_members, BACKWARD_ENDS):
+            for key, hook in hooks.items():
+                hooks[key] = under(mode, hook)  # type: ignore[index]
+        training.train(12)
+        assert mode.waits == []
+        watch.detach()
+        sent.look(everything=True)
+        assert not watch._agent.tracks[0].degraded
+        seen.append((sent.values, samples))
+    (values, samples), (of_whole, samples_of_whole) = seen
+    for step in range(4, 13):
+        norms = values[step]["grad_norm"], values[step]["param_norm"]
+        assert norms == pytest.approx((of_whole[step]["grad_norm"], of_whole[step]["param_norm"]), rel=1e-6)
+        known = ~np.isnan(samples_of_whole[step].stats)
+        np.testing.assert_allclose(
+            samples[step].stats[known], samples_of_whole[step].stats[known], rtol=1e-4, atol=1e-7
+        )
 
 
 def test_the_parts_of_a_sharded_norm(device: Device) -> None:
