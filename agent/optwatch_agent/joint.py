@@ -23,8 +23,6 @@ from optwatch_agent.phases import BACKWARD_BEGINS, BACKWARD_ENDS, PHASES, Phases
 from optwatch_agent.rounds import Round
 from optwatch_agent.signals import let_through
 
-_STEADY = 50
-"""Steps in a row whose ends were seen in time, after which they are thought to be in the next."""
 _FEW = 8
 """So many optimizers of one tensor each may well be of several networks."""
 
@@ -103,9 +101,9 @@ class Joint(torch.optim.Optimizer):
 
     @property
     def is_steady(self) -> bool:
-        """Whether the ends of steps have been seen in time of late, on this rank: members that step in some
-        and not in others may do so on one rank alone."""
-        return self._round.in_time >= _STEADY
+        """Whether all members have stepped in each step of late, on this rank: those that do not may do so on
+        one rank alone."""
+        return self._round.is_steady
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]

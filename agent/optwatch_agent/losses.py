@@ -16,7 +16,7 @@ from torch import Tensor
 from optwatch_agent.of_thread import OfThread
 from optwatch_agent.outside import inlined, outside, skipped
 from optwatch_agent.patches import Patch
-from optwatch_agent.phases import BACKWARD_BEGINS, PHASES
+from optwatch_agent.phases import BACKWARD_BEGINS, PHASES, Phases
 from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import on_cpu
 
@@ -63,16 +63,16 @@ class Window:
     def close(self) -> None:
         """A step was taken: the next backward opens a new window."""
         self._closed = True
+        self._scaled = None  # it holds a graph
 
     def take_spent(self) -> float:
         """Seconds that looking at backward passes took since the last call."""
         spent, self._spent = self._spent, 0.0
         return spent
 
-    def begins(self, tensors: Any, grad_tensors: Any) -> None:
+    def begins(self, phases: Phases, tensors: Any, grad_tensors: Any) -> None:
         """A backward pass begins."""
         began = time.perf_counter()
-        phases = PHASES.mine()
         if BACKWARD_BEGINS:
             for hook in tuple(BACKWARD_BEGINS.values()):
                 hook(phases)
@@ -122,12 +122,16 @@ class LossTap:
         """That of this thread."""
         return self._windows.here()
 
+    def claim(self) -> Window:
+        """The same; from now on this is a training thread."""
+        return self._windows.claim()
+
     def expect_parts(self, parts: bool) -> None:
         """Whether the losses of this thread's passes are known to be parts of one loss.
 
         A framework that divides them by what they have in common, such as the tokens of all, knows.
         """
-        self._windows.mine().parts = parts
+        self._windows.claim().parts = parts
 
     def install(self) -> None:
         for patch in self.patches:
@@ -138,30 +142,30 @@ class LossTap:
             patch.remove()
         if self.patches[0].users == 0:
             self._windows = OfThread(Window)
+            PHASES.here().depth = 0  # whatever a signal handler has left there
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
-        mine, begins, ends = outside(PHASES.mine), outside(self._begins), outside(_ends)
+        here, begins, ends = outside(PHASES.here), outside(self._begins), outside(_ends)
 
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
-            depth = mine().depth
-            raised = True
+            phases = here()
+            depth, raised = phases.depth, True
             try:  # a signal handler may raise in what is ours as well
-                begins(tensors, grad_tensors)
+                begins(phases, tensors, grad_tensors)
                 result = backward(tensors, grad_tensors, *args, **kwargs)
                 raised = False
                 return result
             finally:
-                ends(depth, raised)
+                ends(phases, depth, raised)
 
         # Not recursive: the code under it is the user's and may be compiled.
         return skipped(watched)
 
-    def _begins(self, tensors: Any, grad_tensors: Any) -> None:
-        window = self._windows.mine()
+    def _begins(self, phases: Phases, tensors: Any, grad_tensors: Any) -> None:
         if self.patches[0].users == 0:
-            PHASES.mine().begin_backward(time.perf_counter())
+            phases.begin_backward(time.perf_counter())
         else:
-            window.begins(tensors, grad_tensors)
+            self._windows.here().begins(phases, tensors, grad_tensors)
 
     def wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         saw = outside(self._saw_scaled)
@@ -178,11 +182,11 @@ class LossTap:
 
     def _saw_scaled(self, outputs: Any, result: Any) -> None:
         if self.patches[1].users:
-            self._windows.mine().saw_scaled(outputs, result)
+            self._windows.here().saw_scaled(outputs, result)
 
 
-def _ends(depth: int, raised: bool) -> None:
-    PHASES.mine().end_backward(depth, raised)
+def _ends(phases: Phases, depth: int, raised: bool) -> None:
+    phases.end_backward(depth, raised)
 
 
 def _divisors(loss: Tensor) -> tuple[float, ...]:

@@ -156,8 +156,9 @@ class LrScale:
 
     def arm(self) -> None:
         """Wrap `step` so that the lr comes back also when it raises."""
-        if not self._wrappers:
-            for member in members_of(self._optimizer):
+        wrapped = {id(wrapper.__self__) for wrapper, _ in self._wrappers}
+        for member in members_of(self._optimizer):
+            if id(member) not in wrapped:
                 former = vars(member).get("step")
                 self._wrappers.append((self._wrap(member), former))
 

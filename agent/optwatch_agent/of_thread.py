@@ -9,8 +9,8 @@ T = TypeVar("T")
 
 
 class OfThread(Generic[T]):
-    """One of something for each training thread. Threads that were not seen to train, such as those that work
-    for one, share that of the thread that was seen last."""
+    """One of something for each training thread: one that attaches, or takes a step. Others, such as those in
+    which it runs its backward passes, share that of the training thread that was seen last."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -24,21 +24,12 @@ class OfThread(Generic[T]):
         own: T = getattr(self._own, "value", self.latest)
         return own
 
-    def mine(self) -> T:
+    def claim(self) -> T:
         """The same; from now on this is a training thread."""
         try:
             own: T = self._own.value
         except AttributeError:
-            if not _is_pythons():  # autograd's own, in which a checkpointed part runs its backward pass
-                return self.latest
             own = self._own.value = self._make() if self._is_taken else self.latest
             self._is_taken = True
         self.latest = own
         return own
-
-
-def _is_pythons() -> bool:
-    """Whether Python has started this thread."""
-    this = threading.get_ident()
-    known = (thread for thread in threading.enumerate() if thread.ident == this)
-    return any(not isinstance(thread, threading._DummyThread) for thread in known)

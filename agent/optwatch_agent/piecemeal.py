@@ -25,7 +25,7 @@ from optwatch_agent.shards import is_partial
 _SMALL = 1 << 14
 """Elements of a gradient that may wait for others: to measure one by itself takes longer than many."""
 _MOST_WAITING = 1 << 20
-"""Elements of gradients that wait at most, since they would be freed."""
+"""Elements of gradients that wait at most, as copies."""
 
 
 class Waiting(NamedTuple):
@@ -39,8 +39,7 @@ class Waiting(NamedTuple):
     param: Tensor
     state: Any
     grad: Tensor
-    version: int
-    """Of the gradient: another one by the time it is measured, and the script has zeroed it."""
+    """A copy: the script may do to its gradient what it likes."""
 
 
 class Piecemeal:
@@ -58,11 +57,13 @@ class Piecemeal:
         self._norms: list[tuple[int, Value]] = []
         self._known = True
         """Whether there is a norm of every gradient so far."""
-        self._waits = True
-        """Whether gradients stay as they are when they are dropped."""
         self._waiting: list[Waiting] = []
         self._elements = 0
         """Of the gradients that wait."""
+        self._stepped: set[int] = set()
+        """Members that have stepped."""
+        self._lost: set[int] = set()
+        """Parameters whose memory the script has freed before they were measured, by index."""
         self._before: dict[int, Before] = {}
         self._seen: list[Part] = []
         self._counts: list[tuple[list[int], histograms.Counts]] = []
@@ -75,7 +76,8 @@ class Piecemeal:
         """A step begins of which these are wanted."""
         self._norm, self._sample, self._histogram = norm, sample, histogram
         self._norms, self._known = [], True
-        self._waiting, self._elements, self._before, self._seen, self._counts = [], 0, {}, [], []
+        self._waiting, self._elements, self._stepped, self._lost = [], 0, set(), set()
+        self._before, self._seen, self._counts = {}, [], []
         self.norm_cost = self.sample_cost = self.histogram_cost = 0.0
         if norm or sample:
             self._roles = roles_of(self._joint)
@@ -107,13 +109,16 @@ class Piecemeal:
 
     def taken(self) -> "Together":
         """The measurements of all members. Of those that did not step, their parameters and moments."""
-        measured = {place for part in self._seen for place in part.places}
         for number, member in self._joint.numbered:
             places, params = self._places.get(number, []), _params(member)
-            if measured.isdisjoint(places) and len(places) == len(params):
+            if number in self._stepped or len(places) != len(params):
+                continue
+            if all(_are_there(param, member.state.get(param)) for param in params):
                 taken = probe.take(member, params, self._roles, grads={}, tools=self._tools)
                 self._seen.append(Part(places, taken, stepped=False))
-        return Together(self._seen, sum(map(len, self._places.values())))
+            else:
+                self._lost.update(places)
+        return Together(self._seen, sum(map(len, self._places.values())), whole=not self._lost)
 
     def counts(self) -> histograms.Counts:
         """The histograms of all gradients, as of `histograms.measure`."""
@@ -131,6 +136,8 @@ class Piecemeal:
 
     def before_member(self, member: torch.optim.Optimizer, number: int) -> None:
         """Measure what is gone after the update."""
+        if number in self._stepped:  # before, in this step of all
+            return
         if self._norm and not self._roles.keeps_grad:
             self._add_norms(member, number)
         if self._sample and needs_copies(self._roles):
@@ -141,10 +148,11 @@ class Piecemeal:
 
     def after_member(self, member: torch.optim.Optimizer, number: int) -> None:
         """Measure all the rest, before the script drops the gradient."""
-        if number not in self._places:
+        if number in self._stepped or number not in self._places:
             return
+        self._stepped.add(number)
         before = self._before.pop(number, None)
-        if self._waits and before is None and (waiting := self._as_waiting(member, number)) is not None:
+        if before is None and (waiting := self._as_waiting(member, number)) is not None:
             self._waiting.append(waiting)
             self._elements += waiting.grad.numel()
             if self._elements > _MOST_WAITING:
@@ -158,7 +166,9 @@ class Piecemeal:
     def _as_waiting(self, member: torch.optim.Optimizer, number: int) -> Waiting | None:
         """A member whose gradient can wait: one small plain tensor."""
         group = member.param_groups[0]
-        if len(self._places[number]) != 1 or any(isinstance(option, Tensor) for option in group.values()):
+        if not self._roles.keeps_grad or len(self._places[number]) != 1:
+            return None
+        if any(isinstance(option, Tensor) for option in group.values()):
             return None
         (param,) = group["params"]
         grad = param.grad
@@ -166,27 +176,28 @@ class Piecemeal:
             return None
         options = {key: option for key, option in group.items() if key != "params"}
         state = member.state.get(param)
-        return Waiting(number, self._places[number][0], options, param, state, grad, grad._version)
+        with torch.no_grad():
+            return Waiting(number, self._places[number][0], options, param, state, grad.clone())
 
     def _measure_waiting(self) -> None:
         waiting, self._waiting, self._elements = self._waiting, [], 0
         if not waiting:
             return
-        if any(each.grad._version != each.version for each in waiting):
-            self._waits = self._known = False  # from now on one by one
-        places = [each.first for each in waiting]
-        grads = dict(enumerate(each.grad for each in waiting)) if self._waits else {}
         began = time.thread_time()
         with torch.no_grad():
-            if self._norm and grads:
-                norm = norm_of([*grads.values()])
+            if self._norm:
+                norm = norm_of([each.grad for each in waiting])
                 self._known = self._known and norm is not None
                 if norm is not None:
-                    self._norms.append((places[0], norm))
+                    self._norms.append((waiting[0].first, norm))
             now = time.thread_time()
             self.norm_cost += now - began
             if not self._sample:
                 return
+            self._lost.update(each.first for each in waiting if not _are_there(each.param, each.state))
+            waiting = [each for each in waiting if each.first not in self._lost]
+            places = [each.first for each in waiting]
+            grads = {i: each.grad for i, each in enumerate(waiting)}
             params = [each.param for each in waiting]
             groups = [{**each.group, "params": [each.param]} for each in waiting]
             bare = Bare(groups, {each.param: each.state for each in waiting})
@@ -237,8 +248,9 @@ class Part(NamedTuple):
 class Together:
     """The measurements of all members, as one."""
 
-    def __init__(self, parts: Sequence[Part], total: int) -> None:
-        """`total`: parameters that there are."""
+    def __init__(self, parts: Sequence[Part], total: int, whole: bool) -> None:
+        """`total`: parameters that there are; `whole`: all of them were measured."""
+        self._whole = whole
         self._parts = parts
         self._total = total
         there = [part.taken.numbers for part in parts if part.taken.numbers is not None]
@@ -260,7 +272,16 @@ class Together:
             if stepped:
                 of_updates.append(sample.update_norm)
             start = end
+        if not self._whole:
+            return Sample(stats, counts, None, None)
         return Sample(stats, counts, _joined(of_params), _joined(of_updates))
+
+
+def _are_there(param: Tensor, state: Any) -> bool:
+    """Whether a parameter and its state have memory: a script that offloads them may have freed it."""
+    held = [param, *(state.values() if isinstance(state, Mapping) else ())]
+    plain = [each for each in held if type(each) in (Tensor, torch.nn.Parameter) and each.numel() > 0]
+    return all(each.untyped_storage().nbytes() > 0 for each in plain)
 
 
 def _joined(norms: Sequence[float | None]) -> float | None:

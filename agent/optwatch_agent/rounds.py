@@ -6,6 +6,9 @@ every time: which those are is seen when the next pass begins and some have not.
 
 from optwatch_agent.phases import Phases
 
+STEADY = 50
+"""Steps in a row in which the same members have stepped, after which they are thought to in the next."""
+
 
 class Round:
     """Which members have stepped in the step of all, and which are still to come."""
@@ -31,8 +34,17 @@ class Round:
         """Whether some members step within backward and others behind it."""
         self._was_in_backward = False
         self._expected: set[int] | None = None
-        """The members that step in each, None before it was seen which do not."""
+        """The members that step in each, None where all may."""
+        self._seen: set[int] = set()
+        """Those of the last one that was late."""
+        self._alike = 0
+        """How many of those in a row had the same."""
         self._missing: set[int] = set()
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether all members have stepped in each of late."""
+        return self._expected is None and self.in_time >= STEADY
 
     @property
     def is_complete(self) -> bool:
@@ -64,14 +76,16 @@ class Round:
             return False
         self.over.add(number)
         self.mixed = self.mixed or self._was_in_backward
-        if self._expected is not None:
-            self._expected.add(number)
+        self._expected, self._alike, self.in_time = None, 0, 0
         return True
 
     def end(self) -> None:
         """It is over."""
         self.in_time = 0 if self.late else self.in_time + 1
         if self.late:
-            self._expected = self.begun
+            self._alike = self._alike + 1 if self.begun == self._seen else 0
+            self._seen = self.begun
+            if self._alike >= STEADY:
+                self._expected = self.begun
         self.over = None if self.late else self.begun
         self.under_way = self.in_backward = False

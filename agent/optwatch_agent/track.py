@@ -108,9 +108,9 @@ class Track:
         self._quiet = False
         """Whether nothing is done to the step that is under way, and nothing but its row told of it."""
         self._must_check = False
-        self.phases: Phases = PHASES.here()
+        self.phases: Phases = PHASES.claim()
         """Those of the thread that takes the steps."""
-        self._losses = losses.TAP.window
+        self._losses = losses.TAP.claim()
         """Those that it has seen, of the step that is under way."""
         self._logged: dict[str, Value] = {}
         self._lrs: dict[str, Value] = {}
@@ -302,9 +302,11 @@ class Track:
 
     def _begin(self, began: float, awaits_closure: bool) -> None:
         self.under_way = self.completed + 1
-        self.phases = phases = PHASES.here()
-        self._losses = losses.TAP.window
-        phases.enter(STEP, began)
+        if self._joint is None:
+            self.phases, self._losses = PHASES.claim(), losses.TAP.claim()
+        else:  # it may be a thread of a device, within backward
+            self.phases, self._losses = PHASES.here(), losses.TAP.window
+        self.phases.enter(STEP, began)
         self._acting = 0.0
         governor, control = self.governor, self.control
         self._quiet = (

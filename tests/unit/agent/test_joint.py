@@ -320,13 +320,13 @@ def test_a_member_that_never_steps_holds_up_no_command() -> None:
     watch = optwatch.attach(every, allow="all", snapshots=1 << 20)
     measure_always(watch)
     rows, hand = Sight(watch), Hand(watch._agent)
-    losses = training.train(3)
+    losses = training.train(60)
     for action, args in (("snapshot", {}), ("perturb", {"target": "param", "std": 1e-3}), ("rollback", {})):
         hand.command(action, **args)
         losses += training.train(2)
         assert hand.outcomes()[-1] == (action, "applied", "")
     watch.detach()
-    assert (rows.steps, rows.column("loss")) == (list(range(1, 10)), losses)
+    assert (rows.steps, rows.column("loss")) == (list(range(1, 67)), losses)
     assert every
 
 
@@ -398,21 +398,84 @@ def test_the_users_clipping_of_all_gradients_is_seen() -> None:
     assert rows.column("user_max_norm")[2:] == [1e-3] * 3
 
 
+FREED: dict[str, Callable[[Tensor], Any]] = {
+    "zeroed": lambda param: param.grad.zero_(),
+    "zeroed unseen": lambda param: param.grad.data.zero_(),
+    "freed": lambda param: param.grad.untyped_storage().resize_(0),
+    "replaced": lambda param: setattr(param.grad, "data", torch.zeros(0)),
+}
+
+
 @pytest.mark.parametrize("way", ["within", "behind"])
-def test_gradients_that_are_zeroed_in_place_are_measured_before(way: str) -> None:
-    training, alone = Training("adamw", way), Training("adamw", way)
-    training.zeroes = alone.zeroes = True
+@pytest.mark.parametrize("kind", FREED)
+def test_the_script_may_do_to_a_gradient_what_it_likes(kind: str, way: str) -> None:
+    """As soon as the step is taken; it is measured as it was."""
+    seen = []
+    for frees in (FREED[kind], lambda param: None):
+        training = Training("adamw", way)
+        was = training.step
+
+        def step(param: Tensor, was: Any = was, training: Any = training, frees: Any = frees) -> None:
+            training.optimizers[param].step()
+            frees(param)
+            param.grad = None
+
+        training.step = step  # type: ignore[method-assign]
+        for param in training.model.parameters() if way == "within" else ():
+            param._post_accumulate_grad_hooks.clear()
+            param.register_post_accumulate_grad_hook(step)
+        watch, rows, _ = training.watch()
+        samples = samples_of(watch)
+        losses = training.train(9)
+        assert not watch._agent.tracks[0].degraded
+        watch.detach()
+        norms = [rows.column(f"{name}_norm") for name in ("grad", "update", "param")]
+        seen.append(
+            (losses, training.bits(), norms, {step: each.stats.tolist() for step, each in samples.items()})
+        )
+    assert str(seen[0]) == str(seen[1])
+    assert None not in seen[0][2][0][2:]
+
+
+def test_parameters_whose_memory_is_freed_after_their_step_are_left_out() -> None:
+    """As a script does that keeps them elsewhere until the next pass."""
+    training = Training("adamw", "within")
+    offloaded = {}
+
+    def offload(param: Tensor) -> None:
+        if param.dim() == 2:
+            offloaded[param] = param.detach().clone()
+            param.untyped_storage().resize_(0)
+
+    training.after_member = offload
     watch, rows, _ = training.watch()
     samples = samples_of(watch)
-    assert training.train(9) == alone.train(9)
+    for _ in range(8):
+        training.train(1)
+        for param, held in offloaded.items():
+            param.untyped_storage().resize_(held.untyped_storage().nbytes())
+            with torch.no_grad():
+                param.copy_(held)
+    assert not watch._agent.tracks[0].degraded
     watch.detach()
-    assert training.bits() == alone.bits()
-    norms = rows.column("grad_norm")
-    assert norms[2] is None, "which shows that they are"
-    assert all(norm > 1e-3 for norm in norms[3:])
-    assert (samples[9].stats[:, 0] > 0).all()
-    assert rows.column("update_norm")[2] is None
-    assert rows.column("update_norm")[8] > 0
+    assert None not in rows.column("grad_norm")[2:]
+    assert rows.column("param_norm")[7] is None
+    known = [not np.isnan(row[0]) for row in samples[8].stats]
+    assert known == [param.dim() == 1 for param in training.optimizers]
+
+
+def test_a_member_that_steps_twice_in_a_pass_is_measured_once() -> None:
+    training = Training("adamw", "within")
+    training.after_member = lambda param: None
+    twice = next(iter(training.optimizers))
+    was = training.optimizers[twice].step
+    training.after_member = lambda param: was() if param is twice else None
+    watch, rows, _ = training.watch()
+    training.train(6)
+    true = float(torch.cat([p.detach().flatten() for p in training.model.parameters()]).double().norm())
+    watch.detach()
+    assert rows.steps == [1, 2, 3, 4, 5, 6]
+    assert rows.column("param_norm")[5] == pytest.approx(true, rel=1e-6)
 
 
 def test_what_is_kept_beside_the_parameters_is_rolled_back() -> None:

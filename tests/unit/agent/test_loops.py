@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -72,6 +73,33 @@ def test_trainings_in_threads_have_their_own_losses() -> None:
         assert rows.column("loss") == losses
         assert rows.column("loss_scale") == [2.0 ** (number + 1)] * 100
         assert set(rows.column("backward_passes")) == {None}
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_backward_passes_in_other_threads_than_the_step(scaled: bool) -> None:
+    """As of a training that has the parts of a batch done by a pool."""
+    model = classifier().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1_000, enabled=scaled)
+    watch, rows = watched(optimizer)
+    data, losses = batches(), []
+    with ThreadPoolExecutor(2) as pool:
+        for step in range(8):
+            x, y = next(data)
+            optimizer.zero_grad()
+            parts = [nn.functional.cross_entropy(model(x[i::2]), y[i::2]) / 2 for i in range(2)]
+            for part in parts:
+                loss = scaler.scale(part)
+                if step == 0:  # the first by itself
+                    loss.backward()
+                else:
+                    pool.submit(loss.backward).result(60)
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(sum(part.item() for part in parts))
+    watch.detach()
+    assert rows.column("loss") == pytest.approx(losses, rel=1e-6)
+    assert rows.column("backward_passes") == [2.0] * 8
 
 
 def test_a_closure_for_an_optimizer_that_needs_none() -> None:
