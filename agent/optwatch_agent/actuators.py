@@ -30,15 +30,13 @@ from optwatch_agent import restarts, shards
 from optwatch_agent.device_guard import UsualNorm, norm_there
 from optwatch_agent.device_norms import clipped
 from optwatch_agent.globalnorm import global_norm, gradients_of, is_spread, is_unsummed
-from optwatch_agent.joint import Joint, kind_of
+from optwatch_agent.joint import ONE_BY_ONE, Joint, kind_of
 from optwatch_agent.loose import Loose
 from optwatch_agent.lr_scale import LrScale
 from optwatch_agent.noise import Noise, perturb_parameters
 from optwatch_agent.reflexes import AdaptiveNorm
 from optwatch_agent.snapshots import Snapshots
 from optwatch_agent.tensors import local, on_cpu, on_device, scalar
-
-_ONE_BY_ONE = "the parameters have optimizers of their own, which never see all gradients"
 
 _NOT_STEADY = "which of the parameters' optimizers step differs from step to step, or is not known yet"
 
@@ -247,7 +245,7 @@ class Actuators:
     def _noise_refusal(self) -> str | None:
         """Why the gradients cannot be given noise."""
         if isinstance(self._optimizer, Joint):
-            return f"perturb: {_ONE_BY_ONE}"
+            return f"perturb: {ONE_BY_ONE}"
         if isinstance(self._optimizer, torch.optim.LBFGS):
             return "perturb: LBFGS compares gradients of one step with each other"
         if self.unsummed:
@@ -260,7 +258,7 @@ class Actuators:
         """Why there is no global norm to clip to. Over ranks it takes a collective at every step, and a rank
         that left one out would leave the others waiting."""
         if isinstance(self._optimizer, Joint):
-            return f"clip: {_ONE_BY_ONE}"
+            return f"clip: {ONE_BY_ONE}"
         if unsummed:
             return "clip: the gradients are yet to be summed over ranks when the optimizer steps"
         params = [local(param) for group in self._groups for param in group["params"]]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from optwatch_agent.device_guard import DeviceGuard, Outcome
 from optwatch_agent.globalnorm import is_spread
-from optwatch_agent.joint import Joint
+from optwatch_agent.joint import ONE_BY_ONE, Joint
 from optwatch_agent.reflexes import LAST, MOST_IN_A_ROW, MOST_OF_LAST, AdaptiveNorm
 from optwatch_agent.roles import counters_of, fresh
 from optwatch_agent.tensors import local, on_cpu, on_device
@@ -124,7 +124,7 @@ def _refusal(optimizer: torch.optim.Optimizer) -> str:
     if isinstance(optimizer, torch.optim.LBFGS):
         return "LBFGS evaluates the loss more than once in a step"
     if isinstance(optimizer, Joint):
-        return "the parameters have optimizers of their own, which never see all gradients"
+        return ONE_BY_ONE
     params = _params(optimizer)
     if all(map(on_cpu, params)):
         return ""

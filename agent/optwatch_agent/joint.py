@@ -26,6 +26,9 @@ from optwatch_agent.signals import let_through
 _FEW = 8
 """So many optimizers of one tensor each may well be of several networks."""
 
+ONE_BY_ONE = "the parameters have optimizers of their own, which never see all gradients"
+"""Why what needs them all cannot be done."""
+
 
 class Listener(Protocol):
     """Who does something at the step of each member."""
