@@ -38,7 +38,7 @@ from optwatch_agent.reflexes import AdaptiveNorm
 from optwatch_agent.snapshots import Snapshots
 from optwatch_agent.tensors import local, on_cpu, on_device, scalar
 
-_NOT_STEADY = "which of the parameters' optimizers step differs from step to step, or is not known yet"
+_NOT_STEADY = "some of the parameters' optimizers do not step each time, or that is not known yet"
 
 
 class Actuators:

@@ -84,6 +84,7 @@ class Agent:
         for patch in self._scaler_patches:
             patch.install()
         losses.TAP.install()
+        self._thread = losses.TAP.join()
         clips.TAP.patch.install()
         LOADING.install()
         try:
@@ -204,6 +205,7 @@ class Agent:
             COMPILER.release()
 
     def _unpatch(self) -> None:
+        losses.TAP.leave(self._thread)
         losses.TAP.remove()
         clips.TAP.remove()
         LOADING.remove()

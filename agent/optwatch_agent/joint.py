@@ -104,8 +104,8 @@ class Joint(torch.optim.Optimizer):
 
     @property
     def is_steady(self) -> bool:
-        """Whether all members have stepped in each step of late, on this rank: those that do not may do so on
-        one rank alone."""
+        """Whether all members have stepped in each step of late: one that does not may be late on one rank
+        alone."""
         return self._round.is_steady
 
     @property

@@ -7,8 +7,9 @@ that steps without another backward in between. `torch.autograd.grad` is not see
 
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ from optwatch_agent.phases import BACKWARD_BEGINS, PHASES, Phases
 from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import on_cpu
 
+_SCALED = 4
+"""Losses that may be scaled before the first of them is passed back."""
+
+
+class Scaled(NamedTuple):
+    """A loss: as a GradScaler gave it back, as it was, what it was divided by, and if the scaler is on."""
+
+    result: "weakref.ref[Tensor]"
+    loss: Tensor
+    divisors: tuple[float, ...]
+    is_on: bool
+
 
 class Window:
     """The losses of the passes since the last step, in one training thread."""
@@ -30,7 +43,7 @@ class Window:
         self._closed = True
         self.parts = False
         """Whether the losses of a step's passes are known to be parts of one, whose sum is the step's."""
-        self._scaled: tuple[weakref.ref[Tensor], Tensor] | None = None
+        self._scaled: deque[Scaled] = deque(maxlen=_SCALED)
         self._spent = 0.0
 
     @property
@@ -41,7 +54,7 @@ class Window:
     @property
     def scales(self) -> bool:
         """Whether a GradScaler that is on has scaled a loss."""
-        return self._scaled is not None and self._scaled[0]() is not self._scaled[1]
+        return any(each.is_on for each in self._scaled)
 
     def read(self) -> tuple[Tensor | float | None, int]:
         """The loss of the step that ends, and how many backward passes it is made of.
@@ -63,27 +76,33 @@ class Window:
     def close(self) -> None:
         """A step was taken: the next backward opens a new window."""
         self._closed = True
-        self._scaled = None  # it holds a graph
 
     def take_spent(self) -> float:
         """Seconds that looking at backward passes took since the last call."""
         spent, self._spent = self._spent, 0.0
         return spent
 
-    def begins(self, phases: Phases, tensors: Any, grad_tensors: Any) -> None:
+    def begins(self, phases: Phases, which: object, tensors: Any, grad_tensors: Any) -> None:
         """A backward pass begins."""
         began = time.perf_counter()
         if BACKWARD_BEGINS:
             for hook in tuple(BACKWARD_BEGINS.values()):
                 hook(phases)
         self._saw(tensors, grad_tensors)
-        phases.begin_backward(began)
+        phases.begin_backward(which, began)
         self._spent += time.perf_counter() - began
 
     def saw_scaled(self, outputs: Any, result: Any) -> None:
         """A GradScaler scaled a loss."""
-        if isinstance(outputs, Tensor) and isinstance(result, Tensor):
-            self._scaled = (weakref.ref(result), outputs)
+        if not (isinstance(outputs, Tensor) and isinstance(result, Tensor)):
+            return
+        if torch.compiler.is_compiling():
+            self._scaled.append(Scaled(weakref.ref(result), outputs, (), result is not outputs))
+        else:  # the loss alone: its graph is the script's
+            divisors = _divisors(outputs)
+            self._scaled.append(
+                Scaled(weakref.ref(result), outputs.detach(), divisors, result is not outputs)
+            )
 
     def _saw(self, tensors: Any, grad_tensors: Any) -> None:
         try:
@@ -95,12 +114,13 @@ class Window:
                 return
             if self._closed:
                 self._values, self._closed = [], False
-            if self._scaled is not None and self._scaled[0]() is tensors:
-                tensors = self._scaled[1]
+            scaled = next((each for each in self._scaled if each.result() is tensors), None)
             if self._values:  # looking at what was divided costs more than all the rest
                 if len(self._values) == 1:
                     self._divisors = []
-                self._divisors.append(_divisors(tensors))
+                self._divisors.append(_divisors(tensors) if scaled is None else scaled.divisors)
+            if scaled is not None:
+                tensors = scaled.loss
             self._values.append(tensors.item() if on_cpu(tensors) else tensors.detach().clone())
         except Exception as error:  # noqa: BLE001 - never in the way of a backward pass
             let_through(error)
@@ -122,16 +142,22 @@ class LossTap:
         """That of this thread."""
         return self._windows.here()
 
-    def claim(self) -> Window:
-        """The same; from now on this is a training thread."""
-        return self._windows.claim()
+    def join(self) -> int:
+        """An attachment is made in this thread; its number, for `leave`."""
+        PHASES.join()
+        return self._windows.join()
+
+    def leave(self, thread: int) -> None:
+        """It is over."""
+        PHASES.leave(thread)
+        self._windows.leave(thread)
 
     def expect_parts(self, parts: bool) -> None:
-        """Whether the losses of this thread's passes are known to be parts of one loss.
+        """Whether the losses of a step's passes are known to be parts of one loss.
 
         A framework that divides them by what they have in common, such as the tokens of all, knows.
         """
-        self._windows.claim().parts = parts
+        self.window.parts = parts
 
     def install(self) -> None:
         for patch in self.patches:
@@ -142,30 +168,30 @@ class LossTap:
             patch.remove()
         if self.patches[0].users == 0:
             self._windows = OfThread(Window)
-            PHASES.here().depth = 0  # whatever a signal handler has left there
+            PHASES.here().under_way.clear()  # whatever a signal handler has left there
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
         here, begins, ends = outside(PHASES.here), outside(self._begins), outside(_ends)
 
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             phases = here()
-            depth, raised = phases.depth, True
+            which, raised = object(), True
             try:  # a signal handler may raise in what is ours as well
-                begins(phases, tensors, grad_tensors)
+                begins(phases, which, tensors, grad_tensors)
                 result = backward(tensors, grad_tensors, *args, **kwargs)
                 raised = False
                 return result
             finally:
-                ends(phases, depth, raised)
+                ends(phases, which, raised)
 
         # Not recursive: the code under it is the user's and may be compiled.
         return skipped(watched)
 
-    def _begins(self, phases: Phases, tensors: Any, grad_tensors: Any) -> None:
+    def _begins(self, phases: Phases, which: object, tensors: Any, grad_tensors: Any) -> None:
         if self.patches[0].users == 0:
-            phases.begin_backward(time.perf_counter())
+            phases.begin_backward(which, time.perf_counter())
         else:
-            self._windows.here().begins(phases, tensors, grad_tensors)
+            self._windows.here().begins(phases, which, tensors, grad_tensors)
 
     def wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         saw = outside(self._saw_scaled)
@@ -185,8 +211,8 @@ class LossTap:
             self._windows.here().saw_scaled(outputs, result)
 
 
-def _ends(phases: Phases, depth: int, raised: bool) -> None:
-    phases.end_backward(depth, raised)
+def _ends(phases: Phases, which: object, raised: bool) -> None:
+    phases.end_backward(which, raised)
 
 
 def _divisors(loss: Tensor) -> tuple[float, ...]:

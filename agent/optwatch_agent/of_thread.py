@@ -1,7 +1,11 @@
-"""What is kept apart for each thread that trains: several may do so in one process, as in a search with
-`n_jobs=2`, and none is to have the losses of another."""
+"""What is kept apart for trainings in several threads of one process, as in a search with `n_jobs=2`: none is
+to have the losses of another.
+
+Where all attachments were made in one thread there is one, whichever threads the passes and steps are in.
+"""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -9,27 +13,38 @@ T = TypeVar("T")
 
 
 class OfThread(Generic[T]):
-    """One of something for each training thread: one that attaches, or takes a step. Others, such as those in
-    which it runs its backward passes, share that of the training thread that was seen last."""
+    """One of something for each thread that has attached."""
 
     def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
-        self._own = threading.local()
         self.latest = make()
-        """That of the thread that was seen last."""
-        self._is_taken = False
+        """That of the last one to attach, and of threads that have not."""
+        self._make = make
+        self._own: dict[int, T] = {}
+        self._attachments: Counter[int] = Counter()
+        self._lock = threading.Lock()
 
     def here(self) -> T:
         """That of this thread."""
-        own: T = getattr(self._own, "value", self.latest)
-        return own
+        if len(self._own) < 2:
+            return self.latest
+        return self._own.get(threading.get_ident(), self.latest)
 
-    def claim(self) -> T:
-        """The same; from now on this is a training thread."""
-        try:
-            own: T = self._own.value
-        except AttributeError:
-            own = self._own.value = self._make() if self._is_taken else self.latest
-            self._is_taken = True
-        self.latest = own
-        return own
+    def join(self) -> int:
+        """An attachment is made in this thread; its number, for `leave`."""
+        thread = threading.get_ident()
+        with self._lock:
+            self._attachments[thread] += 1
+            if thread not in self._own:
+                self.latest = self._make() if self._own else self.latest
+                self._own[thread] = self.latest
+        return thread
+
+    def leave(self, thread: int) -> None:
+        """It is over."""
+        with self._lock:
+            self._attachments[thread] -= 1
+            if self._attachments[thread] <= 0:
+                del self._attachments[thread]
+                self._own.pop(thread, None)
+                if self._own:
+                    self.latest = [*self._own.values()][-1]

@@ -40,27 +40,28 @@ class Phases:
         """Backward passes so far."""
         self._left = 0.0
         """Since when the time is this rank's own, 0 while it is not."""
-        self.depth = 0
-        """Backward passes that are under way, one within another."""
+        self.under_way: set[object] = set()
+        """Backward passes that are, one within another. Each is something of its own, which is taken out by
+        whoever put it in: a signal handler may have raised in between, and threads may take turns."""
 
     @property
     def is_backward(self) -> bool:
         """Whether a backward pass is under way."""
-        return self.depth > 0
+        return bool(self.under_way)
 
     def enter(self, phase: str, now: float) -> None:
         self.now = phase, now
 
     def begin_forward(self) -> None:
         """A forward pass begins in which ranks wait for each other."""
-        if self._left and self.depth == 0:
+        if self._left and not self.under_way:
             self.own += time.perf_counter() - self._left
             self._left = 0.0
 
-    def begin_backward(self, now: float) -> None:
+    def begin_backward(self, which: object, now: float) -> None:
         """A backward pass begins: what came since the last one was this rank's own time."""
-        self.depth += 1
-        if self.depth > 1:  # a checkpointed part runs its own
+        self.under_way.add(which)
+        if len(self.under_way) > 1:  # a checkpointed part runs its own
             return
         if self._left:
             self.own += now - self._left
@@ -68,10 +69,10 @@ class Phases:
         self.thread = threading.get_ident()
         self.now = BACKWARD, now
 
-    def end_backward(self, depth: int, raised: bool) -> None:
-        """A backward pass is over that began at a depth."""
-        self.depth = depth
-        if depth == 0:
+    def end_backward(self, which: object, raised: bool) -> None:
+        """A backward pass is over."""
+        self.under_way.discard(which)
+        if not self.under_way:
             self._left = now = time.perf_counter()
             self.now = AFTER, now
             if BACKWARD_ENDS:

@@ -40,6 +40,8 @@ class Waiting(NamedTuple):
     state: Any
     grad: Tensor
     """A copy: the script may do to its gradient what it likes."""
+    memory: list[int]
+    """Where parameter and state are: with others in their places, the script keeps them elsewhere."""
 
 
 class Piecemeal:
@@ -113,7 +115,7 @@ class Piecemeal:
             places, params = self._places.get(number, []), _params(member)
             if number in self._stepped or len(places) != len(params):
                 continue
-            if all(_are_there(param, member.state.get(param)) for param in params):
+            if all(0 not in _memory(param, member.state.get(param)) for param in params):
                 taken = probe.take(member, params, self._roles, grads={}, tools=self._tools)
                 self._seen.append(Part(places, taken, stepped=False))
             else:
@@ -177,7 +179,8 @@ class Piecemeal:
         options = {key: option for key, option in group.items() if key != "params"}
         state = member.state.get(param)
         with torch.no_grad():
-            return Waiting(number, self._places[number][0], options, param, state, grad.clone())
+            copy, memory = grad.clone(), _memory(param, state)
+            return Waiting(number, self._places[number][0], options, param, state, copy, memory)
 
     def _measure_waiting(self) -> None:
         waiting, self._waiting, self._elements = self._waiting, [], 0
@@ -194,7 +197,9 @@ class Piecemeal:
             self.norm_cost += now - began
             if not self._sample:
                 return
-            self._lost.update(each.first for each in waiting if not _are_there(each.param, each.state))
+            self._lost.update(
+                each.first for each in waiting if _memory(each.param, each.state) != each.memory
+            )
             waiting = [each for each in waiting if each.first not in self._lost]
             places = [each.first for each in waiting]
             grads = {i: each.grad for i, each in enumerate(waiting)}
@@ -277,11 +282,11 @@ class Together:
         return Sample(stats, counts, _joined(of_params), _joined(of_updates))
 
 
-def _are_there(param: Tensor, state: Any) -> bool:
-    """Whether a parameter and its state have memory: a script that offloads them may have freed it."""
+def _memory(param: Tensor, state: Any) -> list[int]:
+    """Where a parameter and its state are in memory, 0 for one whose memory was freed."""
     held = [param, *(state.values() if isinstance(state, Mapping) else ())]
-    plain = [each for each in held if type(each) in (Tensor, torch.nn.Parameter) and each.numel() > 0]
-    return all(each.untyped_storage().nbytes() > 0 for each in plain)
+    plain = [each for each in held if type(each) in (Tensor, torch.nn.Parameter) and not each.is_meta]
+    return [each.data_ptr() if each.numel() else 1 for each in plain]
 
 
 def _joined(norms: Sequence[float | None]) -> float | None:

@@ -1,13 +1,12 @@
 """Where the one step of many optimizers begins and ends, that are stepped one after another.
 
-Within backward it is over with the pass. Behind it, it is over when the last of those has stepped that step
-every time: which those are is seen when the next pass begins and some have not.
+Within backward it is over with the pass. Behind it, it is over when all have stepped or the next begins.
 """
 
 from optwatch_agent.phases import Phases
 
 STEADY = 50
-"""Steps in a row in which the same members have stepped, after which they are thought to in the next."""
+"""Steps in a row whose ends were seen in time, after which that of the next is thought to be."""
 
 
 class Round:
@@ -29,22 +28,16 @@ class Round:
         self.in_time = 0
         """Ends in a row that were seen in time."""
         self.over: set[int] | None = None
-        """Those that have stepped in the last one, until the next backward pass."""
+        """Those that have stepped in the last one, if that was within backward, until the next pass."""
         self.mixed = False
         """Whether some members step within backward and others behind it."""
         self._was_in_backward = False
-        self._expected: set[int] | None = None
-        """The members that step in each, None where all may."""
-        self._seen: set[int] = set()
-        """Those of the last one that was late."""
-        self._alike = 0
-        """How many of those in a row had the same."""
         self._missing: set[int] = set()
 
     @property
     def is_steady(self) -> bool:
-        """Whether all members have stepped in each of late."""
-        return self._expected is None and self.in_time >= STEADY
+        """Whether ends have been seen in time of late."""
+        return self.in_time >= STEADY
 
     @property
     def is_complete(self) -> bool:
@@ -55,7 +48,7 @@ class Round:
         """A step begins with that of a member, of those that are there."""
         self.under_way, self.phases, self.late = True, phases, False
         self.in_backward = self._was_in_backward = phases.is_backward
-        self._missing = there if self._expected is None else there & self._expected
+        self._missing = there
         self.begun, self.open = set(), set()
         self.add(number)
 
@@ -75,17 +68,11 @@ class Round:
         if self.over is None or number in self.over or phases.is_backward:
             return False
         self.over.add(number)
-        self.mixed = self.mixed or self._was_in_backward
-        self._expected, self._alike, self.in_time = None, 0, 0
+        self.mixed = True
         return True
 
     def end(self) -> None:
         """It is over."""
         self.in_time = 0 if self.late else self.in_time + 1
-        if self.late:
-            self._alike = self._alike + 1 if self.begun == self._seen else 0
-            self._seen = self.begun
-            if self._alike >= STEADY:
-                self._expected = self.begun
-        self.over = None if self.late else self.begun
+        self.over = self.begun if self._was_in_backward else None
         self.under_way = self.in_backward = False

@@ -1,6 +1,7 @@
 """One optimizer under watch: its step hooks, and in which order they act, measure and record."""
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -108,9 +109,9 @@ class Track:
         self._quiet = False
         """Whether nothing is done to the step that is under way, and nothing but its row told of it."""
         self._must_check = False
-        self.phases: Phases = PHASES.claim()
+        self.phases: Phases = PHASES.here()
         """Those of the thread that takes the steps."""
-        self._losses = losses.TAP.claim()
+        self._losses = losses.TAP.window
         """Those that it has seen, of the step that is under way."""
         self._logged: dict[str, Value] = {}
         self._lrs: dict[str, Value] = {}
@@ -239,7 +240,10 @@ class Track:
         thread does cannot be seen."""
         if self._depth == 0 or self.gone:
             return False
-        return self.phases.thread != threading.get_ident() or is_stepping([self.optimizer])
+        thread = self.phases.thread
+        if thread != threading.get_ident():
+            return thread in sys._current_frames()
+        return is_stepping([self.optimizer])
 
     def _take_off(self) -> None:
         for handle in self._handles:
@@ -302,10 +306,7 @@ class Track:
 
     def _begin(self, began: float, awaits_closure: bool) -> None:
         self.under_way = self.completed + 1
-        if self._joint is None:
-            self.phases, self._losses = PHASES.claim(), losses.TAP.claim()
-        else:  # it may be a thread of a device, within backward
-            self.phases, self._losses = PHASES.here(), losses.TAP.window
+        self.phases, self._losses = PHASES.here(), losses.TAP.window
         self.phases.enter(STEP, began)
         self._acting = 0.0
         governor, control = self.governor, self.control

@@ -311,8 +311,8 @@ def test_a_command_acts_once_on_optimizers_of_two_classes(way: str) -> None:
     )
 
 
-def test_a_member_that_never_steps_holds_up_no_command() -> None:
-    """Else a rollback would write parameters that the backward pass which has begun needs as they were."""
+def test_with_a_member_that_never_steps_nothing_is_written_too_late() -> None:
+    """A rollback would write parameters that the backward pass which has begun needs as they were."""
     training = Training("adamw", "behind")
     idle = next(iter(training.optimizers))
     every = dict(training.optimizers)
@@ -324,9 +324,14 @@ def test_a_member_that_never_steps_holds_up_no_command() -> None:
     for action, args in (("snapshot", {}), ("perturb", {"target": "param", "std": 1e-3}), ("rollback", {})):
         hand.command(action, **args)
         losses += training.train(2)
-        assert hand.outcomes()[-1] == (action, "applied", "")
+        name, state, reason = hand.outcomes()[-1]
+        assert (name, state) == (action, "failed")
+        assert "do not step each time" in reason
+    hand.command("scale_lr", factor=0.5)
+    losses += training.train(3)
     watch.detach()
-    assert (rows.steps, rows.column("loss")) == (list(range(1, 67)), losses)
+    assert rows.column("lr_scale")[-1] == 0.5
+    assert (rows.steps, rows.column("loss")) == (list(range(1, 70)), losses)
     assert every
 
 
@@ -344,7 +349,7 @@ def test_where_other_members_step_each_time_nothing_is_written_too_late() -> Non
         losses += training.train(1)
         skipped.grad = None
     actuators = watch._agent.tracks[0].actuators
-    assert "differs from step to step" in (actuators.refusal(Perturb(target="param", std=1.0), 2) or "")
+    assert "do not step each time" in (actuators.refusal(Perturb(target="param", std=1.0), 2) or "")
     training.optimizers = every
     losses += training.train(60)
     assert actuators.refusal(Perturb(target="param", std=1.0), 2) is None

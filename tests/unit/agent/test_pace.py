@@ -17,8 +17,8 @@ def model() -> Iterator[nn.Module]:
     """A model after a backward pass, with a hook of its own."""
     model = nn.Linear(2, 2)
     model.register_forward_pre_hook(lambda module, args: seen.append(PHASES.here().own), prepend=True)
-    PHASES.claim().begin_backward(time.perf_counter())
-    PHASES.here().end_backward(depth=0, raised=False)
+    PHASES.here().begin_backward(1, time.perf_counter())
+    PHASES.here().end_backward(1, raised=False)
     yield model
     seen.clear()
 
@@ -31,8 +31,8 @@ def own_of_a_step(model: nn.Module) -> tuple[float, float]:
     """Seconds of own time up to the model's hook, and from there to the backward pass."""
     before = PHASES.here().own
     model(torch.zeros(2, 2))
-    PHASES.claim().begin_backward(time.perf_counter())
-    PHASES.here().end_backward(depth=0, raised=False)
+    PHASES.here().begin_backward(1, time.perf_counter())
+    PHASES.here().end_backward(1, raised=False)
     return seen[-1] - before, PHASES.here().own - seen[-1]
 
 
