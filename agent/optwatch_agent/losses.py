@@ -96,13 +96,14 @@ class Window:
         """A GradScaler scaled a loss."""
         if not (isinstance(outputs, Tensor) and isinstance(result, Tensor)):
             return
+        is_on = result is not outputs
         if torch.compiler.is_compiling():
-            self._scaled.append(Scaled(weakref.ref(result), outputs, (), result is not outputs))
-        else:  # the loss alone: its graph is the script's
-            divisors = _divisors(outputs)
-            self._scaled.append(
-                Scaled(weakref.ref(result), outputs.detach(), divisors, result is not outputs)
-            )
+            self._scaled.append(Scaled(weakref.ref(result), outputs, (), is_on))
+            return
+        try:  # the loss alone: its graph is the script's
+            self._scaled.append(Scaled(weakref.ref(result), outputs.detach(), _divisors(outputs), is_on))
+        except Exception as error:  # noqa: BLE001 - never in the way of a training
+            let_through(error)
 
     def _saw(self, tensors: Any, grad_tensors: Any) -> None:
         try:

@@ -1,6 +1,7 @@
 """What is recorded of each step, in loops of every shape."""
 
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -164,6 +165,32 @@ def test_gradients_and_losses_are_unscaled_under_a_scaler() -> None:
         if rows.column("grad_norm")[-1] is not None:
             assert last == pytest.approx(norm, rel=1e-6)
         assert last < 100
+
+
+def test_losses_that_are_scaled_before_any_is_passed_back() -> None:
+    """And one that is passed back twice: each step has its loss unscaled, and no graph is kept."""
+    models = [classifier(seed).eval() for seed in range(2)]
+    optimizers = {name: torch.optim.SGD(m.parameters(), lr=0.1) for name, m in zip("ab", models, strict=True)}
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1_000)
+    watch = optwatch.attach(optimizers, budget=1.0)
+    seen = [Sight(watch, track) for track in range(2)]
+    data, losses = batches(), []
+    for _ in range(4):
+        x, y = next(data)
+        both = [nn.functional.cross_entropy(model(x), y) for model in models]
+        for scaled, optimizer in zip(list(map(scaler.scale, both)), optimizers.values(), strict=True):
+            optimizer.zero_grad()
+            scaled.backward()
+            scaler.step(optimizer)
+        scaler.update()
+        losses.append([loss.item() for loss in both])
+        graph = weakref.ref(both[0])
+    both = []
+    del scaled, x, y
+    assert graph() is None
+    watch.detach()
+    for track, rows in enumerate(seen):
+        assert rows.column("loss") == [each[track] for each in losses]
 
 
 def test_the_users_clipping_is_seen() -> None:
