@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from optwatch_agent.device_sums import Tools
-from optwatch_agent.probe import Gradients, take_gradients
+from optwatch_agent.probe import Gradients, Joined, Taken, take, take_gradients
 from optwatch_agent.roles import Roles, roles_of
-from optwatch_agent.tensors import local
+from optwatch_agent.tensors import local, params_of
 
 
 class Before:
@@ -40,7 +40,7 @@ class Before:
         if not needs_copies(roles):
             return
         began = time.thread_time()
-        params = _params(optimizer)
+        params = params_of(optimizer)
         self._chosen = self._next(params)
         if roles.update is None:
             self.params = {i: local(params[i]).to(torch.float64, copy=True) for i in self._chosen}
@@ -52,11 +52,17 @@ class Before:
         if self.grads is None:
             return
         began = time.thread_time()
-        params = _params(optimizer)
+        params = params_of(optimizer)
         with torch.no_grad():
             self.grads = {i: grad.clone() for i in self._chosen if (grad := params[i].grad) is not None}
         self.measured = take_gradients(params, self._tools)
         self.cost += time.thread_time() - began
+
+    def take(self, optimizer: torch.optim.Optimizer, roles: Roles, tools: Tools) -> Taken | Joined:
+        """Measure after the step, together with what was seen before it."""
+        params = params_of(optimizer)
+        after = take(optimizer, params, roles, self.differences(params), self.grads, tools)
+        return after if self.measured is None else Joined(after, self.measured)
 
     def differences(self, params: list[Tensor]) -> dict[int, Tensor]:
         """The updates that can be seen now, in float64, of parameters that have a gradient."""
@@ -79,10 +85,6 @@ class Before:
             self._turn = i + 1
             chosen.append(i)
         return chosen
-
-
-def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def needs_copies(roles: Roles) -> bool:

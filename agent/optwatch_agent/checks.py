@@ -23,7 +23,7 @@ from optwatch_agent.checksums import NOTHING, checksum, combine
 from optwatch_agent.governor import Cost, Usual, period
 from optwatch_agent.parts import in_step
 from optwatch_agent.shards import is_only_copy, is_sharded
-from optwatch_agent.tensors import on_cpu
+from optwatch_agent.tensors import on_cpu, params_of
 from optwatch_agent.zero import partition_of
 
 SHARE = 0.1
@@ -64,7 +64,7 @@ class Checks:
         self._budget = SHARE * budget
         self._declared = declared
         self._kept: deque[Check] = deque(maxlen=_KEPT)
-        params = _params(optimizer)
+        params = params_of(optimizer)
         bytes_held = sum(p.numel() * p.element_size() for p in params)
         # A first guess on the high side: parameters and two moments, read twice.
         self._cost = Cost(1e-4 + 1e-4 * len(params) + 3 * bytes_held * 2e-10)
@@ -112,7 +112,7 @@ class Checks:
     def take(self, optimizer: torch.optim.Optimizer, step: int, tensors: tuple[TensorInfo, ...]) -> float:
         """Take the checksums after a step, of all parameters and all their state; the CPU seconds it took."""
         began = time.thread_time()
-        params = _params(optimizer)
+        params = params_of(optimizer)
         if tensors is not self._tensors:
             self._tensors, self._groups = tensors, _groups(tensors)
         held = [{"parameter": param, **_state(optimizer, param)} for param in params]
@@ -148,7 +148,7 @@ class Checks:
 
 def _has_replicas(optimizer: torch.optim.Optimizer, ranks: int) -> bool:
     """Whether any other rank may hold the same numbers, and ours can be read without a wait."""
-    params = _params(optimizer)
+    params = params_of(optimizer)
     if ranks == 1 or partition_of(optimizer) is not None:  # there they are the same only later in the step
         return False
     return all(map(on_cpu, params)) and not all(is_only_copy(p, ranks) for p in params)
@@ -175,10 +175,6 @@ def _groups(tensors: Sequence[TensorInfo]) -> tuple[str, ...]:
         digest = tensor_digest((t.name, t.shape) for t in tensors if t.shard == key)
         names[key] = ",".join(f"{name}={at}" for name, at in key) + f"#{digest}"
     return tuple(names[key] for key in keys)
-
-
-def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _state(optimizer: torch.optim.Optimizer, param: Tensor) -> Mapping[str, object]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optwatch_agent.norms import squares, total_norm
 from optwatch_agent.shards import is_partial, is_sharded, shard_sizes, sharded_dimensions
-from optwatch_agent.tensors import local
+from optwatch_agent.tensors import local, params_of
 from optwatch_agent.zero import partition_of
 
 if TYPE_CHECKING:
@@ -28,10 +28,7 @@ Kind = TypeVar("Kind")
 def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The gradients that this rank has: under ZeroRedundancyOptimizer also those that others use."""
     partition = partition_of(optimizer)
-    if partition is not None:
-        params = partition.params
-    else:
-        params = [param for group in optimizer.param_groups for param in group["params"]]
+    params = partition.params if partition is not None else params_of(optimizer)
     return [param.grad for param in params if param.grad is not None]
 
 
@@ -67,7 +64,7 @@ def spread_energy(
     `energy_of` gives that of gradients of this rank. A collective, of tensors on the mesh's device.
     """
     # The parameters are asked, not the gradients: a rank without any takes part all the same.
-    params = [param for group in optimizer.param_groups for param in group["params"]]
+    params = params_of(optimizer)
     meshes = list(dict.fromkeys(param.device_mesh for param in params if is_sharded(param)))
     device = meshes[0].device_type
     if all(mesh.size() == dist.get_world_size() for mesh in meshes):

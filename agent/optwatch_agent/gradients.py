@@ -9,7 +9,7 @@ from optwatch_agent import clips, device_norms
 from optwatch_agent.norms import total_norm
 from optwatch_agent.parts import Parts
 from optwatch_agent.recorder import Value
-from optwatch_agent.tensors import local, on_cpu, on_device
+from optwatch_agent.tensors import local, on_cpu, on_device, params_of
 
 
 class Gradients:
@@ -26,7 +26,7 @@ class Gradients:
         """The norm and, where the user clips, the one before, their max_norm and how often it bites."""
         with_grad = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if parts is not None:
-            params = [p for group in optimizer.param_groups for p in group["params"]]
+            params = params_of(optimizer)
             return dict(parts.gradients(params))
         grads: list[Tensor] = [p.grad for p in with_grad]
         if not grads:

@@ -22,7 +22,7 @@ from optwatch_agent.globalnorm import is_spread
 from optwatch_agent.joint import ONE_BY_ONE, Joint
 from optwatch_agent.reflexes import LAST, MOST_IN_A_ROW, MOST_OF_LAST, AdaptiveNorm
 from optwatch_agent.roles import counters_of, fresh
-from optwatch_agent.tensors import local, on_cpu, on_device
+from optwatch_agent.tensors import local, on_cpu, on_device, params_of
 
 log = logging.getLogger("optwatch")
 
@@ -42,7 +42,7 @@ class Guard:
         self.on = self.skips or self.adaptive is not None
         self.on_device: DeviceGuard | None = None
         """What acts in its place where the gradients are on a device."""
-        if self.on and not all(map(on_cpu, _params(optimizer))):
+        if self.on and not all(map(on_cpu, params_of(optimizer))):
             self.on_device = DeviceGuard(self.skips, self.adaptive)
         self.skipped = 0
         """Steps that it has skipped so far."""
@@ -125,13 +125,9 @@ def _refusal(optimizer: torch.optim.Optimizer) -> str:
         return "LBFGS evaluates the loss more than once in a step"
     if isinstance(optimizer, Joint):
         return ONE_BY_ONE
-    params = _params(optimizer)
+    params = params_of(optimizer)
     if all(map(on_cpu, params)):
         return ""
     if len({local(param).device for param in params}) > 1 or not on_device(local(params[0])):
         return "the parameters are on several devices, or on one that is neither the CPU nor a CUDA device"
     return ""
-
-
-def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [param for group in optimizer.param_groups for param in group["params"]]

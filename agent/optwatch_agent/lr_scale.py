@@ -41,7 +41,6 @@ class LrScale:
         self._inside = False
         self._of_step: float | None = None
         """The factor of the step that is under way."""
-        self._is_joint = isinstance(optimizer, Joint)
         if isinstance(optimizer, Joint):
             optimizer.listeners.append(self)
 
@@ -101,7 +100,7 @@ class LrScale:
         self._ramp_done = min(self._ramp_done + 1, self._ramp)
         self._warmup_done = min(self._warmup_done + 1, self._warmup)
         self._look()
-        if not self._is_joint:
+        if not isinstance(self._optimizer, Joint):
             self._multiply(self._optimizer)
         return factor
 
@@ -141,8 +140,9 @@ class LrScale:
                     if not shared:
                         lr.mul_(factor)
             else:
-                saved.append((group, lr, lr * factor))
-                group["lr"] = saved[-1][2]
+                scaled = lr * factor
+                saved.append((group, lr, scaled))
+                group["lr"] = scaled
 
     def _put_back(self, member: int) -> None:
         """Exactly; an lr that was set during the step stays."""

@@ -30,7 +30,7 @@ from optwatch_agent.sentinel import Sentinel
 from optwatch_agent.signals import let_through
 from optwatch_agent.states import state_norms
 from optwatch_agent.sums import Sample
-from optwatch_agent.tensors import on_cpu
+from optwatch_agent.tensors import on_cpu, params_of
 
 _CALLS = 4.0
 """How often in a row gradients are measured out of turn at most."""
@@ -225,7 +225,11 @@ class Measurements:
         began = time.thread_time() - self._before.cost
         if self.outdated:
             self._look_again()
-        taken = self._take() if self._piecemeal is None else self._piecemeal.taken()
+        taken: probe.Taken | probe.Joined | Together
+        if self._piecemeal is None:
+            taken = self._before.take(self._optimizer, roles_of(self._optimizer), self._tools)
+        else:
+            taken = self._piecemeal.taken()
         if taken.numbers is None:
             values.update(self._sampled(step, taken.sample()))
         else:
@@ -234,18 +238,6 @@ class Measurements:
             values.update(state_norms(self._optimizer))
         early = 0.0 if self._piecemeal is None else self._piecemeal.sample_cost
         return early + time.thread_time() - began + self._sample_time.stop()
-
-    def _take(self) -> probe.Taken | probe.Joined:
-        params, before = self._params(), self._before
-        after = probe.take(
-            self._optimizer,
-            params,
-            roles_of(self._optimizer),
-            before.differences(params),
-            before.grads,
-            self._tools,
-        )
-        return after if before.measured is None else probe.Joined(after, before.measured)
 
     def _look_again(self) -> None:
         """Take account of parameters that were added."""
@@ -317,7 +309,7 @@ class Measurements:
         return self._held.optimizer
 
     def _params(self) -> list[Tensor]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
+        return params_of(self._optimizer)
 
 
 def _layout(optimizer: torch.optim.Optimizer) -> tuple[int, ...]:

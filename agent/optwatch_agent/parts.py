@@ -14,7 +14,7 @@ from optwatch_agent.norms import squares
 from optwatch_agent.probe import Sample
 from optwatch_agent.recorder import Value
 from optwatch_agent.shards import is_partial, is_sharded, shard_sizes
-from optwatch_agent.tensors import local, on_device
+from optwatch_agent.tensors import local, on_device, params_of
 from optwatch_agent.zero import DIMENSION, partition_of
 
 F8 = npt.NDArray[np.float64]
@@ -86,7 +86,7 @@ class Parts:
 
 def parts_of(optimizer: torch.optim.Optimizer, tensors: Sequence[TensorInfo]) -> Parts | None:
     """The parts of an optimizer's tensors, None where this rank holds all of them whole."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
+    params = params_of(optimizer)
     if (partition := partition_of(optimizer)) is not None:
         key: Key = ((DIMENSION, partition.rank, partition.size),)
         return Parts(params, [key] * len(params), {key: tensor_digest((t.name, t.shape) for t in tensors)})

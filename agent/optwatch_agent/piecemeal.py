@@ -21,6 +21,7 @@ from optwatch_agent.probe import Bare, Joined, Sample, Taken
 from optwatch_agent.recorder import Value
 from optwatch_agent.roles import Roles, roles_of
 from optwatch_agent.shards import is_partial
+from optwatch_agent.tensors import params_of
 
 _SMALL = 1 << 14
 """Elements of a gradient that may wait for others: to measure one by itself takes longer than many."""
@@ -31,7 +32,6 @@ _MOST_WAITING = 1 << 20
 class Waiting(NamedTuple):
     """A member that has stepped and is measured together with others."""
 
-    number: int
     first: int
     """The index of its parameter among those of all."""
     group: Mapping[str, Any]
@@ -83,10 +83,10 @@ class Piecemeal:
         self.norm_cost = self.sample_cost = self.histogram_cost = 0.0
         if norm or sample:
             self._roles = roles_of(self._joint)
-            self._clip = clips.TAP.take([p for p in _params(self._joint) if p.grad is not None])
+            self._clip = clips.TAP.take([p for p in params_of(self._joint) if p.grad is not None])
             self._places, first = {}, 0
             for number, member in self._joint.numbered:
-                end = first + len(_params(member))
+                end = first + len(params_of(member))
                 self._places[number] = [*range(first, end)]
                 first = end
 
@@ -112,7 +112,7 @@ class Piecemeal:
     def taken(self) -> "Together":
         """The measurements of all members. Of those that did not step, their parameters and moments."""
         for number, member in self._joint.numbered:
-            places, params = self._places.get(number, []), _params(member)
+            places, params = self._places.get(number, []), params_of(member)
             if number in self._stepped or len(places) != len(params):
                 continue
             if all(0 not in _memory(param, member.state.get(param)) for param in params):
@@ -124,7 +124,7 @@ class Piecemeal:
 
     def counts(self) -> histograms.Counts:
         """The histograms of all gradients, as of `histograms.measure`."""
-        out = histograms.measure(_params(self._joint), {})
+        out = histograms.measure(params_of(self._joint), {})
         for places, counts in self._counts:
             out[places] = counts
         return out
@@ -180,7 +180,7 @@ class Piecemeal:
         state = member.state.get(param)
         with torch.no_grad():
             copy, memory = grad.clone(), _memory(param, state)
-            return Waiting(number, self._places[number][0], options, param, state, copy, memory)
+            return Waiting(self._places[number][0], options, param, state, copy, memory)
 
     def _measure_waiting(self) -> None:
         waiting, self._waiting, self._elements = self._waiting, [], 0
@@ -217,7 +217,7 @@ class Piecemeal:
     def _add_norms(self, member: torch.optim.Optimizer, number: int) -> None:
         began = time.thread_time()
         with torch.no_grad():
-            for i, param in zip(self._places.get(number, ()), _params(member), strict=False):
+            for i, param in zip(self._places.get(number, ()), params_of(member), strict=False):
                 if (grad := param.grad) is not None:
                     norm = None if is_partial(grad) else norm_of([grad])
                     if norm is None:
@@ -228,17 +228,14 @@ class Piecemeal:
 
     def _measure(self, member: torch.optim.Optimizer, number: int, before: Before | None) -> None:
         began = time.thread_time()
-        params, before = _params(member), before or Before()
+        before = before or Before()
         with torch.no_grad():
-            after = probe.take(
-                member, params, self._roles, before.differences(params), before.grads, self._tools
-            )
-            taken = after if before.measured is None else Joined(after, before.measured)
+            taken = before.take(member, self._roles, self._tools)
         self._seen.append(Part(self._places[number], taken, stepped=True))
         now = time.thread_time()
         self.sample_cost += now - began
         if self._histogram:
-            self._counts.append((self._places[number], histograms.measure(params, before.grads)))
+            self._counts.append((self._places[number], histograms.measure(params_of(member), before.grads)))
             self.histogram_cost += time.thread_time() - now
 
 
@@ -292,7 +289,3 @@ def _memory(param: Tensor, state: Any) -> list[int]:
 def _joined(norms: Sequence[float | None]) -> float | None:
     known = [norm for norm in norms if norm is not None]
     return math.hypot(*known) if len(known) == len(norms) else None
-
-
-def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [param for group in optimizer.param_groups for param in group["params"]]

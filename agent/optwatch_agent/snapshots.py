@@ -31,7 +31,7 @@ from optwatch_agent.loose import Loose
 from optwatch_agent.parts import in_step
 from optwatch_agent.roles import counters_of
 from optwatch_agent.signals import let_through
-from optwatch_agent.tensors import on_cpu
+from optwatch_agent.tensors import on_cpu, params_of
 
 log = logging.getLogger("optwatch")
 
@@ -210,11 +210,11 @@ class Snapshots:
         if snapshot is None:
             raise RuntimeError(self.missing(step))
         kept = snapshot.kept
-        if [len(part) for part in kept["params"]] != [len(_params(o)) for o in self._optimizers]:
+        if [len(part) for part in kept["params"]] != [len(params_of(o)) for o in self._optimizers]:
             raise RuntimeError(f"parameters were added or removed since the snapshot of step {step}")
         with torch.no_grad():
             for number, optimizer in enumerate(self._optimizers):
-                params = _params(optimizer)
+                params = params_of(optimizer)
                 for param, copy in zip(params, kept["params"][number], strict=True):
                     copy.into(param)
                 for state, held in zip(_states(optimizer), kept["states"][number], strict=True):
@@ -259,9 +259,9 @@ class Snapshots:
         """All that a snapshot is of, as it is now."""
         optimizers = self._optimizers
         return {
-            "params": [_params(optimizer) for optimizer in optimizers],
+            "params": [params_of(optimizer) for optimizer in optimizers],
             "states": [
-                [_by_place(state, _params(optimizer)) for state in _states(optimizer)]
+                [_by_place(state, params_of(optimizer)) for state in _states(optimizer)]
                 for optimizer in optimizers
             ],
             "groups": [
@@ -297,10 +297,6 @@ def _worth(step: int, steps: Sequence[int], every: int) -> float:
     if at == 0:
         return math.inf if kept >= 4 and age < every << (kept - 1) else 0.0
     return (steps[at + 1] - steps[at - 1]) / max(age, 1)
-
-
-def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def _states(optimizer: torch.optim.Optimizer) -> Iterator[Any]:

@@ -62,6 +62,11 @@ class _Exported:
         return 1, 0  # kDLCPU
 
 
+def params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters of an optimizer, in the order of its groups."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
 def scalar(value: Any) -> float:
     """A number that torch may hold as a tensor (a step count, a capturable LR)."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)

@@ -1,5 +1,6 @@
 """An attached agent's samples of every step, beside what a test saw of the same steps itself."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -81,6 +82,15 @@ class Sight(list[Row]):
 def watched(optimizer: Any, **options: Any) -> tuple[Watch, Sight]:
     watch = optwatch.attach(optimizer, **{"budget": 1.0, **options})
     return watch, Sight(watch)
+
+
+def in_threads(count: int, run: Callable[[int], None]) -> None:
+    """Run something, which is given its number, so many times at once."""
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
 
 
 def measure_always(watch: Watch) -> None:

@@ -17,7 +17,7 @@ import optwatch
 from optwatch.wire.actions import Perturb
 from optwatch_agent import Watch
 from optwatch_agent.phases import BACKWARD_BEGINS, BACKWARD_ENDS
-from tests.unit.agent.observed import Hand, Sight, measure_always, samples_of
+from tests.unit.agent.observed import Hand, Sight, in_threads, measure_always, samples_of
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -590,11 +590,7 @@ def test_in_two_threads_each_has_its_own_steps(ways: tuple[str, str]) -> None:
         watch.detach()
         seen[number] = rows.steps, rows.column("loss"), losses
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
+    in_threads(2, run)
     for number in range(2):
         steps, recorded, losses = seen[number]
         assert (steps, recorded) == (list(range(1, 61)), losses)

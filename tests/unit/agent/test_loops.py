@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import optwatch
 from optwatch.wire.messages import STATS
 from tests.unit.agent.models import batches, classifier, fingerprint, train
-from tests.unit.agent.observed import Hand, Sight, measure_always, samples_of, watched
+from tests.unit.agent.observed import Hand, Sight, in_threads, measure_always, samples_of, watched
 
 
 def test_two_losses_of_one_graph() -> None:
@@ -62,11 +62,7 @@ def test_trainings_in_threads_have_their_own_losses() -> None:
         watch.detach()
         seen[number] = rows, losses, watch._agent.tracks[0].degraded
 
-    threads = [threading.Thread(target=training, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
+    in_threads(3, training)
     for number in range(3):
         rows, losses, degraded = seen[number]
         assert (rows.steps, degraded) == (list(range(1, 101)), "")
