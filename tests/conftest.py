@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.daemons import DaemonProcess
 
-# Loading numba takes a second in each of many training processes; the tests of the compiled pass load it.
-os.environ["NUMBA_DISABLE_JIT"] = "1"
+# Each test has a home of its own, for which each would compile; the tests of the compiled pass turn it on.
+os.environ["OPTWATCH_COMPILED"] = "0"
 
 # A shell that puts the tests in the background has them ignore SIGINT, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -49,8 +49,9 @@ def attach(
 ) -> Watch:
     """Watch an optimizer, or several, from now on. Attaching anew ends the attachment before.
 
-    Where numba is installed, the first training on a host starts a process of low priority that compiles, for
-    the trainings after it; it ends by itself within a minute, and with the last attachment at the latest.
+    Where there is a C compiler, the first training starts a process of low priority that builds the pass over
+    all tensors, in a second or so; it ends with the last attachment at the latest. OPTWATCH_COMPILED=0 in the
+    environment does without.
 
     Args:
         optimizer: a torch.optim.Optimizer, a wrapper around one or a list of several (as torchtitan has), or

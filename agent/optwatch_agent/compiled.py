@@ -1,24 +1,23 @@
-"""The compiled pass of `kernels`, where numba is installed: when it is ready.
+"""The compiled pass of `kernels`: when it is ready.
 
-Compiling is seconds of Python work, which would hold the interpreter lock against the training loop. So a
-process of its own does it (`compiling`), for the trainings that come later: this one goes on with the base
-path. What is compiled is loaded in `attach` and never while a training runs. The last detach ends a
-process that still compiles. NUMBA_DISABLE_JIT=1 keeps numba out.
+Where the machine has a C compiler, the first training has a process of low priority build it, which takes a
+second or so. Meanwhile the base path measures, and after it the pass does, as in every training to come. The
+last detach ends a process that still compiles. OPTWATCH_COMPILED=0 keeps all that off.
 """
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import logging
 import os
 import platform
+import shlex
+import signal
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from optwatch_agent.compiling import is_from_cache, load
+from optwatch_agent import kernels
+from optwatch_agent.kernels import Kernels
 from optwatch_agent.signals import let_through
 
 log = logging.getLogger("optwatch")
@@ -31,8 +30,8 @@ class Compiler:
     """Brings the compiled pass about without holding up a training step."""
 
     def __init__(self) -> None:
-        self.kernels: Any = None
-        """The loaded module `kernels`, None as long as the base path measures."""
+        self.kernels: Kernels | None = None
+        """The loaded pass, None as long as the base path measures."""
         self.why_not = ""
         """Why there will be none, "" while there may be."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -41,13 +40,15 @@ class Compiler:
     def prepare(self) -> None:
         """Load what is compiled, else start to compile. Called by `attach`, once for each `release`."""
         self._users += 1
-        if self.kernels is not None or self.why_not:
-            return
-        try:
-            self._start()
-        except Exception as error:  # noqa: BLE001 - whatever is wrong, there is the base path
-            let_through(error)
-            self._give_up(f"{type(error).__name__}: {error}")
+        if self._process is None:
+            self._go_on()
+
+    def reap(self) -> None:
+        """Load what was compiled meanwhile. Called by the link's thread."""
+        process = self._process
+        if process is not None and process.poll() is not None:
+            self._process = None
+            self._go_on(process)
 
     def release(self) -> None:
         """Leave no process behind after the last attachment."""
@@ -56,68 +57,76 @@ class Compiler:
         if self._users > 0 or process is None:
             return
         self._process = None
-        process.kill()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with the compiler
         with suppress(subprocess.TimeoutExpired):
             process.wait(_REAPED)
 
-    def reap(self) -> None:
-        """See whether the process has ended, so that it is no zombie. Called by the link's thread."""
-        process = self._process
-        if process is not None:
-            process.poll()
+    def _go_on(self, ended: subprocess.Popen[bytes] | None = None) -> None:
+        if self.kernels is not None or self.why_not:
+            return
+        try:
+            self._load_or_build(ended)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong, there is the base path
+            let_through(error)
+            self._give_up(f"{type(error).__name__}: {error}")
 
-    def _start(self) -> None:
-        if importlib.util.find_spec("numba") is None:
-            self.why_not = "numba is not installed"
-        elif os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
-            self.why_not = "NUMBA_DISABLE_JIT is set"
+    def _load_or_build(self, ended: subprocess.Popen[bytes] | None) -> None:
+        if os.environ.get("OPTWATCH_COMPILED", "1") == "0":
+            self._give_up("OPTWATCH_COMPILED is 0")
         elif os.name != "posix":
-            self.why_not = "processes cannot lock each other out here"
-        elif (directory := _directory()).is_dir():
-            self._load(directory)
-        elif self._process is None:
-            self._process = _compile(directory)
-        elif self._process.poll() is not None:
-            self._give_up(f"compiling left nothing and exit code {self._process.returncode}")
-
-    def _load(self, directory: Path) -> None:
-        kernels = load(directory)
-        if is_from_cache(kernels):
-            self.kernels = kernels
+            self._give_up("processes cannot lock each other out here")
+        elif (found := directory()).exists():
+            if _is_ours(found):
+                self.kernels = Kernels(found)
+            else:
+                self._give_up(f"others may write to {found}")
+        elif ended is not None:
+            self._give_up(f"it could not be compiled; to see why: {shlex.join(_command(found))}")
+        elif kernels.can_build():
+            self._process = _build(found)
         else:
-            self._give_up("what was compiled cannot be read on this machine")
+            self._give_up("there is no C compiler; pip install 'optwatch[compiled]' brings one")
 
     def _give_up(self, why_not: str) -> None:
         self.why_not = why_not
-        log.info("optwatch: statistics are measured without numba: %s", why_not)
+        log.info("optwatch: statistics are measured without the compiled pass: %s", why_not)
 
 
-def _compile(directory: Path) -> subprocess.Popen[bytes]:
-    here = Path(__file__).parent
+def _build(wanted: Path) -> subprocess.Popen[bytes]:
+    nothing = subprocess.DEVNULL
     return subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-P", str(here / "compiling.py"), str(here / "kernels.py"), str(directory)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        _command(wanted), stdin=nothing, stdout=nothing, stderr=nothing, process_group=0
     )
 
 
-def _directory() -> Path:
-    """Where the pass is once it was compiled on this host and tried."""
-    digest = hashlib.sha256(Path(__file__).with_name("kernels.py").read_bytes())
-    for part in (sys.executable, sys.version, importlib.metadata.version("numba"), platform.node(), _cpu()):
-        digest.update(part.encode() + b"\0")
+def _command(wanted: Path) -> list[str]:
+    return [sys.executable, "-P", kernels.__file__, str(wanted)]
+
+
+def directory() -> Path:
+    """Where the pass for this kind of machine is once it was compiled and tried."""
+    digest = hashlib.sha256()
+    for path in (Path(kernels.__file__), Path(kernels.__file__).with_suffix(".c")):
+        digest.update(path.read_bytes())
+    digest.update(_cpu().encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "optwatch" / f"compiled-{digest.hexdigest()[:16]}"
 
 
 def _cpu() -> str:
-    """The kind of processor, for which numba compiles."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    except OSError:
-        return platform.machine()
-    return "\n".join(line for line in lines if line.startswith(("model", "flags", "Features")))
+    """The kind of processor that is compiled for."""
+    first = ""
+    with suppress(OSError), Path("/proc/cpuinfo").open() as file:
+        first = file.read(8192).partition("\n\n")[0]  # to read of all of many takes a while
+    lines = (line for line in first.splitlines() if line.startswith(("model", "flags", "Features")))
+    return "\n".join([platform.machine(), *lines])
+
+
+def _is_ours(found: Path) -> bool:
+    """Whether nobody else can have written what is in it."""
+    stats = [path.lstat() for path in (found, *found.iterdir())]
+    return all(stat.st_uid == os.geteuid() and not stat.st_mode & 0o022 for stat in stats)
 
 
 COMPILER = Compiler()

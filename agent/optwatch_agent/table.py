@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from optwatch_agent.compiled import COMPILER
+from optwatch_agent.kernels import BF16, COLUMNS, F16, F32, Kernels
 from optwatch_agent.pieces import Reader
 from optwatch_agent.quotients import TINY, Quotient, quotient
 from optwatch_agent.roles import Roles
@@ -22,8 +23,7 @@ from optwatch_agent.sums import Sums
 from optwatch_agent.tensors import DEVICES, PLAIN, local, scalar
 
 _STRIDED = {torch.strided}
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""As in `kernels`, which only numba can load."""
+_KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 _WIDTHS = 4, 2, 2
 """Bytes of an element, by kind."""
 _RUN = 64
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 class Table:
     """The tensors of one measurement that the compiled pass reads."""
 
-    def __init__(self, kernels: Any, roles: Roles, overwritten: bool) -> None:
+    def __init__(self, kernels: Kernels, roles: Roles, overwritten: bool) -> None:
         self._kernels = kernels
         self._roles = roles
         self._overwritten = overwritten
@@ -188,7 +188,7 @@ class Table:
                 for each in (self._where, self._sizes, self._row_of, *self._addresses)
             )
             numbers, seen, kinds = map(np.array, zip(*self._rows, strict=True))
-            out = np.empty((len(where), self._kernels.COLUMNS))
+            out = np.empty((len(where), COLUMNS))
             self._kernels.measure(np.stack(addresses), sizes, row_of, kinds, numbers.astype(np.float32), out)
             stop = len(Sums.COLUMNS)
             seen = seen[row_of]

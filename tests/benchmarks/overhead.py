@@ -25,14 +25,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import optwatch
-from optwatch_agent import compiled, losses
+from optwatch_agent import compiled, kernels, losses
 from optwatch_agent.probe import measure
 from optwatch_agent.roles import roles_of
 
@@ -183,7 +182,7 @@ class Default(Way):
 class EveryTensor(Way):
     """All statistics of all tensors after every step, whatever they cost."""
 
-    kernels: Any = None
+    kernels: kernels.Kernels | None = None
 
     def after(self) -> None:
         former, compiled.COMPILER.kernels = compiled.COMPILER.kernels, self.kernels
@@ -194,13 +193,11 @@ class EveryTensor(Way):
 class Compiled(EveryTensor):
     @staticmethod
     def missing() -> str:
-        return "" if find_spec("numba") else "numba is not installed"
+        return "" if kernels.can_build() else "no C compiler"
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stack: ExitStack) -> None:
         super().__init__(model, optimizer, stack)
-        from optwatch_agent import kernels
-
-        self.kernels = kernels
+        self.kernels = kernels.Kernels(compiled.directory())
 
 
 class Floor(Way):
@@ -395,10 +392,8 @@ def home() -> Iterator[None]:
 
 def compile_once() -> None:
     """As on a machine that has trained before: the first training on one compiles beside its steps."""
-    compiler = compiled.Compiler()
-    compiler.prepare()
-    if compiler._process is not None:
-        compiler._process.wait(300)
+    if kernels.can_build():
+        kernels.build(compiled.directory())
 
 
 def added(pairs: list[Pair]) -> tuple[float, float, float]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from optwatch_agent.compiled import _compile, _directory
+from optwatch_agent import compiled, kernels
 from tests.benchmarks.detection.trainings import MODELS
 from tests.benchmarks.rescue.arms import ALONE, ARMS, WATCHED, write_policies
 from tests.benchmarks.rescue.courses import HEALTHY, OPTIMIZERS, REPAIRABLE, STEPS, Case, Course
@@ -145,7 +145,8 @@ def record(path: Path, split: str, seeds: int, arms: Collection[str], minutes: f
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(Path(folder, "cache"))}
-        _compile(_directory()).wait(300)  # as on a machine that has trained before
+        if kernels.can_build():
+            kernels.build(compiled.directory())  # as on a machine that has trained before
         running: dict[str, DaemonProcess] = {}
         for name, policy in write_policies(Path(folder)).items():
             set_home(Path(folder, name))

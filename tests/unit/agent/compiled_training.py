@@ -8,7 +8,8 @@ from torch import nn
 
 import optwatch
 from optwatch_agent import probe
-from optwatch_agent.compiled import COMPILER
+from optwatch_agent.compiled import COMPILER, directory
+from optwatch_agent.kernels import Kernels
 from optwatch_agent.roles import roles_of
 from tests.unit.agent.models import batches, classifier, fingerprint
 from tests.unit.agent.observed import measure_always, samples_of
@@ -16,19 +17,14 @@ from tests.unit.agent.observed import measure_always, samples_of
 STEPS = 40
 
 
-class Counted:
+class Counted(Kernels):
     """The compiled pass, and how often it measured."""
 
-    def __init__(self, kernels: Any) -> None:
-        self._kernels = kernels
-        self.count = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._kernels, name)
+    count = 0
 
     def measure(self, *tables: Any) -> None:
         self.count += 1
-        self._kernels.measure(*tables)
+        super().measure(*tables)
 
 
 def training(watched: bool) -> list[Any]:
@@ -39,7 +35,7 @@ def training(watched: bool) -> list[Any]:
     counted = None
     if watch is not None:
         assert COMPILER.kernels is not None, COMPILER.why_not
-        COMPILER.kernels = counted = Counted(COMPILER.kernels)
+        COMPILER.kernels = counted = Counted(directory())
         measure_always(watch)
         taken = samples_of(watch)
     data = batches()

@@ -1,12 +1,12 @@
 """The compiled pass and the base path, against the statistics by their definitions in float64."""
 
-import importlib
+import ctypes
 import math
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,45 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from optwatch.wire.messages import STATS
-from optwatch_agent import compiled, compiling, probe
+from optwatch_agent import compiled, kernels, probe
+from optwatch_agent.kernels import LEAF, Kernels
 from optwatch_agent.pieces import Reader
 from optwatch_agent.roles import roles_of
 from optwatch_agent.sums import Sample, Sums
 from optwatch_agent.table import Table, table
 
-# Not imported here: it reads NUMBA_DISABLE_JIT then.
-pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not kernels.can_build(), reason="no C compiler")
 
-LEAF = 2048
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that three processes have filled at once."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OPTWATCH_COMPILED")
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        compilers = [compiled.Compiler() for _ in range(3)]
+        for compiler in compilers:
+            compiler.prepare()
+            assert compiler.kernels is None
+        processes = [compiler._process for compiler in compilers]
+        assert [process.wait(300) for process in processes if process is not None] == [0, 0, 0]
+    return cache
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_pass() -> Iterator[None]:
+def compiled_pass(cache: Path) -> Iterator[None]:
     """The compiled pass in this process, whatever the others do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("NUMBA_DISABLE_JIT")
-        compiled.COMPILER.kernels = importlib.import_module("optwatch_agent.kernels")
-        yield
-        compiled.COMPILER.kernels = None
+    (directory,) = (path for path in (cache / "optwatch").iterdir() if path.is_dir())
+    compiled.COMPILER.kernels = Kernels(directory)
+    yield
+    compiled.COMPILER.kernels = None
+
+
+@pytest.fixture
+def wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where nobody keeps it off."""
+    monkeypatch.delenv("OPTWATCH_COMPILED")
 
 
 def both(optimizer: torch.optim.Optimizer) -> tuple[Sample, Sample]:
@@ -47,11 +66,11 @@ def both(optimizer: torch.optim.Optimizer) -> tuple[Sample, Sample]:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     roles = roles_of(optimizer)
     fast = probe.measure(optimizer, params, roles)
-    kernels, compiled.COMPILER.kernels = compiled.COMPILER.kernels, None
+    loaded, compiled.COMPILER.kernels = compiled.COMPILER.kernels, None
     try:
         base = probe.measure(optimizer, params, roles)
     finally:
-        compiled.COMPILER.kernels = kernels
+        compiled.COMPILER.kernels = loaded
     return fast, base
 
 
@@ -382,59 +401,79 @@ def test_memory_stays_until_it_is_measured() -> None:
     assert not read._memory
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that three processes have filled at once."""
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("NUMBA_DISABLE_JIT", raising=False)
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        compilers = [compiled.Compiler() for _ in range(3)]
-        for compiler in compilers:
-            compiler.prepare()
-            assert compiler.kernels is None
-        processes = [compiler._process for compiler in compilers]
-        assert [process.wait(300) for process in processes if process is not None] == [0, 0, 0]
-    return cache
-
-
-def test_another_process_compiles_what_a_later_attachment_loads(
-    home: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_process_compiles_for_all_that_come(
+    wanted: None, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     assert {path.suffix for path in (cache / "optwatch").iterdir()} == {"", ".lock"}  # nothing half done
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     later = compiled.Compiler()
     later.prepare()
     assert later.kernels is not None, later.why_not
     assert later._process is None
-    assert compiling.is_from_cache(later.kernels)
-    compiling.probe(later.kernels)
+    kernels.probe(later.kernels)
 
 
-def test_a_pass_that_computes_something_else_is_not_accepted() -> None:
-    class Wrong:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(compiled.COMPILER.kernels, name)
+@pytest.mark.usefixtures("home", "wanted")
+def test_the_training_that_has_it_compiled_takes_it_up_when_it_is_there() -> None:
+    compiler = compiled.Compiler()
+    compiler.prepare()
+    assert compiler.kernels is None
+    assert compiler._process is not None
+    compiler._process.wait(300)
+    compiler.reap()
+    assert compiler.kernels is not None, compiler.why_not
+    assert compiler._process is None
+    compiler.release()
 
-        def measure(self, *tables: Any) -> None:
-            compiled.COMPILER.kernels.measure(*tables)
-            tables[-1][-1, 0] *= 1.01
 
+class Wrong(Kernels):
+    """One number is a little too large."""
+
+    def measure(self, *tables: Any) -> None:
+        super().measure(*tables)
+        tables[-1][-1, 0] *= 1.01
+
+
+def test_a_pass_that_computes_something_else_is_not_accepted(cache: Path) -> None:
+    (directory,) = (path for path in (cache / "optwatch").iterdir() if path.is_dir())
     with pytest.raises(RuntimeError, match="something else"):
-        compiling.probe(Wrong())
+        kernels.probe(Wrong(directory))
+
+
+def test_numbers_too_small_for_normal_ones_stay_what_they_are() -> None:
+    """Some ways to link a library switch that off, for the whole process."""
+    assert compiled.COMPILER.kernels is not None
+    assert float(torch.tensor(1e-40) * 1.0) == pytest.approx(1e-40, rel=1e-3)
+    assert float(np.float32(1e-40) * np.float32(1.0)) == pytest.approx(1e-40, rel=1e-3)
+
+
+def test_arrays_of_another_kind_are_refused() -> None:
+    one = np.ones(1, dtype=np.int64)
+    numbers, out = np.ones((1, 7), dtype=np.float32), np.empty((1, kernels.COLUMNS))
+    assert compiled.COMPILER.kernels is not None
+    for addresses in (
+        np.zeros((4, 1)),
+        np.zeros((4, 2), dtype=np.int64)[:, ::2],
+        np.zeros(4, dtype=np.int64),
+    ):
+        with pytest.raises(ctypes.ArgumentError):
+            compiled.COMPILER.kernels.measure(
+                addresses, one, one, np.ones((1, 4), dtype=np.int64), numbers, out
+            )
 
 
 def test_a_training_takes_its_samples_by_the_compiled_pass(home: Path, cache: Path) -> None:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [sys.executable, "-m", "tests.unit.agent.compiled_training"],
-        env={key: value for key, value in environment.items() if key != "NUMBA_DISABLE_JIT"},
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "OPTWATCH_COMPILED": "1"},
         check=True,
         timeout=300,
     )
 
 
-def test_the_last_detach_ends_a_process_that_compiles(home: Path) -> None:
+@pytest.mark.usefixtures("home", "wanted")
+def test_the_last_detach_ends_a_process_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", f"{sys.executable} -c 'import time; time.sleep(600)'")
     compiler = compiled.Compiler()
     compiler.prepare()
     compiler.prepare()
@@ -443,24 +482,65 @@ def test_the_last_detach_ends_a_process_that_compiles(home: Path) -> None:
     compiler.release()
     assert compiler._process is process
     compiler.release()
-    assert process.returncode is not None
-    assert not compiled._directory().exists()
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_the_process_that_compiles_needs_no_torch() -> None:
-    paths = [str(Path(compiled.__file__).with_name(f"{name}.py")) for name in ("compiling", "kernels")]
-    code = (
-        f"import runpy, sys; [runpy.run_path(path) for path in {paths!r}]; assert 'torch' not in sys.modules"
-    )
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
-    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=300, env=environment)
+    code = f"import runpy, sys; runpy.run_path({kernels.__file__!r}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=300)
 
 
-def test_without_numba_or_with_its_compiler_off_the_base_path_measures(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+@pytest.mark.usefixtures("wanted")
+def test_what_others_could_have_written_is_not_loaded(home: Path) -> None:
+    kernels.build(compiled.directory())
+    (library,) = compiled.directory().iterdir()
+    for path in (compiled.directory(), library):
+        before = path.stat().st_mode
+        path.chmod(0o770)
+        compiler = compiled.Compiler()
+        compiler.prepare()
+        assert compiler.kernels is None
+        assert compiler.why_not == f"others may write to {compiled.directory()}"
+        path.chmod(before)
     compiler = compiled.Compiler()
     compiler.prepare()
+    assert compiler.kernels is not None
+
+
+def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setattr(kernels, "find_spec", lambda _: None)
+    return "there is no C compiler; pip install 'optwatch[compiled]' brings one"
+
+
+def kept_off(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("OPTWATCH_COMPILED", "0")
+    return "OPTWATCH_COMPILED is 0"
+
+
+def without_a_place(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    return "it could not be compiled; to see why: "
+
+
+def with_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CC", "false")
+    monkeypatch.setattr(kernels, "find_spec", lambda _: None)
+    return "it could not be compiled; to see why: "
+
+
+@pytest.mark.usefixtures("home", "wanted")
+@pytest.mark.parametrize("spoil", [without_a_compiler, kept_off, without_a_place, with_one_that_fails])
+def test_without_it_the_base_path_measures_and_it_is_said_why(
+    spoil: Callable[[pytest.MonkeyPatch], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why_not = spoil(monkeypatch)
+    compiler = compiled.Compiler()
+    compiler.prepare()
+    if compiler._process is not None:
+        assert compiler._process.wait(300) == 1
+        compiler.reap()
     assert compiler.kernels is None
-    assert compiler.why_not == "NUMBA_DISABLE_JIT is set"
+    assert compiler.why_not.startswith(why_not)
+    compiler.prepare()  # not again
+    assert compiler._process is None

@@ -1,0 +1,247 @@
+/* The statistics of many tensors in one pass over memory.
+ *
+ * Each tensor is cut into leaves of 2,048 elements, small enough that a leaf can be added up again: sums of
+ * 256 elements are float32 and of those float64, and a leaf whose squares leave the range of float32 is added
+ * up in float64. One loop does all the rest, so that it divides while the memory delivers.
+ *
+ * Maxima and minima are those of the elements' bits, which order as the numbers do and let no NaN get lost.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum {
+    LEAF = 2048,
+    SHORT = 256, /* 16 or 32 elements to a lane, so that the error of a norm stays under 1e-6 */
+};
+
+/* How the elements at an address are stored. */
+enum { F32, BF16, F16 };
+
+/* Columns of the result: in the order of `Sums.COLUMNS`, behind them the counts. */
+enum {
+    GRAD, GRAD_MAX, FIRST, SECOND, SECOND_MIN, SECOND_MAX, PARAM, PARAM_MAX, UPDATE, RMS_T, DOT, SMALL,
+    ZEROS, NONFINITE, LOST, COLUMNS,
+};
+
+#define MAGNITUDE 0x7FFFFFFF
+#define LEAST 1e-30 /* mean square below which squares of float32 values lose bits */
+#define MOST 3e38
+#define LEAST_EPSILON 1e-11f /* below it, the product of two denominators may leave the range of float32 */
+#define MOST_SECOND 1e37f
+
+/* The update is (of_grad g + of_first m) / (root sqrt(v) + epsilon) + of_param p. */
+typedef struct {
+    float of_grad, of_first, of_param, root, epsilon;
+    float floor; /* of sqrt(v̂) in rms_t */
+    float low;   /* 10 ε */
+} Numbers;
+
+/* As many elements of a gradient, both moments and a parameter. */
+typedef struct {
+    const float *g, *m, *v, *p;
+    int n;
+} Leaf;
+
+typedef struct {
+    double grads, firsts, seconds, params, updates, ratios, dots;
+    int32_t g_max, p_max, v_min, v_max; /* bits */
+    int small, zeros;
+} Found;
+
+static inline int32_t bits_of(float x)
+{
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float number(int32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Bits of a float as an integer that orders as the numbers do, and back. */
+static inline int32_t ordered(int32_t bits) { return bits ^ ((bits >> 31) & MAGNITUDE); }
+
+static inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline int32_t largest(int32_t a, int32_t b) { return a > b ? a : b; }
+
+/* Elements from `start` on as float: the memory itself, or converted into `room`. */
+static const float *read(int64_t address, int64_t kind, int64_t start, int n, float *room)
+{
+    if (kind == F32)
+        return (const float *)(intptr_t)address + start;
+    const uint16_t *halves = (const uint16_t *)(intptr_t)address + start;
+    if (kind == BF16) {
+        for (int j = 0; j < n; j++)
+            room[j] = number((int32_t)((uint32_t)halves[j] << 16));
+        return room;
+    }
+    for (int j = 0; j < n; j++) {
+        uint32_t half = halves[j];
+        /* A product moves the exponent, also that of subnormal numbers. */
+        int32_t bits = bits_of(number((int32_t)((half & 0x7FFF) << 13)) * 0x1p112f);
+        if ((half & 0x7C00) == 0x7C00) /* an infinity or NaN */
+            bits = (int32_t)(0x7F800000 | ((half & 0x3FF) << 13));
+        room[j] = number(bits | (int32_t)((half & 0x8000) << 16));
+    }
+    return room;
+}
+
+/* Both quotients come from one division, 1 / (wide kept), which must stay in the range of float. */
+static Found look_at(Leaf x, Numbers of)
+{
+    int32_t first = bits_of(x.v[0]);
+    Found all = {.v_min = first, .v_max = first};
+    for (int start = 0; start < x.n; start += SHORT) {
+        float grads = 0, firsts = 0, seconds = 0, params = 0, updates = 0, ratios = 0, dots = 0;
+        int stop = least(start + SHORT, x.n);
+        for (int j = start; j < stop; j++) {
+            float g = x.g[j], m = x.m[j], v = x.v[j], p = x.p[j];
+            float r = sqrtf(v) * of.root;
+            float wide = r + of.epsilon;
+            float kept = r < of.floor ? of.floor : r;
+            float inverse = 1 / (wide * kept);
+            float u = (of.of_grad * g + of.of_first * m) * (inverse * kept) + of.of_param * p;
+            float t = g * (inverse * wide);
+            updates += u * u;
+            ratios += t * t;
+            grads += g * g;
+            firsts += m * m;
+            seconds += v;
+            params += p * p;
+            dots += g * m;
+            all.small += r < of.low;
+            all.zeros += (bits_of(g) & MAGNITUDE) == 0;
+            all.g_max = largest(all.g_max, bits_of(g) & MAGNITUDE);
+            all.p_max = largest(all.p_max, bits_of(p) & MAGNITUDE);
+            all.v_min = least(all.v_min, bits_of(v));
+            all.v_max = largest(all.v_max, bits_of(v));
+        }
+        all.grads += grads;
+        all.firsts += firsts;
+        all.seconds += seconds;
+        all.params += params;
+        all.updates += updates;
+        all.ratios += ratios;
+        all.dots += dots;
+    }
+    if (all.v_min < 0) { /* bits of negative numbers order the other way round */
+        all.v_min = all.v_max = ordered(first);
+        for (int j = 0; j < x.n; j++) {
+            all.v_min = least(all.v_min, ordered(bits_of(x.v[j])));
+            all.v_max = largest(all.v_max, ordered(bits_of(x.v[j])));
+        }
+    }
+    return all;
+}
+
+static int are_zeros(const float *x, int n)
+{
+    for (int j = 0; j < n; j++)
+        if (x[j] != 0)
+            return 0;
+    return 1;
+}
+
+/* Whether a float sum of squares is not to be trusted. */
+static int is_off(double total, int n, int zero) { return !(total < MOST) || (total < LEAST * n && !zero); }
+
+static int is_beyond_float(Leaf x, Numbers of, Found all)
+{
+    int no_grad = all.g_max == 0;
+    int no_first = all.firsts == 0 && are_zeros(x.m, x.n);
+    int no_param = all.p_max == 0;
+    int still = no_grad && no_first && (of.of_param == 0 || no_param);
+    return !(of.floor >= LEAST_EPSILON) || all.v_max > bits_of(MOST_SECOND) || !(all.seconds < MOST)
+        || is_off(all.grads, x.n, no_grad) || is_off(all.firsts, x.n, no_first)
+        || is_off(all.params, x.n, no_param) || is_off(all.updates, x.n, still)
+        || is_off(all.ratios, x.n, no_grad);
+}
+
+/* Add all sums of a leaf in double, and count what is not finite of the gradient and of the moments. */
+static void add_exactly(Leaf x, Numbers of, double *row)
+{
+    for (int j = 0; j < x.n; j++) {
+        double g = x.g[j], m = x.m[j], v = x.v[j], p = x.p[j];
+        double r = sqrt(v) * of.root;
+        /* What the update does not depend on may well be infinite. */
+        double u = (of.of_grad != 0 ? of.of_grad * g : 0) + (of.of_first != 0 ? of.of_first * m : 0);
+        u = u / (r + of.epsilon) + (of.of_param != 0 ? of.of_param * p : 0);
+        double t = g / (r < of.floor ? of.floor : r);
+        row[GRAD] += g * g;
+        row[FIRST] += m * m;
+        row[SECOND] += v;
+        row[PARAM] += p * p;
+        row[UPDATE] += u * u;
+        row[RMS_T] += t * t;
+        row[DOT] += g * m;
+        row[NONFINITE] += !isfinite(g);
+        row[LOST] += !isfinite(m) + !isfinite(v);
+    }
+}
+
+static void add(Found all, double *row)
+{
+    row[GRAD] += all.grads;
+    row[FIRST] += all.firsts;
+    row[SECOND] += all.seconds;
+    row[PARAM] += all.params;
+    row[UPDATE] += all.updates;
+    row[RMS_T] += all.ratios;
+    row[DOT] += all.dots;
+}
+
+/* Fill `out` [tensors][COLUMNS] with the sums, peaks and counts of tensors.
+ *
+ * `addresses` [4][tensors]: of gradient, first and second moment and parameter; address 0 stands for zeros, and
+ * in place of a second moment for ones. `sizes` [tensors]: elements. `row_of` [tensors]: which row of the next
+ * two a tensor has, `kinds` [rows][4] and `numbers` [rows].
+ */
+void measure(int64_t tensors, const int64_t *addresses, const int64_t *sizes, const int64_t *row_of,
+             const int64_t *kinds, const Numbers *numbers, double *out)
+{
+    float room[4][LEAF], zeros[LEAF] = {0}, ones[LEAF];
+    for (int j = 0; j < LEAF; j++)
+        ones[j] = 1;
+    const float *none[4] = {zeros, zeros, ones, zeros};
+    for (int64_t i = 0; i < tensors; i++) {
+        double *row = out + i * COLUMNS;
+        memset(row, 0, COLUMNS * sizeof *row);
+        Numbers of = numbers[row_of[i]];
+        const int64_t *kind = kinds + 4 * row_of[i];
+        int32_t g_max = 0, p_max = 0, v_min = INT32_MAX, v_max = INT32_MIN;
+        for (int64_t start = 0; start < sizes[i]; start += LEAF) {
+            int n = sizes[i] - start < LEAF ? (int)(sizes[i] - start) : LEAF;
+            const float *of_column[4];
+            for (int k = 0; k < 4; k++) {
+                int64_t at = addresses[k * tensors + i];
+                of_column[k] = at ? read(at, kind[k], start, n, room[k]) : none[k];
+            }
+            Leaf x = {of_column[0], of_column[1], of_column[2], of_column[3], n};
+            Found all = look_at(x, of);
+            g_max = largest(g_max, all.g_max);
+            p_max = largest(p_max, all.p_max);
+            v_min = least(v_min, all.v_min);
+            v_max = largest(v_max, all.v_max);
+            row[ZEROS] += all.zeros;
+            row[SMALL] += all.small;
+            if (is_beyond_float(x, of, all))
+                add_exactly(x, of, row);
+            else
+                add(all, row);
+        }
+        row[GRAD_MAX] = number(g_max);
+        row[PARAM_MAX] = number(p_max);
+        if (isnan(row[SECOND])) { /* bits of a NaN order at either end */
+            row[SECOND_MIN] = row[SECOND_MAX] = NAN;
+        } else {
+            row[SECOND_MIN] = number(ordered(v_min));
+            row[SECOND_MAX] = number(ordered(v_max));
+        }
+    }
+}
