@@ -19,11 +19,9 @@ enum {
 /* How the elements at an address are stored. */
 enum { F32, BF16, F16 };
 
-/* Columns of the result: in the order of `Sums.COLUMNS`, behind them the counts. */
-enum {
-    GRAD, GRAD_MAX, FIRST, SECOND, SECOND_MIN, SECOND_MAX, PARAM, PARAM_MAX, UPDATE, RMS_T, DOT, SMALL,
-    ZEROS, NONFINITE, LOST, COLUMNS,
-};
+/* Columns of the result: the sums and peaks, and the counts. */
+enum { GRAD, GRAD_MAX, FIRST, SECOND, SECOND_MIN, SECOND_MAX, PARAM, PARAM_MAX, UPDATE, RMS_T, DOT, SMALL, SUMS };
+enum { ZEROS, NONFINITE, LOST, COUNTS };
 
 #define MAGNITUDE 0x7FFFFFFF
 #define LEAST 1e-30 /* mean square below which squares of float32 values lose bits */
@@ -31,9 +29,9 @@ enum {
 #define LEAST_EPSILON 1e-11f /* below it, the product of two denominators may leave the range of float32 */
 #define MOST_SECOND 1e37f
 
-/* The update is (of_grad g + of_first m) / (root sqrt(v) + epsilon) + of_param p. */
+/* The update is (of_grad g + of_first m + inside p) / (of_root r + epsilon) + of_param p, and sqrt(v̂) is hat r. */
 typedef struct {
-    float of_grad, of_first, of_param, root, epsilon;
+    float of_grad, of_first, inside, of_root, epsilon, of_param, hat;
     float floor; /* of sqrt(v̂) in rms_t */
     float low;   /* 10 ε */
 } Numbers;
@@ -93,7 +91,7 @@ static const float *read(int64_t address, int64_t kind, int64_t start, int n, fl
 }
 
 /* Both quotients come from one division, 1 / (wide kept), which must stay in the range of float. */
-static Found look_at(Leaf x, Numbers of)
+static inline Found look_at(Leaf x, Numbers of, int itself)
 {
     int32_t first = bits_of(x.v[0]);
     Found all = {.v_min = first, .v_max = first};
@@ -102,11 +100,12 @@ static Found look_at(Leaf x, Numbers of)
         int stop = least(start + SHORT, x.n);
         for (int j = start; j < stop; j++) {
             float g = x.g[j], m = x.m[j], v = x.v[j], p = x.p[j];
-            float r = sqrtf(v) * of.root;
-            float wide = r + of.epsilon;
-            float kept = r < of.floor ? of.floor : r;
+            float r = itself ? v : sqrtf(v);
+            float hat = of.hat * r;
+            float wide = of.of_root * r + of.epsilon;
+            float kept = hat < of.floor ? of.floor : hat;
             float inverse = 1 / (wide * kept);
-            float u = (of.of_grad * g + of.of_first * m) * (inverse * kept) + of.of_param * p;
+            float u = (of.of_grad * g + of.of_first * m + of.inside * p) * (inverse * kept) + of.of_param * p;
             float t = g * (inverse * wide);
             updates += u * u;
             ratios += t * t;
@@ -115,7 +114,7 @@ static Found look_at(Leaf x, Numbers of)
             seconds += v;
             params += p * p;
             dots += g * m;
-            all.small += r < of.low;
+            all.small += hat < of.low;
             all.zeros += (bits_of(g) & MAGNITUDE) == 0;
             all.g_max = largest(all.g_max, bits_of(g) & MAGNITUDE);
             all.p_max = largest(all.p_max, bits_of(p) & MAGNITUDE);
@@ -156,7 +155,7 @@ static int is_beyond_float(Leaf x, Numbers of, Found all)
     int no_grad = all.g_max == 0;
     int no_first = all.firsts == 0 && are_zeros(x.m, x.n);
     int no_param = all.p_max == 0;
-    int still = no_grad && no_first && (of.of_param == 0 || no_param);
+    int still = no_grad && no_first && ((of.of_param == 0 && of.inside == 0) || no_param);
     return !(of.floor >= LEAST_EPSILON) || all.v_max > bits_of(MOST_SECOND) || !(all.seconds < MOST)
         || is_off(all.grads, x.n, no_grad) || is_off(all.firsts, x.n, no_first)
         || is_off(all.params, x.n, no_param) || is_off(all.updates, x.n, still)
@@ -164,84 +163,94 @@ static int is_beyond_float(Leaf x, Numbers of, Found all)
 }
 
 /* Add all sums of a leaf in double, and count what is not finite of the gradient and of the moments. */
-static void add_exactly(Leaf x, Numbers of, double *row)
+static void add_exactly(Leaf x, Numbers of, int itself, double *sums, uint64_t *counts)
 {
     for (int j = 0; j < x.n; j++) {
         double g = x.g[j], m = x.m[j], v = x.v[j], p = x.p[j];
-        double r = sqrt(v) * of.root;
+        double r = itself ? v : sqrt(v), hat = of.hat * r;
         /* What the update does not depend on may well be infinite. */
-        double u = (of.of_grad != 0 ? of.of_grad * g : 0) + (of.of_first != 0 ? of.of_first * m : 0);
-        u = u / (r + of.epsilon) + (of.of_param != 0 ? of.of_param * p : 0);
-        double t = g / (r < of.floor ? of.floor : r);
-        row[GRAD] += g * g;
-        row[FIRST] += m * m;
-        row[SECOND] += v;
-        row[PARAM] += p * p;
-        row[UPDATE] += u * u;
-        row[RMS_T] += t * t;
-        row[DOT] += g * m;
-        row[NONFINITE] += !isfinite(g);
-        row[LOST] += !isfinite(m) + !isfinite(v);
+        double u = (of.of_grad != 0 ? of.of_grad * g : 0) + (of.of_first != 0 ? of.of_first * m : 0)
+            + (of.inside != 0 ? of.inside * p : 0);
+        u = u / (of.of_root * r + of.epsilon) + (of.of_param != 0 ? of.of_param * p : 0);
+        double t = g / (hat < of.floor ? of.floor : hat);
+        sums[GRAD] += g * g;
+        sums[FIRST] += m * m;
+        sums[SECOND] += v;
+        sums[PARAM] += p * p;
+        sums[UPDATE] += u * u;
+        sums[RMS_T] += t * t;
+        sums[DOT] += g * m;
+        counts[NONFINITE] += !isfinite(g);
+        counts[LOST] += !isfinite(m) + !isfinite(v);
     }
 }
 
-static void add(Found all, double *row)
+static void add(Found all, double *sums)
 {
-    row[GRAD] += all.grads;
-    row[FIRST] += all.firsts;
-    row[SECOND] += all.seconds;
-    row[PARAM] += all.params;
-    row[UPDATE] += all.updates;
-    row[RMS_T] += all.ratios;
-    row[DOT] += all.dots;
+    sums[GRAD] += all.grads;
+    sums[FIRST] += all.firsts;
+    sums[SECOND] += all.seconds;
+    sums[PARAM] += all.params;
+    sums[UPDATE] += all.updates;
+    sums[RMS_T] += all.ratios;
+    sums[DOT] += all.dots;
 }
 
-/* Fill `out` [tensors][COLUMNS] with the sums, peaks and counts of tensors.
+/* What tensors have in common. */
+typedef struct {
+    int64_t kinds[4];    /* how gradient, first and second moment and parameter are stored */
+    uint8_t known[SUMS]; /* which of the sums are known */
+    Numbers numbers;
+} Common;
+
+/* Measure `tensors` tensors and put each into the row of the results that `rows` names.
  *
- * `addresses` [4][tensors]: of gradient, first and second moment and parameter; address 0 stands for zeros, and
- * in place of a second moment for ones. `sizes` [tensors]: elements. `row_of` [tensors]: which row of the next
- * two a tensor has, `kinds` [rows][4] and `numbers` [rows].
+ * `sizes`: elements. `grads`, `firsts`, `seconds`, `params`: addresses; 0 stands for zeros, and in place of a
+ * second moment for ones. `common_of`: which of `commons` each has. `itself`: a second moment is no square.
+ * The results are `sums` and `seen` [rows][SUMS], and `counts` [rows][COUNTS].
  */
-void measure(int64_t tensors, const int64_t *addresses, const int64_t *sizes, const int64_t *row_of,
-             const int64_t *kinds, const Numbers *numbers, double *out)
+void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const int64_t *grads, const int64_t *firsts,
+             const int64_t *seconds, const int64_t *params, const int64_t *common_of, const Common *commons,
+             int itself, double *sums, uint8_t *seen, uint64_t *counts)
 {
     float room[4][LEAF], zeros[LEAF] = {0}, ones[LEAF];
     for (int j = 0; j < LEAF; j++)
         ones[j] = 1;
     const float *none[4] = {zeros, zeros, ones, zeros};
     for (int64_t i = 0; i < tensors; i++) {
-        double *row = out + i * COLUMNS;
-        memset(row, 0, COLUMNS * sizeof *row);
-        Numbers of = numbers[row_of[i]];
-        const int64_t *kind = kinds + 4 * row_of[i];
+        const Common *common = &commons[common_of[i]];
+        const int64_t at[4] = {grads[i], firsts[i], seconds[i], params[i]};
+        double found[SUMS] = {0};
+        uint64_t counted[COUNTS] = {0};
         int32_t g_max = 0, p_max = 0, v_min = INT32_MAX, v_max = INT32_MIN;
         for (int64_t start = 0; start < sizes[i]; start += LEAF) {
             int n = sizes[i] - start < LEAF ? (int)(sizes[i] - start) : LEAF;
-            const float *of_column[4];
-            for (int k = 0; k < 4; k++) {
-                int64_t at = addresses[k * tensors + i];
-                of_column[k] = at ? read(at, kind[k], start, n, room[k]) : none[k];
-            }
-            Leaf x = {of_column[0], of_column[1], of_column[2], of_column[3], n};
-            Found all = look_at(x, of);
+            const float *column[4];
+            for (int k = 0; k < 4; k++)
+                column[k] = at[k] ? read(at[k], common->kinds[k], start, n, room[k]) : none[k];
+            Leaf x = {column[0], column[1], column[2], column[3], n};
+            Found all = itself ? look_at(x, common->numbers, 1) : look_at(x, common->numbers, 0);
             g_max = largest(g_max, all.g_max);
             p_max = largest(p_max, all.p_max);
             v_min = least(v_min, all.v_min);
             v_max = largest(v_max, all.v_max);
-            row[ZEROS] += all.zeros;
-            row[SMALL] += all.small;
-            if (is_beyond_float(x, of, all))
-                add_exactly(x, of, row);
+            counted[ZEROS] += all.zeros;
+            found[SMALL] += all.small;
+            if (is_beyond_float(x, common->numbers, all))
+                add_exactly(x, common->numbers, itself, found, counted);
             else
-                add(all, row);
+                add(all, found);
         }
-        row[GRAD_MAX] = number(g_max);
-        row[PARAM_MAX] = number(p_max);
-        if (isnan(row[SECOND])) { /* bits of a NaN order at either end */
-            row[SECOND_MIN] = row[SECOND_MAX] = NAN;
-        } else {
-            row[SECOND_MIN] = number(ordered(v_min));
-            row[SECOND_MAX] = number(ordered(v_max));
-        }
+        found[GRAD_MAX] = number(g_max);
+        found[PARAM_MAX] = number(p_max);
+        /* Bits of a NaN order at either end. */
+        found[SECOND_MIN] = isnan(found[SECOND]) ? NAN : number(ordered(v_min));
+        found[SECOND_MAX] = isnan(found[SECOND]) ? NAN : number(ordered(v_max));
+        if (!common->known[GRAD]) /* it was taken for zeros */
+            counted[ZEROS] = counted[NONFINITE] = 0;
+        for (int k = 0; k < SUMS; k++)
+            sums[rows[i] * SUMS + k] = common->known[k] ? found[k] : 0;
+        memcpy(seen + rows[i] * SUMS, common->known, SUMS);
+        memcpy(counts + rows[i] * COUNTS, counted, sizeof counted);
     }
 }

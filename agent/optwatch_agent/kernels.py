@@ -9,25 +9,30 @@ import ctypes
 import os
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-I8 = npt.NDArray[np.int64]
-F4 = npt.NDArray[np.float32]
 F8 = npt.NDArray[np.float64]
+U8 = npt.NDArray[np.uint64]
+Bool = npt.NDArray[np.bool_]
 
 F32, BF16, F16 = 0, 1, 2
 """How the elements at an address are stored."""
 LEAF = 2048
-COLUMNS = 15
-"""Of the result: those of `Sums.COLUMNS`, then those of `COUNTS`."""
+SUMS, COUNTS = 12, 3
+"""Columns of the results."""
+
+_COMMON = struct.Struct("4q12?9f")
 
 _LIBRARY = "kernels.so"
 
@@ -42,8 +47,35 @@ _PATIENCE = 120
 """Seconds that a compiler may take."""
 
 
+class Common(NamedTuple):
+    """What tensors have in common."""
+
+    kinds: tuple[int, ...]
+    """How gradient, first and second moment and parameter are stored."""
+    known: tuple[bool, ...]
+    """Which of the sums are known."""
+    numbers: tuple[float, ...]
+    """Nine: the update is (n0 g + n1 m + n2 p) / (n3 r + n4) + n5 p, where r is sqrt(v), or v itself; sqrt(v̂)
+    is n6 r, n7 its floor in rms_t, and n8 10 ε."""
+
+
+class Tensors:
+    """Where tensors are. All arrays are of int64, and of one length."""
+
+    def __init__(self) -> None:
+        self.rows = array("q")
+        """Of the results, one for each tensor."""
+        self.sizes = array("q")
+        """Elements."""
+        self.addresses = array("q"), array("q"), array("q"), array("q")
+        """Of gradient, first and second moment and parameter; 0 stands for zeros, and in place of a second
+        moment for ones."""
+        self.common_of = array("q")
+        """Which of the `Common` that they have."""
+
+
 class Kernels:
-    """The pass as a function of arrays.
+    """The pass as a function.
 
     Raises:
         OSError: the library cannot be loaded.
@@ -52,34 +84,31 @@ class Kernels:
     def __init__(self, directory: Path) -> None:
         self._measure = ctypes.CDLL(str(directory / _LIBRARY)).measure
         self._measure.restype = None
-        self._measure.argtypes = [
-            ctypes.c_int64,
-            _array(np.int64, 2),
-            *(_array(np.int64, 1), _array(np.int64, 1), _array(np.int64, 2), _array(np.float32, 2)),
-            _array(np.float64, 2),
-        ]
+        pointer = ctypes.c_void_p
+        self._measure.argtypes = [ctypes.c_int64, *[pointer] * 8, ctypes.c_int, *[pointer] * 3]
 
-    def measure(self, addresses: I8, sizes: I8, row_of: I8, kinds: I8, numbers: F4, out: F8) -> None:
-        """Fill `out` with the sums, peaks and counts of T tensors. The interpreter lock is let go.
+    def measure(
+        self, tensors: Tensors, commons: Iterable[Common], itself: bool, sums: F8, seen: Bool, counts: U8
+    ) -> None:
+        """Measure tensors, while the interpreter lock is let go.
 
         Args:
-            addresses: [4, T], of gradient, first and second moment and parameter; 0 stands for zeros, and in
-                place of a second moment for ones.
-            sizes: [T], elements of each.
-            row_of: [T], which row of the next two each has.
-            kinds: [R, 4], how each of the four is stored.
-            numbers: [R, 7]: the update is (n0 g + n1 m) / (n3 sqrt(v) + n4) + n2 p; the floor of
-                sqrt(v̂) in rms_t is n5, and n6 is 10 ε.
-            out: [T, COLUMNS], in float64.
-
-        Raises:
-            ctypes.ArgumentError: an array is not contiguous or of another kind.
+            tensors: where they are.
+            commons: what they have in common.
+            itself: a second moment is no square.
+            sums: [T, SUMS], whose rows are filled.
+            seen: [T, SUMS], which of them are known.
+            counts: [T, COUNTS], of elements.
         """
-        self._measure(len(sizes), addresses, sizes, row_of, kinds, numbers, out)
-
-
-def _array(dtype: type[np.generic], dimensions: int) -> type:
-    return np.ctypeslib.ndpointer(dtype, dimensions, flags="C_CONTIGUOUS")
+        columns = tensors.rows, tensors.sizes, *tensors.addresses, tensors.common_of
+        packed = b"".join(_COMMON.pack(*each.kinds, *each.known, *each.numbers) for each in commons)
+        self._measure(
+            len(tensors.rows),
+            *(column.buffer_info()[0] for column in columns),
+            packed,
+            itself,
+            *(result.ctypes.data for result in (sums, seen, counts)),
+        )
 
 
 def can_build() -> bool:
@@ -155,22 +184,22 @@ def probe(kernels: Kernels) -> None:
         held = tensors
         if kind == BF16:
             held = [[(x.view(np.uint32) >> 16).astype(np.uint16) for x in of] for of in tensors]
-        out = np.empty((len(sizes), COLUMNS))
-        kernels.measure(
-            np.array([[of[k].ctypes.data for of in held] for k in range(4)], dtype=np.int64),
-            np.array(sizes),
-            np.zeros(len(sizes), dtype=np.int64),
-            np.full((1, 4), kind),
-            np.array([[0.0, -0.1, 0.0, 1.0, 1e-8, 1e-8, 1e-7]], dtype=np.float32),
-            out,
-        )
+        where = Tensors()
+        where.rows.extend(range(len(sizes)))
+        where.sizes.extend(sizes)
+        where.common_of.extend(0 for _ in sizes)
+        for k, column in enumerate(where.addresses):
+            column.extend(of[k].ctypes.data for of in held)
+        common = Common((kind,) * 4, (True,) * SUMS, (0.0, -0.1, 0.0, 1.0, 1e-8, 0.0, 1.0, 1e-8, 1e-7))
+        sums, counts = np.empty((len(sizes), SUMS)), np.empty((len(sizes), COUNTS), dtype=np.uint64)
+        kernels.measure(where, [common], False, sums, np.empty((len(sizes), SUMS), dtype=np.bool_), counts)
         wanted = [_by_definition(*(x.astype(np.float64) for x in of)) for of in tensors]
-        if not np.allclose(out, wanted, rtol=1e-4, atol=1e-4):
+        if not np.allclose(sums, wanted, rtol=1e-4, atol=1e-4) or counts.any():
             raise RuntimeError("the compiled pass computes something else")
 
 
 def _by_definition(g: F8, m: F8, v: F8, p: F8) -> list[float]:
-    """The columns of the result."""
+    """The sums and peaks."""
     root = np.sqrt(v)
     update = -0.1 * m / (root + 1e-8)
     ratio = g / np.maximum(root, 1e-8)
@@ -178,7 +207,7 @@ def _by_definition(g: F8, m: F8, v: F8, p: F8) -> list[float]:
     few = np.count_nonzero(root < 1e-7)
     return [
         *(g @ g, np.abs(g).max(), m @ m, v.sum(), *peaks),
-        *(update @ update, ratio @ ratio, g @ m, few, np.count_nonzero(g == 0), 0, 0),
+        *(update @ update, ratio @ ratio, g @ m, few),
     ]
 
 

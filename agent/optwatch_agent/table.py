@@ -4,19 +4,17 @@ An address must never be one of memory that is not there, not here or of another
 small it takes longer to ask for all that than to measure them. So many are asked one thing at a time.
 """
 
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from operator import add, attrgetter, le
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from optwatch_agent.compiled import COMPILER
-from optwatch_agent.kernels import BF16, COLUMNS, F16, F32, Kernels
+from optwatch_agent.kernels import BF16, F16, F32, Common, Kernels, Tensors
 from optwatch_agent.pieces import Reader
-from optwatch_agent.quotients import TINY, Quotient, quotient
+from optwatch_agent.quotients import FORMS, TINY, Form, form
 from optwatch_agent.roles import Roles
 from optwatch_agent.shards import is_partial, is_sharded
 from optwatch_agent.sums import Sums
@@ -34,7 +32,7 @@ _layout = attrgetter("layout")
 _dtype = attrgetter("dtype")
 
 
-Common = tuple[torch.dtype, float | None, bool, bool, bool]
+Alike = tuple[torch.dtype, float | None, bool, bool, bool]
 """What parameters share: dtype, count of steps, and whether there is a gradient, and a first and a second
 moment in the state."""
 Member = tuple[int, int, Tensor | None, Any, Any, Tensor]
@@ -57,13 +55,8 @@ class Table:
         self._kernels = kernels
         self._roles = roles
         self._overwritten = overwritten
-        self._where = array("q")
-        self._sizes = array("q")
-        self._addresses = [array("q") for _ in range(4)]
-        self._row_of = array("q")
-        """Which of the following each tensor has, in common with others."""
-        self._rows: dict[tuple[tuple[float, ...], tuple[bool, ...], tuple[int, ...]], int] = {}
-        """Numbers for the pass, which of the sums it finds, and how the tensors are stored."""
+        self._tensors = Tensors()
+        self._commons: dict[Common, int] = {}
         self._memory: list[torch.UntypedStorage] = []
         """What the addresses point into: `p.data = …` in another thread does not free it. (To resize the
         storage would.)"""
@@ -80,21 +73,23 @@ class Table:
 
         Returns the numbers of these, and how many elements each has.
         """
-        before = len(self._where)
-        known: dict[Common, tuple[tuple[float, ...], tuple[bool, ...]] | None] = {}
-        for common, state, run in self._runs(where, params, grads, states):
-            if common not in known:
-                known[common] = self._numbers(reader, common, state)
-            if (numbers := known[common]) is None:
+        to = self._tensors
+        before = len(to.rows)
+        known: dict[Alike, tuple[tuple[bool, ...], tuple[float, ...]] | None] = {}
+        for alike, state, run in self._runs(where, params, grads, states):
+            if alike not in known:
+                known[alike] = self._numbers(reader, alike, state)
+            if (numbers := known[alike]) is None:
                 continue
             for members, found in self._readable(run):
-                row = self._rows.setdefault((*numbers, found.kinds), len(self._rows))
-                self._where.extend([i for i, *_ in members])
-                self._sizes.extend(found.sizes)
-                self._row_of.extend([row] * len(members))
-                for so_far, more in zip(self._addresses, found.addresses, strict=True):
+                common = Common(found.kinds, *numbers)
+                number = self._commons.setdefault(common, len(self._commons))
+                to.rows.extend([i for i, *_ in members])
+                to.sizes.extend(found.sizes)
+                to.common_of.extend([number] * len(members))
+                for so_far, more in zip(to.addresses, found.addresses, strict=True):
                     so_far.extend(more)
-        return self._where[before:], self._sizes[before:]
+        return to.rows[before:], to.sizes[before:]
 
     def _runs(
         self,
@@ -102,13 +97,13 @@ class Table:
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         states: Sequence[Mapping[str, Any]],
-    ) -> Iterator[tuple[Common, Mapping[str, Any], list[Member]]]:
+    ) -> Iterator[tuple[Alike, Mapping[str, Any], list[Member]]]:
         """Parameters here, with all that is made of them in their state, a run of those with the same in
         common at a time; and the state of one of them."""
         roles = self._roles
         of_first, of_second = roles.first or "", roles.second or ""
         extra = frozenset(() if roles.update is None else roles.update.extra)
-        runs: dict[Common, tuple[Mapping[str, Any], list[Member]]] = {}
+        runs: dict[Alike, tuple[Mapping[str, Any], list[Member]]] = {}
         for i, param, grad, state in zip(where, params, grads, states, strict=True):
             if grad is None and not self._overwritten:
                 continue
@@ -122,13 +117,13 @@ class Table:
             if (size := param.numel()) == 0:
                 continue
             count = None if step is None else scalar(step)
-            common = param.dtype, count, grad is not None, first is not None, second is not None
-            _, run = runs.setdefault(common, (state, []))
+            alike = param.dtype, count, grad is not None, first is not None, second is not None
+            _, run = runs.setdefault(alike, (state, []))
             run.append((i, size, grad, first, second, param))
             if len(run) == _RUN:
-                yield common, *runs.pop(common)
-        for common, (state, run) in runs.items():
-            yield common, state, run
+                yield alike, *runs.pop(alike)
+        for alike, (state, run) in runs.items():
+            yield alike, state, run
 
     def _readable(self, members: list[Member]) -> Iterator[tuple[list[Member], Found]]:
         """Those whose addresses can be relied on."""
@@ -158,52 +153,46 @@ class Table:
         return Found(sizes, addresses, tuple(kinds))
 
     def _numbers(
-        self, reader: Reader, common: Common, state: Mapping[str, Any]
-    ) -> tuple[tuple[float, ...], tuple[bool, ...]] | None:
-        """What the pass needs to know of parameters, and which of the sums it finds; None where
+        self, reader: Reader, alike: Alike, state: Mapping[str, Any]
+    ) -> tuple[tuple[bool, ...], tuple[float, ...]] | None:
+        """Which of the sums the pass finds of parameters, and what it needs to know of them; None where
         their rule has another form."""
-        _, step, grad, first, second = common
+        _, step, grad, first, second = alike
         rule = self._roles.update
-        of_rule, correction = reader.numbers(common, state, step)
-        update = quotient(rule, of_rule, first, second)
-        if update is None and rule is not None and of_rule:
-            return None
-        a, k, b, epsilon = update or Quotient(0.0, 0.0, 0.0, 1.0)
+        of_rule, correction = reader.numbers(alike, state, step)
+        found = None
+        if of_rule and rule is not None:
+            there = {self._roles.first: first, self._roles.second: second}
+            if rule not in FORMS or not all(there.get(key, True) for key in rule.needs):
+                return None
+            found = form(rule, of_rule, first)
         unknown = {
-            *(() if update else ("update",)),
+            *(() if found else ("update",)),
             *(() if grad else ("grad", "grad_max", "dot", "rms_t", "update")),
             *(() if first else ("first", "dot")),
             *(() if second else ("second", "second_min", "second_max", "rms_t", "eps")),
         }
         seen = tuple(name not in unknown for name in Sums.COLUMNS)
+        a, k, inside, of_root, epsilon, b = map(float, found or Form())
+        of_hat = correction**-0.5, max(reader.epsilon, TINY), 10 * reader.epsilon
         if not second:
-            return (a, k, b, 1.0, 0.0, 1.0, 0.0), seen
-        return (a, k, b, correction**-0.5, epsilon, max(reader.epsilon, TINY), 10 * reader.epsilon), seen
+            of_hat = 1.0, 1.0, 0.0
+        return seen, (a, k, inside, of_root, epsilon + inside, b, *of_hat)
 
     def measure(self, sums: Sums) -> None:
         """Measure all of them, and let go of them."""
-        if self._where:
-            where, sizes, row_of, *addresses = (
-                np.frombuffer(each, dtype=np.int64)
-                for each in (self._where, self._sizes, self._row_of, *self._addresses)
-            )
-            numbers, seen, kinds = map(np.array, zip(*self._rows, strict=True))
-            out = np.empty((len(where), COLUMNS))
-            self._kernels.measure(np.stack(addresses), sizes, row_of, kinds, numbers.astype(np.float32), out)
-            stop = len(Sums.COLUMNS)
-            seen = seen[row_of]
-            values, counts = out[:, :stop], out[:, stop:]
-            counts[~seen[:, 0], :2] = 0  # of gradients that are not known, taken for zeros
-            sums.put_all(where, values, seen, counts)
+        if self._tensors.rows:
+            itself = self._roles.root == "itself"
+            self._kernels.measure(self._tensors, self._commons, itself, sums.values, sums.seen, sums.counts)
         self._memory.clear()
 
 
 def table(roles: Roles, overwritten: bool = False) -> Table | None:
-    """A table to fill, None where the compiled pass is not ready or cannot read such an optimizer.
+    """A table to fill, None where the compiled pass is not ready.
 
     `overwritten`: of a parameter without a gradient, that is not known, and the moments are measured.
     """
-    if COMPILER.kernels is None or roles.root != "sqrt" or "cpu" in DEVICES:
+    if COMPILER.kernels is None or "cpu" in DEVICES:
         return None
     return Table(COMPILER.kernels, roles, overwritten)
 

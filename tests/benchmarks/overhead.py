@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 import optwatch
-from optwatch_agent import compiled, kernels, losses
+from optwatch_agent import compiled, losses
+from optwatch_agent.kernels import Kernels, build, can_build
 from optwatch_agent.probe import measure
 from optwatch_agent.roles import roles_of
 
@@ -182,7 +183,7 @@ class Default(Way):
 class EveryTensor(Way):
     """All statistics of all tensors after every step, whatever they cost."""
 
-    kernels: kernels.Kernels | None = None
+    kernels: Kernels | None = None
 
     def after(self) -> None:
         former, compiled.COMPILER.kernels = compiled.COMPILER.kernels, self.kernels
@@ -193,11 +194,11 @@ class EveryTensor(Way):
 class Compiled(EveryTensor):
     @staticmethod
     def missing() -> str:
-        return "" if kernels.can_build() else "no C compiler"
+        return "" if can_build() else "no C compiler"
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, stack: ExitStack) -> None:
         super().__init__(model, optimizer, stack)
-        self.kernels = kernels.Kernels(compiled.directory())
+        self.kernels = Kernels(compiled.directory())
 
 
 class Floor(Way):
@@ -392,8 +393,8 @@ def home() -> Iterator[None]:
 
 def compile_once() -> None:
     """As on a machine that has trained before: the first training on one compiles beside its steps."""
-    if kernels.can_build():
-        kernels.build(compiled.directory())
+    if can_build():
+        build(compiled.directory())
 
 
 def added(pairs: list[Pair]) -> tuple[float, float, float]:

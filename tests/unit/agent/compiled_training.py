@@ -22,9 +22,9 @@ class Counted(Kernels):
 
     count = 0
 
-    def measure(self, *tables: Any) -> None:
+    def measure(self, *arguments: Any) -> None:
         self.count += 1
-        super().measure(*tables)
+        super().measure(*arguments)
 
 
 def training(watched: bool) -> list[Any]:
