@@ -75,25 +75,29 @@ class Sums:
         """Everything as it is reported; `numel` f8[T]."""
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             stats = np.where(self.seen, self.values, np.nan)
-            lengths = np.sqrt(stats[:, _AT["grad"]]) * np.sqrt(stats[:, _AT["first"]])
-            cosine = np.clip(stats[:, _AT["dot"]] / lengths, -1.0, 1.0)
             np.divide(stats, numel[:, None], out=stats, where=_ARE_MEANS)
             np.sqrt(stats, out=stats, where=_ARE_ROOTS)
-            stats[:, _AT["dot"]] = cosine
+            cosine = stats[:, _AT["dot"]]
+            cosine /= stats[:, _AT["grad"]]
+            cosine /= stats[:, _AT["first"]]
+            np.minimum(np.maximum(cosine, -1.0, out=cosine), 1.0, out=cosine)
             # A tensor without a gradient was not updated, an empty one has no norm.
-            params_seen = (self.seen[:, _AT["param"]] | (numel == 0)).all()
-            updates_seen = (self.seen[:, _AT["update"]] | ~self.seen[:, _AT["grad"]]).all()
-            params, updates = np.sqrt(self.values[:, [_AT["param"], _AT["update"]]].sum(axis=0)).tolist()
+            all_seen = bool(self.seen.all())
+            params_seen = all_seen or bool((self.seen[:, _AT["param"]] | (numel == 0)).all())
+            updates_seen = all_seen or bool((self.seen[:, _AT["update"]] | ~self.seen[:, _AT["grad"]]).all())
             return Sample(
                 stats=stats.astype(np.float32),
                 counts=self.counts,
-                param_norm=params if params_seen else None,
-                update_norm=updates if params_seen and updates_seen else None,
+                param_norm=self._norm("param") if params_seen else None,
+                update_norm=self._norm("update") if params_seen and updates_seen else None,
             )
+
+    def _norm(self, name: str) -> float:
+        return float(np.sqrt(self.values[:, _AT[name]].sum()))
 
 
 _AT = {name: at for at, name in enumerate(Sums.COLUMNS)}
 _ROOTS = ("grad", "first", "param", "update", "rms_t")
 _ARE_ROOTS = np.isin(Sums.COLUMNS, _ROOTS)
-_ARE_MEANS = np.isin(Sums.COLUMNS, [*_ROOTS, "second", "eps"])
+_ARE_MEANS = np.isin(Sums.COLUMNS, [*_ROOTS, "second", "eps", "dot"])
 assert len(STATS) == len(_AT)

@@ -5,7 +5,8 @@ small it takes longer to ask for all that than to measure them. So many are aske
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import add, attrgetter, le
+from functools import cache
+from operator import add, attrgetter, le, mod, mul
 from typing import Any, NamedTuple
 
 import torch
@@ -136,20 +137,26 @@ class Table:
     def _find(self, members: list[Member]) -> Found | None:
         """What is found of them, None where it cannot be relied on of each and all."""
         _, sizes, *columns = zip(*members, strict=True)
-        addresses, kinds = [], []
-        for column in columns:
-            if column[0] is None:
-                addresses.append([0] * len(sizes))
-                kinds.append(0)
-                continue
-            if (kind := _kind(column, sizes)) is None:
+        there = [k for k, column in enumerate(columns) if column[0] is not None]
+        tensors = [tensor for k in there for tensor in columns[k]]
+        all_sizes = sizes * len(there)
+        if not _are_plain(tensors, all_sizes):
+            return None
+        dtypes = list(map(_dtype, tensors))
+        kinds, n = [0, 0, 0, 0], len(sizes)
+        for at, k in enumerate(there):
+            kind = _KINDS.get(dtypes[at * n])
+            if kind is None or len(set(dtypes[at * n : at * n + n])) > 1:
                 return None
-            memory = list(map(Tensor.untyped_storage, column))
-            if (at := _addresses(memory, column, sizes, _WIDTHS[kind])) is None:
-                return None
-            self._memory += memory
-            addresses.append(at)
-            kinds.append(kind)
+            kinds[k] = kind
+        memory = list(map(Tensor.untyped_storage, tensors))
+        found = _addresses(memory, tensors, all_sizes, [_WIDTHS[kinds[k]] for k in there for _ in sizes])
+        if found is None:
+            return None
+        self._memory += memory
+        addresses = [[0] * n] * 4
+        for at, k in enumerate(there):
+            addresses[k] = found[at * n : at * n + n]
         return Found(sizes, addresses, tuple(kinds))
 
     def _numbers(
@@ -166,18 +173,12 @@ class Table:
             if rule not in FORMS or not all(there.get(key, True) for key in rule.needs):
                 return None
             found = form(rule, of_rule, first)
-        unknown = {
-            *(() if found else ("update",)),
-            *(() if grad else ("grad", "grad_max", "dot", "rms_t", "update")),
-            *(() if first else ("first", "dot")),
-            *(() if second else ("second", "second_min", "second_max", "rms_t", "eps")),
-        }
-        seen = tuple(name not in unknown for name in Sums.COLUMNS)
         a, k, inside, of_root, epsilon, b = map(float, found or Form())
         of_hat = correction**-0.5, max(reader.epsilon, TINY), 10 * reader.epsilon
         if not second:
             of_hat = 1.0, 1.0, 0.0
-        return seen, (a, k, inside, of_root, epsilon + inside, b, *of_hat)
+        known = _known(found is not None, grad, first, second)
+        return known, (a, k, inside, of_root, epsilon + inside, b, *of_hat)
 
     def measure(self, sums: Sums) -> None:
         """Measure all of them, and let go of them."""
@@ -197,35 +198,43 @@ def table(roles: Roles, overwritten: bool = False) -> Table | None:
     return Table(COMPILER.kernels, roles, overwritten)
 
 
+@cache
+def _known(update: bool, grad: bool, first: bool, second: bool) -> tuple[bool, ...]:
+    """Which of the sums the pass finds where there is an update to compute, a gradient, and moments."""
+    unknown = {
+        *(() if update else ("update",)),
+        *(() if grad else ("grad", "grad_max", "dot", "rms_t", "update")),
+        *(() if first else ("first", "dot")),
+        *(() if second else ("second", "second_min", "second_max", "rms_t", "eps")),
+    }
+    return tuple(name not in unknown for name in Sums.COLUMNS)
+
+
 def _real(x: Any) -> Any:
     """What this rank holds of a tensor, as real numbers; anything else as it is."""
     return local(x) if isinstance(x, Tensor) else x
 
 
-def _kind(column: Sequence[Any], sizes: tuple[int, ...]) -> int | None:
-    """As what kind of number all of a column are stored, None where one is not as it should be: plain, here,
-    contiguous and of its size."""
-    if (
-        PLAIN.issuperset(map(type, column))
-        and all(map(_is_cpu, column))
-        and _STRIDED.issuperset(map(_layout, column))
-        and len(dtypes := set(map(_dtype, column))) == 1
-        and tuple(map(Tensor.numel, column)) == sizes
-        and all(map(Tensor.is_contiguous, column))
-        and not any(map(Tensor.is_neg, column))
-    ):
-        return _KINDS.get(dtypes.pop())
-    return None
+def _are_plain(tensors: Sequence[Any], sizes: tuple[int, ...]) -> bool:
+    """Whether all are as they should be: plain, here, contiguous and of their size."""
+    return (
+        PLAIN.issuperset(map(type, tensors))
+        and all(map(_is_cpu, tensors))
+        and _STRIDED.issuperset(map(_layout, tensors))
+        and tuple(map(Tensor.numel, tensors)) == sizes
+        and all(map(Tensor.is_contiguous, tensors))
+        and not any(map(Tensor.is_neg, tensors))
+    )
 
 
 def _addresses(
-    memory: list[torch.UntypedStorage], column: Sequence[Tensor], sizes: tuple[int, ...], width: int
+    memory: list[torch.UntypedStorage], tensors: Sequence[Tensor], sizes: tuple[int, ...], widths: list[int]
 ) -> list[int] | None:
     """Where tensors begin in memory that is held, None where one is not aligned or reaches beyond it."""
-    begins = [offset * width for offset in map(Tensor.storage_offset, column)]
-    ends = (begin + size * width for begin, size in zip(begins, sizes, strict=True))
+    begins = list(map(mul, map(Tensor.storage_offset, tensors), widths))
+    ends = map(add, begins, map(mul, sizes, widths))
     bases = list(map(torch.UntypedStorage.data_ptr, memory))
     addresses = list(map(add, bases, begins))
-    aligned = all(bases) and not any(at % width for at in addresses)
+    aligned = all(bases) and not any(map(mod, addresses, widths))
     within = all(map(le, ends, map(torch.UntypedStorage.nbytes, memory)))
     return addresses if aligned and within else None
