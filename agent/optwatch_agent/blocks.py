@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from optwatch_agent.norms import EXACT, Array, dot, energy, flatten, sum_of_squares, total
+from optwatch_agent.norms import EXACT, Array, dot, energy, flatten, quiet, sum_of_squares, total
 from optwatch_agent.pieces import Piece, wide
 from optwatch_agent.quotients import TINY, Quotient, quotient
 from optwatch_agent.roles import Roles
@@ -42,6 +42,7 @@ def is_large(numel: int) -> bool:
     return numel >= _PACK // 2
 
 
+@quiet
 def add_large(sums: Sums, i: int, piece: Piece, roles: Roles) -> None:
     """Measure tensor i block by block."""
     x = piece.flat()
@@ -67,12 +68,14 @@ def _reader(flat: Tensor | None) -> Callable[[slice], Array] | None:
     return lambda part: array(tensor[part].float())
 
 
+@quiet
 def add_packed(sums: Sums, pack: Pack, roles: Roles) -> None:
     """Measure small tensors that have the same numbers, about `_PACK` elements at once."""
     for members in _cut(pack):
         _pack(sums, members, roles)
 
 
+@quiet
 def add_grad(sums: Sums, i: int, grad: Tensor) -> None:
     """The gradient alone."""
     flat = grad.reshape(-1)
@@ -80,6 +83,7 @@ def add_grad(sums: Sums, i: int, grad: Tensor) -> None:
         _grad(sums, i, array(wide(flat[part])))
 
 
+@quiet
 def add_moments(sums: Sums, i: int, first: Tensor | None, second: Tensor | None, small: float) -> None:
     """The moments alone; `small`: as of `Reader.small`."""
     if first is not None:
@@ -94,6 +98,7 @@ def add_moments(sums: Sums, i: int, first: Tensor | None, second: Tensor | None,
             sums.add("eps", i, 0 if low >= small**2 else int(np.count_nonzero(np.sqrt(values) < small)))
 
 
+@quiet
 def add_param(sums: Sums, i: int, param: Tensor) -> None:
     """The parameter alone."""
     flat = param.reshape(-1)

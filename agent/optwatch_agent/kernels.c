@@ -207,11 +207,11 @@ typedef struct {
  *
  * `sizes`: elements. `grads`, `firsts`, `seconds`, `params`: addresses; 0 stands for zeros, and in place of a
  * second moment for ones. `common_of`: which of `commons` each has. `itself`: a second moment is no square.
- * The results are `sums` and `seen` [rows][SUMS], and `counts` [rows][COUNTS].
+ * The results are `numel` [rows], `sums` and `seen` [rows][SUMS], and `counts` [rows][COUNTS].
  */
 void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const int64_t *grads, const int64_t *firsts,
              const int64_t *seconds, const int64_t *params, const int64_t *common_of, const Common *commons,
-             int itself, double *sums, uint8_t *seen, uint64_t *counts)
+             int itself, double *numel, double *sums, uint8_t *seen, uint64_t *counts)
 {
     float room[4][LEAF], zeros[LEAF] = {0}, ones[LEAF];
     for (int j = 0; j < LEAF; j++)
@@ -248,6 +248,7 @@ void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const i
         found[SECOND_MAX] = isnan(found[SECOND]) ? NAN : number(ordered(v_max));
         if (!common->known[GRAD]) /* it was taken for zeros */
             counted[ZEROS] = counted[NONFINITE] = 0;
+        numel[rows[i]] = (double)sizes[i];
         for (int k = 0; k < SUMS; k++)
             sums[rows[i] * SUMS + k] = common->known[k] ? found[k] : 0;
         memcpy(seen + rows[i] * SUMS, common->known, SUMS);

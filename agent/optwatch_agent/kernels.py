@@ -85,10 +85,17 @@ class Kernels:
         self._measure = ctypes.CDLL(str(directory / _LIBRARY)).measure
         self._measure.restype = None
         pointer = ctypes.c_void_p
-        self._measure.argtypes = [ctypes.c_int64, *[pointer] * 8, ctypes.c_int, *[pointer] * 3]
+        self._measure.argtypes = [ctypes.c_int64, *[pointer] * 8, ctypes.c_int, *[pointer] * 4]
 
     def measure(
-        self, tensors: Tensors, commons: Iterable[Common], itself: bool, sums: F8, seen: Bool, counts: U8
+        self,
+        tensors: Tensors,
+        commons: Iterable[Common],
+        itself: bool,
+        numel: F8,
+        sums: F8,
+        seen: Bool,
+        counts: U8,
     ) -> None:
         """Measure tensors, while the interpreter lock is let go.
 
@@ -96,7 +103,8 @@ class Kernels:
             tensors: where they are.
             commons: what they have in common.
             itself: a second moment is no square.
-            sums: [T, SUMS], whose rows are filled.
+            numel: [T], elements of each; of this and the following, the rows are filled.
+            sums: [T, SUMS].
             seen: [T, SUMS], which of them are known.
             counts: [T, COUNTS], of elements.
         """
@@ -107,7 +115,7 @@ class Kernels:
             *(column.buffer_info()[0] for column in columns),
             packed,
             itself,
-            *(result.ctypes.data for result in (sums, seen, counts)),
+            *(result.ctypes.data for result in (numel, sums, seen, counts)),
         )
 
 
@@ -191,8 +199,9 @@ def probe(kernels: Kernels) -> None:
         for k, column in enumerate(where.addresses):
             column.extend(of[k].ctypes.data for of in held)
         common = Common((kind,) * 4, (True,) * SUMS, (0.0, -0.1, 0.0, 1.0, 1e-8, 0.0, 1.0, 1e-8, 1e-7))
-        sums, counts = np.empty((len(sizes), SUMS)), np.empty((len(sizes), COUNTS), dtype=np.uint64)
-        kernels.measure(where, [common], False, sums, np.empty((len(sizes), SUMS), dtype=np.bool_), counts)
+        numel, sums = np.empty(len(sizes)), np.empty((len(sizes), SUMS))
+        seen, counts = np.empty(sums.shape, dtype=np.bool_), np.empty((len(sizes), COUNTS), dtype=np.uint64)
+        kernels.measure(where, [common], False, numel, sums, seen, counts)
         wanted = [_by_definition(*(x.astype(np.float64) for x in of)) for of in tensors]
         if not np.allclose(sums, wanted, rtol=1e-4, atol=1e-4) or counts.any():
             raise RuntimeError("the compiled pass computes something else")

@@ -31,7 +31,8 @@ EXACT = (torch.float32, torch.float64)
 flatten: Callable[[Sequence[Tensor]], Tensor] = torch._utils._flatten_dense_tensors
 """Joins strided tensors of one dtype, flat; of one contiguous tensor it is a view."""
 
-_quiet = np.errstate(over="ignore", under="ignore", invalid="ignore")
+quiet = np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore")
+"""Numbers may leave the range of their dtype; that is seen from the result."""
 
 Array = npt.NDArray[np.floating]
 _ONES = {char: np.ones(ROW, char) for char in "fd"}
@@ -75,13 +76,13 @@ def sum_of_squares(x: Tensor) -> float:
     return _checked(_fast(flat), flat)
 
 
-@_quiet
+@quiet
 def squares(tensors: Sequence[Tensor]) -> list[float]:
     """Σ x² of each of many strided real tensors."""
     return [sum_of_squares(x) for x in tensors]
 
 
-@_quiet
+@quiet
 def total_norm(tensors: Sequence[Tensor]) -> float:
     """The 2-norm of all tensors together; inf or NaN if an element is."""
     small: dict[torch.dtype, list[Tensor]] = {}

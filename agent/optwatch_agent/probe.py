@@ -15,11 +15,11 @@ from torch import Tensor
 from optwatch.wire.messages import COUNTS, STATS
 from optwatch_agent import blocks, device_norms
 from optwatch_agent.device_sums import DeviceSums, Tools
-from optwatch_agent.norms import sum_of_squares
+from optwatch_agent.norms import squares
 from optwatch_agent.pieces import Reader
 from optwatch_agent.roles import Roles
 from optwatch_agent.shards import is_partial
-from optwatch_agent.sums import F8, Sample, Sums
+from optwatch_agent.sums import Sample, Sums
 from optwatch_agent.table import table as table_for
 from optwatch_agent.tensors import local, on_cpu, on_device
 from optwatch_agent.updates import nadam
@@ -33,7 +33,6 @@ class Taken:
 
     numbers: Tensor | None
     _sums: Sums
-    _numel: F8
     _there: DeviceSums
     _updates: list[int]
     _knows_updates: bool
@@ -45,7 +44,7 @@ class Taken:
         for i, norm in zip(self._updates, updates, strict=True):
             sums.add("update", i, norm**2)
         self._there.put(sums, numbers)
-        sample = sums.sample(self._numel)
+        sample = sums.sample()
         return sample if self._knows_updates else replace(sample, update_norm=None)
 
 
@@ -146,26 +145,23 @@ def take(
     the moments are measured then, and nothing that takes both these and a gradient.
     """
     sums = Sums(len(params))
-    numel = np.zeros(len(params))
     packs: dict[tuple[object, ...], blocks.Pack] = {}
     table = table_for(roles, overwritten=grads is not None)
     there = DeviceSums(roles, tools or Tools())
-    with torch.no_grad(), np.errstate(invalid="ignore", over="ignore", under="ignore", divide="ignore"):
+    with torch.no_grad():
         for group, places, of_group in _alike(optimizer.param_groups, roles):
             reader = Reader(group, roles)
             given = [p.grad if grads is None else grads.get(i) for i, p in zip(places, of_group, strict=True)]
             states = [state if isinstance(state := optimizer.state.get(p), dict) else {} for p in of_group]
             taken: set[int] = set()
             if table is not None:
-                where, sizes = table.take(places, reader, of_group, given, states)
-                numel[where] = sizes
-                taken.update(where)
+                taken.update(table.take(places, reader, of_group, given, states))
             for i, param, grad, state in zip(places, of_group, given, states, strict=True):
                 if i in taken:
                     continue
                 whole = local(param)
                 size = whole.numel()
-                numel[i] = size
+                sums.numel[i] = size
                 if size == 0:
                     continue
                 if grad is not None and is_partial(grad):  # summands say nothing about the sum
@@ -194,12 +190,12 @@ def take(
             table.measure(sums)
         for pack in packs.values():
             blocks.add_packed(sums, pack, roles)
-        seen_there = {}
+        seen_here: dict[int, Tensor] = {}
+        seen_there: dict[int, Tensor] = {}
         for i, update in (updates or {}).items():
-            if on_device(update):
-                seen_there[i] = update
-            else:
-                sums.add("update", i, sum_of_squares(update))
+            (seen_there if on_device(update) else seen_here)[i] = update
+        for i, energy in zip(seen_here, squares([*seen_here.values()]), strict=True):
+            sums.add("update", i, energy)
         parts = there.launch()
         if seen_there:
             parts.insert(0, device_norms.norms([*seen_there.values()]))
@@ -209,7 +205,7 @@ def take(
             numbers = torch.cat([part.reshape(-1).to(home, non_blocking=True) for part in parts])
     # Of a gradient that was not kept it is not known whether there was one, and so an update.
     kept = grads is None or len(grads) == len(params)
-    return Taken(numbers, sums, numel, there, [*seen_there], kept)
+    return Taken(numbers, sums, there, [*seen_there], kept)
 
 
 def _alike(

@@ -42,6 +42,8 @@ class Sums:
     PEAKS = ("grad_max", "param_max", "second_min", "second_max")
 
     def __init__(self, tensors: int) -> None:
+        self.numel = np.zeros(tensors)
+        """f8[T], elements."""
         self.values = np.zeros((tensors, len(self.COLUMNS)))
         """f8[T, COLUMNS], 0 where there is nothing yet."""
         self.seen = np.zeros(self.values.shape, dtype=bool)
@@ -71,19 +73,19 @@ class Sums:
         self.values[where, _AT[name]] = values
         self.seen[where, _AT[name]] = True
 
-    def sample(self, numel: F8) -> Sample:
-        """Everything as it is reported; `numel` f8[T]."""
+    def sample(self) -> Sample:
+        """Everything as it is reported."""
+        all_seen = bool(self.seen.all())
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            stats = np.where(self.seen, self.values, np.nan)
-            np.divide(stats, numel[:, None], out=stats, where=_ARE_MEANS)
+            stats = self.values.copy() if all_seen else np.where(self.seen, self.values, np.nan)
+            np.divide(stats, self.numel[:, None], out=stats, where=_ARE_MEANS)
             np.sqrt(stats, out=stats, where=_ARE_ROOTS)
             cosine = stats[:, _AT["dot"]]
             cosine /= stats[:, _AT["grad"]]
             cosine /= stats[:, _AT["first"]]
             np.minimum(np.maximum(cosine, -1.0, out=cosine), 1.0, out=cosine)
             # A tensor without a gradient was not updated, an empty one has no norm.
-            all_seen = bool(self.seen.all())
-            params_seen = all_seen or bool((self.seen[:, _AT["param"]] | (numel == 0)).all())
+            params_seen = all_seen or bool((self.seen[:, _AT["param"]] | (self.numel == 0)).all())
             updates_seen = all_seen or bool((self.seen[:, _AT["update"]] | ~self.seen[:, _AT["grad"]]).all())
             return Sample(
                 stats=stats.astype(np.float32),

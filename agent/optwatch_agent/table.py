@@ -69,10 +69,10 @@ class Table:
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
         states: Sequence[Mapping[str, Any]],
-    ) -> tuple[Sequence[int], Sequence[int]]:
+    ) -> Sequence[int]:
         """Add those of a group's tensors, numbered by `where`, that the pass can read in place.
 
-        Returns the numbers of these, and how many elements each has.
+        Returns the numbers of these.
         """
         to = self._tensors
         before = len(to.rows)
@@ -90,7 +90,7 @@ class Table:
                 to.common_of.extend([number] * len(members))
                 for so_far, more in zip(to.addresses, found.addresses, strict=True):
                     so_far.extend(more)
-        return to.rows[before:], to.sizes[before:]
+        return to.rows[before:]
 
     def _runs(
         self,
@@ -184,7 +184,8 @@ class Table:
         """Measure all of them, and let go of them."""
         if self._tensors.rows:
             itself = self._roles.root == "itself"
-            self._kernels.measure(self._tensors, self._commons, itself, sums.values, sums.seen, sums.counts)
+            results = sums.numel, sums.values, sums.seen, sums.counts
+            self._kernels.measure(self._tensors, self._commons, itself, *results)
         self._memory.clear()
 
 

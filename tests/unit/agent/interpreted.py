@@ -1,5 +1,6 @@
 """Triton's kernel on tensors of the CPU, in a process in which Triton interprets (`test_fused`)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     monkeypatch.setattr(tensors, "DEVICES", {"cpu"})
-    return Kernel(CPU)
+    with np.errstate(all="ignore"):  # the interpreter reckons with numpy
+        yield Kernel(CPU)
 
 
 def both(optimizer: Any, kernel: Kernel) -> tuple[Sample, Sample]:
