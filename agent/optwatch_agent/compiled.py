@@ -10,9 +10,10 @@ import logging
 import os
 import platform
 import shlex
-import signal
+import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from optwatch_agent.signals import let_through
 
 log = logging.getLogger("optwatch")
 
-_REAPED = 1.0
-"""Seconds that the end of a killed process may take."""
+_APART = 'exec 3<&0; "$@" <&3 3<&- &'
+"""Leaves a process behind that belongs to nobody, with the same standard input."""
 
 
 class Compiler:
@@ -34,70 +35,112 @@ class Compiler:
         """The loaded pass, None as long as the base path measures."""
         self.why_not = ""
         """Why there will be none, "" while there may be."""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._build: Build | None = None
         self._users = 0
+        self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """This process was just forked: it has no attachment, and what is built is the other one's."""
+        if self._build is not None:
+            self._build.close()
+        self._build, self._users, self._lock = None, 0, threading.Lock()
 
     def prepare(self) -> None:
         """Load what is compiled, else start to compile. Called by `attach`, once for each `release`."""
-        self._users += 1
-        if self._process is None:
-            self._go_on()
+        with self._lock:
+            self._users += 1
+            if self._build is None:
+                self._go_on()
 
     def reap(self) -> None:
         """Load what was compiled meanwhile. Called by the link's thread."""
-        process = self._process
-        if process is not None and process.poll() is not None:
-            self._process = None
-            self._go_on(process)
+        if self._build is None:
+            return
+        with self._lock:
+            if self._build is not None and self._build.ended:
+                self._build.close()
+                self._build = None
+                self._go_on(tried=True)
 
     def release(self) -> None:
         """Leave no process behind after the last attachment."""
-        self._users -= 1
-        process = self._process
-        if self._users > 0 or process is None:
-            return
-        self._process = None
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # with the compiler
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_REAPED)
+        with self._lock:
+            self._users -= 1
+            if self._users <= 0 and self._build is not None:
+                self._build.end()
+                self._build = None
 
-    def _go_on(self, ended: subprocess.Popen[bytes] | None = None) -> None:
+    def _go_on(self, tried: bool = False) -> None:
         if self.kernels is not None or self.why_not:
             return
         try:
-            self._load_or_build(ended)
+            self._load_or_build(tried)
         except Exception as error:  # noqa: BLE001 - whatever is wrong, there is the base path
             let_through(error)
             self._give_up(f"{type(error).__name__}: {error}")
 
-    def _load_or_build(self, ended: subprocess.Popen[bytes] | None) -> None:
+    def _load_or_build(self, tried: bool) -> None:
         if os.environ.get("OPTWATCH_COMPILED", "1") == "0":
             self._give_up("OPTWATCH_COMPILED is 0")
         elif os.name != "posix":
             self._give_up("processes cannot lock each other out here")
-        elif (found := directory()).exists():
+        elif kernels.is_whole(found := directory()):
             if _is_ours(found):
                 self.kernels = Kernels(found)
             else:
                 self._give_up(f"others may write to {found}")
-        elif ended is not None:
+        elif tried:
             self._give_up(f"it could not be compiled; to see why: {shlex.join(_command(found))}")
-        elif kernels.can_build():
-            self._process = _build(found)
-        else:
+        elif not kernels.can_build():
             self._give_up("there is no C compiler; pip install 'optwatch[compiled]' brings one")
+        elif getattr(sys, "frozen", False) or not Path(sys.executable).name.startswith("python"):
+            self._give_up(f"{sys.executable or 'sys.executable'} is no Python that could do it")
+        else:
+            self._build = Build(found)
 
     def _give_up(self, why_not: str) -> None:
         self.why_not = why_not
         log.info("optwatch: statistics are measured without the compiled pass: %s", why_not)
 
 
-def _build(wanted: Path) -> subprocess.Popen[bytes]:
-    nothing = subprocess.DEVNULL
-    return subprocess.Popen(  # noqa: S603 - our own module
-        _command(wanted), stdin=nothing, stdout=nothing, stderr=nothing, process_group=0
-    )
+class Build:
+    """A process that compiles. It is no child of this one: there are scripts that wait for any child.
+
+    Each side sees from a socket that the other one is gone.
+    """
+
+    def __init__(self, wanted: Path) -> None:
+        self._socket, its = socket.socketpair()
+        self._socket.setblocking(False)
+        with its:
+            subprocess.run(  # noqa: S603 - our own module
+                ["/bin/sh", "-c", _APART, "sh", *_command(wanted), "watched"],
+                stdin=its.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "OPTWATCH_COMPILED": "0"},
+                process_group=0,  # a Ctrl-C is not meant for it
+                check=True,
+            )
+
+    @property
+    def ended(self) -> bool:
+        try:
+            return not self._socket.recv(1)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def end(self) -> None:
+        """End it."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # also of the copies that forked processes have
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._socket.close()
 
 
 def _command(wanted: Path) -> list[str]:
@@ -105,11 +148,11 @@ def _command(wanted: Path) -> list[str]:
 
 
 def directory() -> Path:
-    """Where the pass for this kind of machine is once it was compiled and tried."""
+    """Where the pass for this kind of machine, by this compiler, is once it was compiled and tried."""
     digest = hashlib.sha256()
     for path in (Path(kernels.__file__), Path(kernels.__file__).with_suffix(".c")):
         digest.update(path.read_bytes())
-    digest.update(_cpu().encode())
+    digest.update(f"{os.environ.get('CC', '')}\n{_cpu()}".encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "optwatch" / f"compiled-{digest.hexdigest()[:16]}"
 
@@ -130,3 +173,4 @@ def _is_ours(found: Path) -> bool:
 
 
 COMPILER = Compiler()
+os.register_at_fork(after_in_child=COMPILER.forget)

@@ -26,8 +26,8 @@ enum { ZEROS, NONFINITE, LOST, COUNTS };
 #define MAGNITUDE 0x7FFFFFFF
 #define LEAST 1e-30 /* mean square below which squares of float32 values lose bits */
 #define MOST 3e38
-#define LEAST_EPSILON 1e-11f /* below it, the product of two denominators may leave the range of float32 */
-#define MOST_SECOND 1e37f
+#define LEAST_PRODUCT 1e-36 /* of two denominators, so that one division serves both */
+#define MOST_PRODUCT 1e37
 
 /* The update is (of_grad g + of_first m + inside p) / (of_root r + epsilon) + of_param p, and sqrt(v̂) is hat r. */
 typedef struct {
@@ -40,6 +40,7 @@ typedef struct {
 typedef struct {
     const float *g, *m, *v, *p;
     int n;
+    int no_first;
 } Leaf;
 
 typedef struct {
@@ -80,18 +81,22 @@ static const float *read(int64_t address, int64_t kind, int64_t start, int n, fl
         return room;
     }
     for (int j = 0; j < n; j++) {
-        uint32_t half = halves[j];
-        /* A product moves the exponent, also that of subnormal numbers. */
-        int32_t bits = bits_of(number((int32_t)((half & 0x7FFF) << 13)) * 0x1p112f);
-        if ((half & 0x7C00) == 0x7C00) /* an infinity or NaN */
+        uint32_t half = halves[j], exponent = half & 0x7C00;
+        int32_t bits = (int32_t)(((half & 0x7FFF) << 13) + (112 << 23));
+        if (exponent == 0) /* zero or subnormal; that of a float may count for zero in this process */
+            bits = bits_of((float)(int32_t)(half & 0x3FF) * 0x1p-24f);
+        if (exponent == 0x7C00) /* an infinity or NaN */
             bits = (int32_t)(0x7F800000 | ((half & 0x3FF) << 13));
         room[j] = number(bits | (int32_t)((half & 0x8000) << 16));
     }
     return room;
 }
 
+/* What r is: the root of a second moment, itself, or 1 where there is none. */
+typedef enum { ROOT, ITSELF, NONE } Kind;
+
 /* Both quotients come from one division, 1 / (wide kept), which must stay in the range of float. */
-static inline Found look_at(Leaf x, Numbers of, int itself)
+static inline Found look_at(Leaf x, Numbers of, Kind kind)
 {
     int32_t first = bits_of(x.v[0]);
     Found all = {.v_min = first, .v_max = first};
@@ -100,7 +105,7 @@ static inline Found look_at(Leaf x, Numbers of, int itself)
         int stop = least(start + SHORT, x.n);
         for (int j = start; j < stop; j++) {
             float g = x.g[j], m = x.m[j], v = x.v[j], p = x.p[j];
-            float r = itself ? v : sqrtf(v);
+            float r = kind == ROOT ? sqrtf(v) : kind == ITSELF ? v : 1;
             float hat = of.hat * r;
             float wide = of.of_root * r + of.epsilon;
             float kept = hat < of.floor ? of.floor : hat;
@@ -150,28 +155,36 @@ static int are_zeros(const float *x, int n)
 /* Whether a float sum of squares is not to be trusted. */
 static int is_off(double total, int n, int zero) { return !(total < MOST) || (total < LEAST * n && !zero); }
 
-static int is_beyond_float(Leaf x, Numbers of, Found all)
+/* What both quotients of an element are divided by, together. */
+static double product(int32_t second, Numbers of, Kind kind)
+{
+    double v = number(ordered(second)), r = kind == ROOT ? sqrt(v) : kind == ITSELF ? v : 1, hat = of.hat * r;
+    return (of.of_root * r + of.epsilon) * (hat < of.floor ? of.floor : hat);
+}
+
+static int is_beyond_float(Leaf x, Numbers of, Kind kind, Found all)
 {
     int no_grad = all.g_max == 0;
-    int no_first = all.firsts == 0 && are_zeros(x.m, x.n);
+    int no_first = x.no_first || (all.firsts == 0 && are_zeros(x.m, x.n));
     int no_param = all.p_max == 0;
-    int still = no_grad && no_first && ((of.of_param == 0 && of.inside == 0) || no_param);
-    return !(of.floor >= LEAST_EPSILON) || all.v_max > bits_of(MOST_SECOND) || !(all.seconds < MOST)
-        || is_off(all.grads, x.n, no_grad) || is_off(all.firsts, x.n, no_first)
+    int still = (no_grad || of.of_grad == 0) && (no_first || of.of_first == 0)
+        && (no_param || (of.of_param == 0 && of.inside == 0));
+    return !(product(all.v_min, of, kind) > LEAST_PRODUCT) || !(product(all.v_max, of, kind) < MOST_PRODUCT)
+        || !(all.seconds < MOST) || is_off(all.grads, x.n, no_grad) || is_off(all.firsts, x.n, no_first)
         || is_off(all.params, x.n, no_param) || is_off(all.updates, x.n, still)
         || is_off(all.ratios, x.n, no_grad);
 }
 
 /* Add all sums of a leaf in double, and count what is not finite of the gradient and of the moments. */
-static void add_exactly(Leaf x, Numbers of, int itself, double *sums, uint64_t *counts)
+static void add_exactly(Leaf x, Numbers of, Kind kind, double *sums, uint64_t *counts)
 {
     for (int j = 0; j < x.n; j++) {
         double g = x.g[j], m = x.m[j], v = x.v[j], p = x.p[j];
-        double r = itself ? v : sqrt(v), hat = of.hat * r;
+        double r = kind == ROOT ? sqrt(v) : kind == ITSELF ? v : 1, hat = of.hat * r;
         /* What the update does not depend on may well be infinite. */
         double u = (of.of_grad != 0 ? of.of_grad * g : 0) + (of.of_first != 0 ? of.of_first * m : 0)
             + (of.inside != 0 ? of.inside * p : 0);
-        u = u / (of.of_root * r + of.epsilon) + (of.of_param != 0 ? of.of_param * p : 0);
+        u = u / ((of.of_root != 0 ? of.of_root * r : 0) + of.epsilon) + (of.of_param != 0 ? of.of_param * p : 0);
         double t = g / (hat < of.floor ? of.floor : hat);
         sums[GRAD] += g * g;
         sums[FIRST] += m * m;
@@ -220,6 +233,7 @@ void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const i
     for (int64_t i = 0; i < tensors; i++) {
         const Common *common = &commons[common_of[i]];
         const int64_t at[4] = {grads[i], firsts[i], seconds[i], params[i]};
+        const Kind kind = !at[2] ? NONE : itself ? ITSELF : ROOT;
         double found[SUMS] = {0};
         uint64_t counted[COUNTS] = {0};
         int32_t g_max = 0, p_max = 0, v_min = INT32_MAX, v_max = INT32_MIN;
@@ -228,24 +242,27 @@ void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const i
             const float *column[4];
             for (int k = 0; k < 4; k++)
                 column[k] = at[k] ? read(at[k], common->kinds[k], start, n, room[k]) : none[k];
-            Leaf x = {column[0], column[1], column[2], column[3], n};
-            Found all = itself ? look_at(x, common->numbers, 1) : look_at(x, common->numbers, 0);
+            Leaf x = {column[0], column[1], column[2], column[3], n, !at[1]};
+            Found all = kind == ROOT ? look_at(x, common->numbers, ROOT)
+                : kind == ITSELF     ? look_at(x, common->numbers, ITSELF)
+                                     : look_at(x, common->numbers, NONE);
             g_max = largest(g_max, all.g_max);
             p_max = largest(p_max, all.p_max);
             v_min = least(v_min, all.v_min);
             v_max = largest(v_max, all.v_max);
             counted[ZEROS] += all.zeros;
             found[SMALL] += all.small;
-            if (is_beyond_float(x, common->numbers, all))
-                add_exactly(x, common->numbers, itself, found, counted);
+            if (is_beyond_float(x, common->numbers, kind, all))
+                add_exactly(x, common->numbers, kind, found, counted);
             else
                 add(all, found);
         }
         found[GRAD_MAX] = number(g_max);
         found[PARAM_MAX] = number(p_max);
-        /* Bits of a NaN order at either end. */
-        found[SECOND_MIN] = isnan(found[SECOND]) ? NAN : number(ordered(v_min));
-        found[SECOND_MAX] = isnan(found[SECOND]) ? NAN : number(ordered(v_max));
+        /* A NaN orders at either end, beyond the infinities. */
+        int lost = v_max > bits_of(INFINITY) || v_min < ordered(bits_of(-INFINITY));
+        found[SECOND_MIN] = lost ? NAN : number(ordered(v_min));
+        found[SECOND_MAX] = lost ? NAN : number(ordered(v_max));
         if (!common->known[GRAD]) /* it was taken for zeros */
             counted[ZEROS] = counted[NONFINITE] = 0;
         numel[rows[i]] = (double)sizes[i];

@@ -6,15 +6,20 @@ written again.
 """
 
 import ctypes
+import hashlib
 import os
+import select
 import shlex
 import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
-import tempfile
+import time
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+F4 = npt.NDArray[np.float32]
 F8 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint64]
 Bool = npt.NDArray[np.bool_]
@@ -35,16 +41,20 @@ SUMS, COUNTS = 12, 3
 _COMMON = struct.Struct("4q12?9f")
 
 _LIBRARY = "kernels.so"
+_DIGEST = "kernels.so.sha256"
 
 _FLAGS = [
     *("-std=c11", "-O3", "-shared", "-fPIC", "-ffp-contract=fast"),
-    # Sums may be added up in any order; NaN and infinities keep their meaning. Never -ffast-math: a library
-    # linked with it has the whole process, and so the training, take subnormal numbers for zeros.
+    # Sums may be added up in any order; NaN and infinities keep their meaning. Never -ffast-math, which $CC
+    # may name: a library linked with it has the whole process, and so the training, flush subnormal numbers.
+    *("-fno-fast-math", "-fno-unsafe-math-optimizations", "-fno-finite-math-only"),
     *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"),
 ]
 
 _PATIENCE = 120
 """Seconds that a compiler may take."""
+_PAUSE = 0.02
+"""Seconds from one look at what others do to the next."""
 
 
 class Common(NamedTuple):
@@ -124,43 +134,102 @@ def can_build() -> bool:
     return next(_compilers(), None) is not None
 
 
-def build(directory: Path) -> None:
+def is_whole(directory: Path) -> bool:
+    """Whether a directory holds the library as it was built: a torn one ends the process that loads it."""
+    try:
+        digest = hashlib.sha256((directory / _LIBRARY).read_bytes()).hexdigest()
+        return (directory / _DIGEST).read_text() == digest
+    except (OSError, UnicodeError):
+        return False
+
+
+def build(directory: Path, other: socket.socket | None = None) -> None:
     """Compile the pass, try it, and only then give the directory its name.
+
+    Args:
+        directory: where it is wanted.
+        other: closes at its other end when nobody wants it any more.
 
     Raises:
         RuntimeError: no compiler, or what it made computes something else.
         OSError: nothing can be written there.
+        SystemExit: nobody wants it any more.
     """
-    import fcntl
-
     directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(directory.parent / "compiling.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the process, however it ends
-    if directory.exists():
-        return
+    with _alone(directory.parent / "compiling.lock", other):
+        if not is_whole(directory):
+            _build(directory, other)
+
+
+def _build(directory: Path, other: socket.socket | None) -> None:
     fresh = directory.with_name(f"{directory.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
-    _compile(fresh / _LIBRARY)
-    (fresh / _LIBRARY).chmod(0o700)  # what others could write to is not loaded
-    probe(Kernels(fresh))
-    fresh.rename(directory)
+    try:
+        _compile(fresh / _LIBRARY, fresh / "scratch", other)
+        probe(Kernels(fresh))
+        (fresh / _DIGEST).write_text(hashlib.sha256((fresh / _LIBRARY).read_bytes()).hexdigest())
+        for path in fresh.iterdir():
+            path.chmod(0o700)  # what others could write to is not loaded
+        shutil.rmtree(directory, ignore_errors=True)  # one that is torn
+        fresh.rename(directory)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _compile(library: Path) -> None:
+@contextmanager
+def _alone(path: Path, other: socket.socket | None) -> Iterator[None]:
+    """One process at a time."""
+    import fcntl
+
+    with path.open("w") as lock:  # it goes with the process, however that ends
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                _rest(other)
+        yield
+
+
+def _rest(other: socket.socket | None) -> None:
+    if other is None:
+        time.sleep(_PAUSE)
+    elif select.select([other], [], [], _PAUSE)[0]:
+        raise SystemExit(1)
+
+
+def _compile(library: Path, scratch: Path, other: socket.socket | None) -> None:
     source = str(Path(__file__).with_suffix(".c"))
+    places = ("TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")
+    environment = {**os.environ, **dict.fromkeys(places, str(scratch))}
+    scratch.mkdir()
+    said = scratch / "said"
     errors = []
-    with tempfile.TemporaryDirectory() as scratch:
-        environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}
-        for compiler in _compilers():
-            for machine in (["-march=native"], []):  # not every compiler knows every machine
-                command = [*compiler, *_FLAGS, *machine, "-o", str(library), source, "-lm"]
-                done = subprocess.run(  # noqa: S603 - the user's own compiler
-                    command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE
+    for compiler in _compilers():
+        for machine in (["-march=native"], []):  # not every compiler knows every machine
+            command = [*compiler, *_FLAGS, *machine, "-o", str(library), source, "-lm"]
+            with said.open("wb") as file:
+                process = subprocess.Popen(  # noqa: S603 - the user's own compiler
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    process_group=0,
                 )
-                if done.returncode == 0:
-                    return
-                errors.append(f"{shlex.join(command)}\n{done.stderr.decode(errors='replace')}")
+            end = time.monotonic() + _PATIENCE
+            try:
+                while process.poll() is None and time.monotonic() < end:
+                    _rest(other)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+                    process.wait()
+            if process.returncode == 0:
+                shutil.rmtree(scratch)
+                return
+            errors.append(f"{shlex.join(command)}\n{said.read_text(errors='replace')}")
     raise RuntimeError("\n".join(errors) or "there is no C compiler")
 
 
@@ -176,35 +245,49 @@ def _compilers() -> Iterator[list[str]]:
 
 
 def probe(kernels: Kernels) -> None:
-    """Measure random tensors and hold some of the results against numpy's.
+    """Measure random tensors, and some with numbers that are none, and hold the results against numpy's.
 
     Raises:
-        RuntimeError: a result is wrong.
+        RuntimeError: a result is wrong, or the library has changed how this process reckons.
     """
+    if np.float32(1e-40) * np.float32(1) == 0:
+        raise RuntimeError("with the compiled pass, subnormal numbers count for zeros")
     random = np.random.default_rng(0)
     sizes = [1, 7, LEAF - 1, LEAF, LEAF + 1, 5 * LEAF + 3]
     for kind in (F32, BF16):
-        tensors = [[random.standard_normal(n).astype(np.float32) for _ in range(4)] for n in sizes]
+        tensors = [random.standard_normal((4, n)).astype(np.float32) for n in sizes]
         for of in tensors:
             np.abs(of[2], out=of[2])
-            for values in of:  # also in bfloat16 they are exact
-                values.view(np.uint32)[:] &= np.uint32(0xFFFF0000)
-        held = tensors
-        if kind == BF16:
-            held = [[(x.view(np.uint32) >> 16).astype(np.uint16) for x in of] for of in tensors]
-        where = Tensors()
-        where.rows.extend(range(len(sizes)))
-        where.sizes.extend(sizes)
-        where.common_of.extend(0 for _ in sizes)
-        for k, column in enumerate(where.addresses):
-            column.extend(of[k].ctypes.data for of in held)
-        common = Common((kind,) * 4, (True,) * SUMS, (0.0, -0.1, 0.0, 1.0, 1e-8, 0.0, 1.0, 1e-8, 1e-7))
-        numel, sums = np.empty(len(sizes)), np.empty((len(sizes), SUMS))
-        seen, counts = np.empty(sums.shape, dtype=np.bool_), np.empty((len(sizes), COUNTS), dtype=np.uint64)
-        kernels.measure(where, [common], False, numel, sums, seen, counts)
-        wanted = [_by_definition(*(x.astype(np.float64) for x in of)) for of in tensors]
-        if not np.allclose(sums, wanted, rtol=1e-4, atol=1e-4) or counts.any():
+            of.view(np.uint32)[:] &= np.uint32(0xFFFF0000)  # also in bfloat16 they are exact
+        sums, counts = _measured(kernels, kind, tensors)
+        if not np.allclose(
+            sums, [_by_definition(*of.astype(np.float64)) for of in tensors], rtol=1e-4, atol=1e-4
+        ):
             raise RuntimeError("the compiled pass computes something else")
+        if counts.any():
+            raise RuntimeError("the compiled pass counts what is not there")
+    for bad in (np.inf, -np.inf, np.nan):
+        of = np.ones((4, LEAF + 9), np.float32)
+        of[:3, 5] = bad
+        sums, counts = _measured(kernels, F32, [of])
+        if np.isfinite(sums[0, 0]) or counts.tolist() != [[0, 1, 2]]:
+            raise RuntimeError("the compiled pass misses what is not finite")
+
+
+def _measured(kernels: Kernels, kind: int, tensors: list[F4]) -> tuple[F8, U8]:
+    """Sums and counts of tensors, each given as f4[4, n]: gradient, first and second moment, parameter."""
+    held = [(of.view(np.uint32) >> 16).astype(np.uint16) if kind == BF16 else of for of in tensors]
+    where = Tensors()
+    where.rows.extend(range(len(held)))
+    where.sizes.extend(of.shape[1] for of in held)
+    where.common_of.extend(0 for _ in held)
+    for k, column in enumerate(where.addresses):
+        column.extend(of[k].ctypes.data for of in held)
+    common = Common((kind,) * 4, (True,) * SUMS, (0.0, -0.1, 0.0, 1.0, 1e-8, 0.0, 1.0, 1e-8, 1e-7))
+    numel, sums = np.empty(len(held)), np.empty((len(held), SUMS))
+    seen, counts = np.empty(sums.shape, dtype=np.bool_), np.empty((len(held), COUNTS), dtype=np.uint64)
+    kernels.measure(where, [common], False, numel, sums, seen, counts)
+    return sums, counts
 
 
 def _by_definition(g: F8, m: F8, v: F8, p: F8) -> list[float]:
@@ -222,4 +305,4 @@ def _by_definition(g: F8, m: F8, v: F8, p: F8) -> list[float]:
 
 if __name__ == "__main__":
     os.nice(10)
-    build(Path(sys.argv[1]))
+    build(Path(sys.argv[1]), socket.socket(fileno=0) if sys.argv[2:] == ["watched"] else None)

@@ -116,12 +116,13 @@ def _packs(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
 
 def total(x: Array) -> float:
     """Σ x of a contiguous float32 or float64 array, float32 rows combined in float64."""
-    result = 0.0
+    everything, result = x, 0.0
     if (whole := x.size // ROW * ROW) < x.size:
         result = float(np.add.reduce(x[whole:], dtype=np.float64))
         x = x[:whole]
     rows = x.reshape(-1, ROW) @ _ONES[x.dtype.char]
-    return result + float(np.add.reduce(rows, dtype=np.float64))
+    result += float(np.add.reduce(rows, dtype=np.float64))
+    return result if math.isfinite(result) else float(np.add.reduce(everything, dtype=np.float64))
 
 
 def _fast(flat: Tensor) -> float:

@@ -4,10 +4,12 @@
 tensors of many parameters at once: then those of the form are, too.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from optwatch_agent.updates import Rule, adagrad, adam, adamax, adamw, nadam, radam, rmsprop, sgd
 
@@ -28,7 +30,11 @@ class Form(NamedTuple):
 
 
 def form(rule: Rule, numbers: Mapping[str, Any], has_first: bool) -> Form:
-    """The update by its rule, one of `FORMS`."""
+    """The update by its rule, one of `FORMS`.
+
+    Raises:
+        ArithmeticError: what it would take to say so is gone, as with a decay that leaves nothing.
+    """
     return FORMS[rule](numbers, has_first)
 
 
@@ -65,12 +71,14 @@ def _radam(n: Mapping[str, Any], has_first: bool) -> Form:
     most = 2 / (1 - beta2) - 1
     rho = most - 2 * step * beta2**step / correction
     of_first = -n["lr"] / (1 - n["beta1"] ** step) / (1 + b)
-    # The rectified update divides by the root, the other one by 1.
-    rectified = torch.as_tensor(rho > 5)
-    square = (rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho) * correction
-    factor = torch.where(rectified, torch.as_tensor(square).abs().sqrt(), 1.0)
-    on = rectified.to(torch.float64)
-    return Form(0.0, of_first * factor, 0.0, on, on * n["eps"] + (1 - on), b / (1 + b))
+    # The rectified update divides by the root, the other one by 1, and has no square.
+    on = rho > 5
+    factor: Any = 1.0
+    if isinstance(on, Tensor) or on:
+        square = (rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho) * correction
+        factor = torch.where(on, square.abs().sqrt(), 1.0) if isinstance(on, Tensor) else math.sqrt(square)
+    root = on.double() if isinstance(on, Tensor) else float(on)
+    return Form(0.0, of_first * factor, 0.0, root, root * n["eps"] + (1 - root), b / (1 + b))
 
 
 def _adamax(n: Mapping[str, Any], has_first: bool) -> Form:
@@ -124,6 +132,9 @@ def quotient(
         return None
     if rule is not sgd and not (has_first and has_second):
         return None
-    found = form(rule, numbers, has_first)
+    try:
+        found = form(rule, numbers, has_first)
+    except ArithmeticError:
+        return None
     epsilon = 0.0 if rule is sgd else found.epsilon
     return Quotient(found.of_grad, found.of_first, found.of_param, epsilon)

@@ -172,7 +172,10 @@ class Table:
             there = {self._roles.first: first, self._roles.second: second}
             if rule not in FORMS or not all(there.get(key, True) for key in rule.needs):
                 return None
-            found = form(rule, of_rule, first)
+            try:
+                found = form(rule, of_rule, first)
+            except ArithmeticError:
+                return None
         a, k, inside, of_root, epsilon, b = map(float, found or Form())
         of_hat = correction**-0.5, max(reader.epsilon, TINY), 10 * reader.epsilon
         if not second:

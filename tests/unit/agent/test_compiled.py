@@ -2,10 +2,9 @@
 
 import math
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from optwatch.wire.messages import STATS
 from optwatch_agent import compiled, kernels, probe
-from optwatch_agent.kernels import LEAF, Common, Kernels, Tensors
+from optwatch_agent.kernels import LEAF, Kernels
 from optwatch_agent.pieces import Reader
 from optwatch_agent.roles import roles_of
 from optwatch_agent.sums import Sample, Sums
@@ -31,17 +30,11 @@ pytestmark = pytest.mark.skipif(not kernels.can_build(), reason="no C compiler")
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that three processes have filled at once."""
+    """A cache in which the pass is."""
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("OPTWATCH_COMPILED")
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        compilers = [compiled.Compiler() for _ in range(3)]
-        for compiler in compilers:
-            compiler.prepare()
-            assert compiler.kernels is None
-        processes = [compiler._process for compiler in compilers]
-        assert [process.wait(300) for process in processes if process is not None] == [0, 0, 0]
+        kernels.build(compiled.directory())
     return cache
 
 
@@ -52,12 +45,6 @@ def compiled_pass(cache: Path) -> Iterator[None]:
     compiled.COMPILER.kernels = Kernels(directory)
     yield
     compiled.COMPILER.kernels = None
-
-
-@pytest.fixture
-def wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where nobody keeps it off."""
-    monkeypatch.delenv("OPTWATCH_COMPILED")
 
 
 def both(optimizer: torch.optim.Optimizer) -> tuple[Sample, Sample]:
@@ -218,7 +205,7 @@ MAGNITUDES = st.sampled_from([0.0, 1e-42, 1e-30, 1e-23, 1e-19, 1e-8, 1e-3, 1.0, 
     size=st.sampled_from([1, 2, 300, LEAF, 2 * LEAF + 77]),
     grad=MAGNITUDES,
     first=MAGNITUDES,
-    second=st.sampled_from([0.0, 1e-44, 1e-30, 1e-16, 1e-6, 1.0, 1e30]),
+    second=st.sampled_from([0.0, 1e-44, 1e-30, 1e-16, 1e-6, 1.0, 1e30, 1e36]),
     param=MAGNITUDES,
     eps=st.sampled_from([1e-15, 1e-8, 1e-3]),
     seed=st.integers(0, 99),
@@ -288,6 +275,85 @@ def test_what_an_update_does_not_depend_on_may_be_infinite(size: int) -> None:
     fast, base = both(optimizer)
     np.testing.assert_allclose(fast.stats, base.stats, rtol=1e-6)
     assert math.isfinite(fast.stats[0, STATS.index("update_rms")])
+
+
+@pytest.mark.parametrize("size", [5, 5 * LEAF])
+def test_a_second_moment_that_the_update_does_not_use_yet_may_be_infinite(size: int) -> None:
+    """RAdam in float16 before it is rectified, and RMSprop with momentum."""
+    for make in (torch.optim.RAdam, lambda params: torch.optim.RMSprop(params, momentum=0.9)):
+        param = nn.Parameter(torch.ones(size))
+        optimizer = make([param])
+        for _ in range(2):
+            param.grad = torch.randn(size)
+            optimizer.step()
+        key = "square_avg" if "square_avg" in optimizer.state[param] else "exp_avg_sq"
+        optimizer.state[param][key][3] = math.inf
+        fast, base = both(optimizer)
+        np.testing.assert_allclose(fast.stats, base.stats, rtol=1e-6)
+        assert math.isfinite(fast.stats[0, STATS.index("update_rms")])
+
+
+def with_no_update_to_tell() -> Iterator[torch.optim.Optimizer]:
+    """A decay that leaves nothing of the parameter, and betas for which the formula divides by zero."""
+    param = nn.Parameter(torch.ones(40_000))
+    yield torch.optim.AdamW([param], lr=1.0, weight_decay=1.0)
+    yield torch.optim.NAdam([param], lr=1.0, weight_decay=1.0, decoupled_weight_decay=True)
+    yield torch.optim.SGD([param], lr=1.0, weight_decay=1.0)
+    yield torch.optim.RAdam([param], betas=(0.9, 0.6))
+
+
+@pytest.mark.parametrize("optimizer", with_no_update_to_tell(), ids=lambda each: type(each).__name__)
+def test_where_the_formula_divides_by_zero_all_else_is_measured(optimizer: torch.optim.Optimizer) -> None:
+    (param,) = optimizer.param_groups[0]["params"]
+    for _ in range(2):
+        param.grad = torch.randn(40_000)
+        optimizer.step()
+    for sample in both(optimizer):
+        rms = sample.stats[0, STATS.index("grad_rms")]
+        assert rms == pytest.approx(float(param.grad.square().mean().sqrt()), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_defaults_of_the_script_decide_on_nothing(dtype: torch.dtype) -> None:
+    param = nn.Parameter(torch.randn(300))
+    optimizer = torch.optim.RAdam([param], lr=1e-2)
+    for _ in range(9):
+        param.grad = torch.randn(300)
+        optimizer.step()
+    fast, _ = both(optimizer)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            again, _ = both(optimizer)
+    finally:
+        torch.set_default_dtype(before)
+    np.testing.assert_array_equal(again.stats, fast.stats)
+
+
+def test_subnormal_numbers_of_float16_are_none_where_the_script_flushes_them() -> None:
+    """They are normal ones in float32."""
+    grad = torch.full((300,), 2e-5, dtype=torch.float16)
+    grad[::2] = -3e-7
+    optimizer = adam(torch.ones(300).half(), grad, grad.clone(), torch.ones(300).half())
+    wanted = by_definition(optimizer)
+    torch.set_flush_denormal(True)
+    try:
+        fast, _ = both(optimizer)
+    finally:
+        torch.set_flush_denormal(False)
+    check(fast, wanted)
+    assert fast.counts[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [7, 3 * LEAF])
+def test_a_second_moment_with_infinities_of_both_signs(size: int) -> None:
+    second = torch.ones(size)
+    second[0], second[-1] = math.inf, -math.inf
+    optimizer = adam(torch.ones(size), torch.ones(size), torch.ones(size), second)
+    for sample in both(optimizer):
+        got = dict(zip(STATS, sample.stats[0].tolist(), strict=True))
+        assert (got["exp_avg_sq_min"], got["exp_avg_sq_max"]) == (-math.inf, math.inf)
 
 
 def test_strided_empty_and_unused_tensors() -> None:
@@ -413,52 +479,6 @@ def test_memory_stays_until_it_is_measured() -> None:
     assert not read._memory
 
 
-def test_another_process_compiles_for_all_that_come(
-    wanted: None, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert {path.suffix for path in (cache / "optwatch").iterdir()} == {"", ".lock"}  # nothing half done
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    later = compiled.Compiler()
-    later.prepare()
-    assert later.kernels is not None, later.why_not
-    assert later._process is None
-    kernels.probe(later.kernels)
-
-
-@pytest.mark.usefixtures("home", "wanted")
-def test_the_training_that_has_it_compiled_takes_it_up_when_it_is_there() -> None:
-    compiler = compiled.Compiler()
-    compiler.prepare()
-    assert compiler.kernels is None
-    assert compiler._process is not None
-    compiler._process.wait(300)
-    compiler.reap()
-    assert compiler.kernels is not None, compiler.why_not
-    assert compiler._process is None
-    compiler.release()
-
-
-class Wrong(Kernels):
-    """One number is a little too large."""
-
-    def measure(self, tensors: Tensors, commons: Iterable[Common], itself: bool, *results: Any) -> None:
-        super().measure(tensors, commons, itself, *results)
-        results[1][-1, 0] *= 1.01
-
-
-def test_a_pass_that_computes_something_else_is_not_accepted(cache: Path) -> None:
-    (directory,) = (path for path in (cache / "optwatch").iterdir() if path.is_dir())
-    with pytest.raises(RuntimeError, match="something else"):
-        kernels.probe(Wrong(directory))
-
-
-def test_numbers_too_small_for_normal_ones_stay_what_they_are() -> None:
-    """Some ways to link a library switch that off, for the whole process."""
-    assert compiled.COMPILER.kernels is not None
-    assert float(torch.tensor(1e-40) * 1.0) == pytest.approx(1e-40, rel=1e-3)
-    assert float(np.float32(1e-40) * np.float32(1.0)) == pytest.approx(1e-40, rel=1e-3)
-
-
 def test_a_training_takes_its_samples_by_the_compiled_pass(home: Path, cache: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "tests.unit.agent.compiled_training"],
@@ -466,78 +486,3 @@ def test_a_training_takes_its_samples_by_the_compiled_pass(home: Path, cache: Pa
         check=True,
         timeout=300,
     )
-
-
-@pytest.mark.usefixtures("home", "wanted")
-def test_the_last_detach_ends_a_process_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", f"{sys.executable} -c 'import time; time.sleep(600)'")
-    compiler = compiled.Compiler()
-    compiler.prepare()
-    compiler.prepare()
-    process = compiler._process
-    assert process is not None
-    compiler.release()
-    assert compiler._process is process
-    compiler.release()
-    assert process.returncode == -signal.SIGKILL
-
-
-def test_the_process_that_compiles_needs_no_torch() -> None:
-    code = f"import runpy, sys; runpy.run_path({kernels.__file__!r}); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=300)
-
-
-@pytest.mark.usefixtures("wanted")
-def test_what_others_could_have_written_is_not_loaded(home: Path) -> None:
-    kernels.build(compiled.directory())
-    (library,) = compiled.directory().iterdir()
-    for path in (compiled.directory(), library):
-        before = path.stat().st_mode
-        path.chmod(0o770)
-        compiler = compiled.Compiler()
-        compiler.prepare()
-        assert compiler.kernels is None
-        assert compiler.why_not == f"others may write to {compiled.directory()}"
-        path.chmod(before)
-    compiler = compiled.Compiler()
-    compiler.prepare()
-    assert compiler.kernels is not None
-
-
-def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    monkeypatch.setattr(kernels, "find_spec", lambda _: None)
-    return "there is no C compiler; pip install 'optwatch[compiled]' brings one"
-
-
-def kept_off(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("OPTWATCH_COMPILED", "0")
-    return "OPTWATCH_COMPILED is 0"
-
-
-def without_a_place(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    return "it could not be compiled; to see why: "
-
-
-def with_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("CC", "false")
-    monkeypatch.setattr(kernels, "find_spec", lambda _: None)
-    return "it could not be compiled; to see why: "
-
-
-@pytest.mark.usefixtures("home", "wanted")
-@pytest.mark.parametrize("spoil", [without_a_compiler, kept_off, without_a_place, with_one_that_fails])
-def test_without_it_the_base_path_measures_and_it_is_said_why(
-    spoil: Callable[[pytest.MonkeyPatch], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    why_not = spoil(monkeypatch)
-    compiler = compiled.Compiler()
-    compiler.prepare()
-    if compiler._process is not None:
-        assert compiler._process.wait(300) == 1
-        compiler.reap()
-    assert compiler.kernels is None
-    assert compiler.why_not.startswith(why_not)
-    compiler.prepare()  # not again
-    assert compiler._process is None
