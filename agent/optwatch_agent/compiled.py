@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from optwatch_agent import kernels
@@ -112,7 +112,8 @@ class Build:
     def __init__(self, wanted: Path) -> None:
         self._socket, its = socket.socketpair()
         self._socket.setblocking(False)
-        with its:
+        with its, ExitStack() as undo:
+            undo.callback(self.close)
             subprocess.run(  # noqa: S603 - our own module
                 ["/bin/sh", "-c", _APART, "sh", *_command(wanted), "watched"],
                 stdin=its.fileno(),
@@ -122,6 +123,7 @@ class Build:
                 process_group=0,  # a Ctrl-C is not meant for it
                 check=True,
             )
+            undo.pop_all()
 
     @property
     def ended(self) -> bool:

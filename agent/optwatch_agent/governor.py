@@ -14,6 +14,10 @@ _LEAST = 0.25
 """Share of the budget left for norms and samples, whatever the cost of every step; and share of what is
 left for samples, however seldom that makes the norm."""
 
+_UNSEEN = 0.1
+"""Share of the budget that is kept for what the agent cannot see of itself: what it pushes out of the caches,
+and the calls of its hooks."""
+
 _LOOK = 0.25
 """Share of the budget that looks at the sentinel may take, of which there is one in `_MOST_UNSEEN` steps."""
 _MOST_UNSEEN = 16
@@ -180,7 +184,7 @@ class Governor:
         self.histogram_every = max(affordable, math.ceil(min(max(part, least), most)))
 
     def _income(self, step_time: float) -> float:
-        earned = (1.0 - self.reserved) * self.budget * step_time
+        earned = (1.0 - self.reserved - _UNSEEN) * self.budget * step_time
         return max(earned - self._fixed.value - self.beside * step_time, _LEAST * earned)
 
 

@@ -83,7 +83,7 @@ static const float *read(int64_t address, int64_t kind, int64_t start, int n, fl
     for (int j = 0; j < n; j++) {
         uint32_t half = halves[j], exponent = half & 0x7C00;
         int32_t bits = (int32_t)(((half & 0x7FFF) << 13) + (112 << 23));
-        if (exponent == 0) /* zero or subnormal; that of a float may count for zero in this process */
+        if (exponent == 0) /* zero or subnormal; a subnormal float would count for zero in some trainings */
             bits = bits_of((float)(int32_t)(half & 0x3FF) * 0x1p-24f);
         if (exponent == 0x7C00) /* an infinity or NaN */
             bits = (int32_t)(0x7F800000 | ((half & 0x3FF) << 13));

@@ -28,6 +28,9 @@ _WIDTHS = 4, 2, 2
 _RUN = 64
 """Parameters that are asked at a time: all of them are asked again where one cannot be read."""
 
+_LEAST, _MOST = 1e-36, 1e36
+"""Numbers that lie between keep their bits in float32."""
+
 _is_cpu = attrgetter("is_cpu")
 _layout = attrgetter("layout")
 _dtype = attrgetter("dtype")
@@ -176,7 +179,9 @@ class Table:
                 found = form(rule, of_rule, first)
             except ArithmeticError:
                 return None
-        a, k, inside, of_root, epsilon, b = map(float, found or Form())
+        a, k, inside, of_root, epsilon, b = numbers = [float(number) for number in found or Form()]
+        if not all(number == 0 or _LEAST < abs(number) < _MOST for number in numbers):
+            return None
         of_hat = correction**-0.5, max(reader.epsilon, TINY), 10 * reader.epsilon
         if not second:
             of_hat = 1.0, 1.0, 0.0

@@ -313,6 +313,16 @@ def test_where_the_formula_divides_by_zero_all_else_is_measured(optimizer: torch
         assert rms == pytest.approx(float(param.grad.square().mean().sqrt()), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options", [{"lr": 1e-40}, {"lr": 1e39, "weight_decay": 0.0}, {"eps": 1e39}, {"eps": 1e-40}]
+)
+def test_options_beyond_float32_are_left_to_the_base_path(options: dict[str, float]) -> None:
+    optimizer = adam(*(torch.ones(300) for _ in range(4)), **options)
+    assert taken(optimizer) == []
+    fast, base = both(optimizer)
+    np.testing.assert_array_equal(fast.stats, base.stats)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_defaults_of_the_script_decide_on_nothing(dtype: torch.dtype) -> None:
     param = nn.Parameter(torch.randn(300))
