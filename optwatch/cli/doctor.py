@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _looks(store: Path) -> list[Callable[[], Iterator[Check]]]:
-    return [_packages, _libzmq, _keys, _daemon, lambda: _store(store), _limits, _terminal]
+    return [_packages, _compiled_pass, _libzmq, _keys, _daemon, lambda: _store(store), _limits, _terminal]
 
 
 def _packages() -> Iterator[Check]:
@@ -78,6 +79,25 @@ def _packages() -> Iterator[Check]:
         except importlib.metadata.PackageNotFoundError:
             extra = {"textual": "tui"}.get(package, package)
             yield Check(package, "look", "not installed", f"for {use}, pip install 'optwatch[{extra}]'")
+
+
+def _compiled_pass() -> Iterator[Check]:
+    """Whether trainings on this host measure tensors at the price that they could."""
+    if find_spec("torch") is None:
+        return
+    from optwatch_agent import compiled, kernels
+
+    if os.environ.get("OPTWATCH_COMPILED") == "0":
+        yield Check(
+            "compiled pass", "look", "kept off", "unset OPTWATCH_COMPILED, and samples cost a fraction"
+        )
+    elif kernels.is_whole(compiled.directory()):
+        yield Check("compiled pass", "ok", f"in {compiled.directory()}")
+    elif kernels.can_build():
+        yield Check("compiled pass", "ok", "not built yet: the first training on the CPU does it")
+    else:
+        remedy = "pip install 'optwatch[compiled]', and samples on the CPU cost a fraction"
+        yield Check("compiled pass", "look", "no C compiler to build it", remedy)
 
 
 def _libzmq() -> Iterator[Check]:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,25 @@ def test_nothing_there_yet_is_nothing_wrong(home: Path, capsys: pytest.CaptureFi
     checks = looked_at(capsys, 0)
     assert checks["daemon"]["verdict"] == "look"
     assert "optwatch daemon" in checks["daemon"]["remedy"]
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
+def test_it_says_what_is_with_the_compiled_pass(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optwatch_agent import compiled, kernels
+
+    assert looked_at(capsys, 0)["compiled pass"]["found"] == "kept off"
+    monkeypatch.delenv("OPTWATCH_COMPILED")
+    if kernels.can_build():
+        assert "not built yet" in looked_at(capsys, 0)["compiled pass"]["found"]
+        kernels.build(compiled.directory())
+        assert looked_at(capsys, 0)["compiled pass"]["found"] == f"in {compiled.directory()}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "another"))
+    monkeypatch.setattr(kernels, "can_build", lambda: False)
+    found = looked_at(capsys, 0)["compiled pass"]
+    assert found["verdict"] == "look"
+    assert "optwatch[compiled]" in found["remedy"]
 
 
 def test_the_log_is_json_where_it_is_asked_for(daemon: DaemonProcess) -> None:
