@@ -81,9 +81,9 @@ class Compiler:
 
     def _load_or_build(self, tried: bool) -> None:
         if os.environ.get("OPTWATCH_COMPILED", "1") == "0":
-            self._give_up("OPTWATCH_COMPILED is 0")
+            self.why_not = "OPTWATCH_COMPILED is 0"
         elif os.name != "posix":
-            self._give_up("processes cannot lock each other out here")
+            self.why_not = "processes cannot lock each other out here"
         elif kernels.is_whole(found := directory()):
             if _is_ours(found):
                 self.kernels = Kernels(found)
@@ -92,13 +92,14 @@ class Compiler:
         elif tried:
             self._give_up(f"it could not be compiled; to see why: {shlex.join(_command(found))}")
         elif not kernels.can_build():
-            self._give_up("there is no C compiler; pip install 'optwatch[compiled]' brings one")
+            self.why_not = "there is no C compiler; pip install 'optwatch[compiled]' brings one"
         elif getattr(sys, "frozen", False) or not Path(sys.executable).name.startswith("python"):
-            self._give_up(f"{sys.executable or 'sys.executable'} is no Python that could do it")
+            self.why_not = f"{sys.executable or 'sys.executable'} is no Python that could do it"
         else:
             self._build = Build(found)
 
     def _give_up(self, why_not: str) -> None:
+        """It should have been there."""
         self.why_not = why_not
         log.info("optwatch: statistics are measured without the compiled pass: %s", why_not)
 
