@@ -80,7 +80,7 @@ class Compiler:
             self._give_up(f"{type(error).__name__}: {error}")
 
     def _load_or_build(self, tried: bool) -> None:
-        if os.environ.get("OPTWATCH_COMPILED", "1") == "0":
+        if is_kept_off():
             self.why_not = "OPTWATCH_COMPILED is 0"
         elif os.name != "posix":
             self.why_not = "processes cannot lock each other out here"
@@ -148,6 +148,11 @@ class Build:
 
 def _command(wanted: Path) -> list[str]:
     return [sys.executable, "-P", kernels.__file__, str(wanted)]
+
+
+def is_kept_off() -> bool:
+    """Whether the user does without."""
+    return os.environ.get("OPTWATCH_COMPILED") == "0"
 
 
 def directory() -> Path:

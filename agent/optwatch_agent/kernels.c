@@ -155,10 +155,12 @@ static int are_zeros(const float *x, int n)
 /* Whether a float sum of squares is not to be trusted. */
 static int is_off(double total, int n, int zero) { return !(total < MOST) || (total < LEAST * n && !zero); }
 
+static double root_of(double v, Kind kind) { return kind == ROOT ? sqrt(v) : kind == ITSELF ? v : 1; }
+
 /* What both quotients of an element are divided by, together. */
 static double product(int32_t second, Numbers of, Kind kind)
 {
-    double v = number(ordered(second)), r = kind == ROOT ? sqrt(v) : kind == ITSELF ? v : 1, hat = of.hat * r;
+    double r = root_of(number(ordered(second)), kind), hat = of.hat * r;
     return (of.of_root * r + of.epsilon) * (hat < of.floor ? of.floor : hat);
 }
 
@@ -180,7 +182,7 @@ static void add_exactly(Leaf x, Numbers of, Kind kind, double *sums, uint64_t *c
 {
     for (int j = 0; j < x.n; j++) {
         double g = x.g[j], m = x.m[j], v = x.v[j], p = x.p[j];
-        double r = kind == ROOT ? sqrt(v) : kind == ITSELF ? v : 1, hat = of.hat * r;
+        double r = root_of(v, kind), hat = of.hat * r;
         /* What the update does not depend on may well be infinite. */
         double u = (of.of_grad != 0 ? of.of_grad * g : 0) + (of.of_first != 0 ? of.of_first * m : 0)
             + (of.inside != 0 ? of.inside * p : 0);

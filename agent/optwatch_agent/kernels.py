@@ -137,10 +137,13 @@ def can_build() -> bool:
 def is_whole(directory: Path) -> bool:
     """Whether a directory holds the library as it was built: a torn one ends the process that loads it."""
     try:
-        digest = hashlib.sha256((directory / _LIBRARY).read_bytes()).hexdigest()
-        return (directory / _DIGEST).read_text() == digest
+        return (directory / _DIGEST).read_text() == _digest(directory)
     except (OSError, UnicodeError):
         return False
+
+
+def _digest(directory: Path) -> str:
+    return hashlib.sha256((directory / _LIBRARY).read_bytes()).hexdigest()
 
 
 def build(directory: Path, other: socket.socket | None = None) -> None:
@@ -168,7 +171,7 @@ def _build(directory: Path, other: socket.socket | None) -> None:
     try:
         _compile(fresh / _LIBRARY, fresh / "scratch", other)
         probe(Kernels(fresh))
-        (fresh / _DIGEST).write_text(hashlib.sha256((fresh / _LIBRARY).read_bytes()).hexdigest())
+        (fresh / _DIGEST).write_text(_digest(fresh))
         for path in fresh.iterdir():
             path.chmod(0o700)  # what others could write to is not loaded
         shutil.rmtree(directory, ignore_errors=True)  # one that is torn
@@ -193,6 +196,7 @@ def _alone(path: Path, other: socket.socket | None) -> Iterator[None]:
 
 
 def _rest(other: socket.socket | None) -> None:
+    """Wait a moment; SystemExit where the other end has closed."""
     if other is None:
         time.sleep(_PAUSE)
     elif select.select([other], [], [], _PAUSE)[0]:
@@ -209,28 +213,28 @@ def _compile(library: Path, scratch: Path, other: socket.socket | None) -> None:
     for compiler in _compilers():
         for machine in (["-march=native"], []):  # not every compiler knows every machine
             command = [*compiler, *_FLAGS, *machine, "-o", str(library), source, "-lm"]
-            with said.open("wb") as file:
-                process = subprocess.Popen(  # noqa: S603 - the user's own compiler
-                    command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    process_group=0,
-                )
-            end = time.monotonic() + _PATIENCE
-            try:
-                while process.poll() is None and time.monotonic() < end:
-                    _rest(other)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)  # with what it has started
-                    process.wait()
-            if process.returncode == 0:
+            if _run(command, environment, said, other) == 0:
                 shutil.rmtree(scratch)
                 return
             errors.append(f"{shlex.join(command)}\n{said.read_text(errors='replace')}")
     raise RuntimeError("\n".join(errors) or "there is no C compiler")
+
+
+def _run(command: list[str], environment: dict[str, str], said: Path, other: socket.socket | None) -> int:
+    """The exit status of a compiler, which is ended where it takes too long or nobody wants it any more."""
+    with said.open("wb") as file:
+        process = subprocess.Popen(  # noqa: S603 - the user's own compiler
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, process_group=0
+        )
+    end = time.monotonic() + _PATIENCE
+    try:
+        while process.poll() is None and time.monotonic() < end:
+            _rest(other)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+            process.wait()
+    return process.returncode
 
 
 def _compilers() -> Iterator[list[str]]:

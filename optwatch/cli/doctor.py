@@ -87,7 +87,7 @@ def _compiled_pass() -> Iterator[Check]:
         return
     from optwatch_agent import compiled, kernels
 
-    if os.environ.get("OPTWATCH_COMPILED") == "0":
+    if compiled.is_kept_off():
         yield Check(
             "compiled pass", "look", "kept off", "unset OPTWATCH_COMPILED, and samples cost a fraction"
         )

@@ -46,8 +46,13 @@ def prepared(ended: bool = True) -> compiled.Compiler:
     compiler = compiled.Compiler()
     compiler.prepare()
     if ended:
-        until(lambda: compiler.reap() or compiler._build is None)
+        wait_for(compiler)
     return compiler
+
+
+def wait_for(compiler: compiled.Compiler) -> None:
+    """Until it has loaded the pass or given up."""
+    until(lambda: compiler.reap() or compiler._build is None)
 
 
 def in_work() -> Path:
@@ -62,7 +67,7 @@ def has_begun() -> bool:
 def test_the_training_that_has_it_compiled_takes_it_up_and_all_after_it() -> None:
     compiler = prepared(ended=False)
     assert compiler.kernels is None
-    until(lambda: compiler.reap() or compiler._build is None)
+    wait_for(compiler)
     assert compiler.kernels is not None, compiler.why_not
     later = prepared(ended=False)
     assert later.kernels is not None
@@ -72,7 +77,7 @@ def test_the_training_that_has_it_compiled_takes_it_up_and_all_after_it() -> Non
 def test_of_several_that_come_at_once_one_compiles() -> None:
     compilers = [prepared(ended=False) for _ in range(3)]
     for compiler in compilers:
-        until(lambda one=compiler: one.reap() or one._build is None)  # type: ignore[misc]
+        wait_for(compiler)
         assert compiler.kernels is not None, compiler.why_not
     names = {path.name for path in compiled.directory().parent.iterdir()}
     assert names == {compiled.directory().name, "compiling.lock"}  # nothing half done
