@@ -1,8 +1,10 @@
 /* The statistics of many tensors in one pass over memory.
  *
  * Each tensor is cut into leaves of 2,048 elements, small enough that a leaf can be added up again: sums of
- * 256 elements are float32 and of those float64, and a leaf whose squares leave the range of float32 is added
- * up in float64. One loop does all the rest, so that it divides while the memory delivers.
+ * 256 elements are float32 and of those float64, and a leaf whose squares are too large for float32 is added
+ * up in float64, or the whole tensor where they are too small. Few small ones do not matter beside others: the
+ * moments of a unit that is dead fade away. One loop does all the rest, so that it divides while the memory
+ * delivers.
  *
  * Maxima and minima are those of the elements' bits, which order as the numbers do and let no NaN get lost.
  */
@@ -10,6 +12,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 enum {
     LEAF = 2048,
@@ -24,6 +29,7 @@ enum { GRAD, GRAD_MAX, FIRST, SECOND, SECOND_MIN, SECOND_MAX, PARAM, PARAM_MAX, 
 enum { ZEROS, NONFINITE, LOST, COUNTS };
 
 #define MAGNITUDE 0x7FFFFFFF
+#define NORMAL 0x00800000 /* bits of the least number that is not subnormal */
 #define LEAST 1e-30 /* mean square below which squares of float32 values lose bits */
 #define MOST 3e38
 #define LEAST_PRODUCT 1e-36 /* of two denominators, so that one division serves both */
@@ -40,7 +46,6 @@ typedef struct {
 typedef struct {
     const float *g, *m, *v, *p;
     int n;
-    int no_first;
 } Leaf;
 
 typedef struct {
@@ -144,16 +149,21 @@ static inline Found look_at(Leaf x, Numbers of, Kind kind)
     return all;
 }
 
-static int are_zeros(const float *x, int n)
+/* Have this thread take subnormal numbers for zeros, where each would cost a hundred times what others do (the
+ * moments of what gets no gradient any more stay at some), and as before. */
+#ifdef __SSE__
+static unsigned flush_subnormals(void)
 {
-    for (int j = 0; j < n; j++)
-        if (x[j] != 0)
-            return 0;
-    return 1;
+    unsigned mode = _mm_getcsr();
+    _mm_setcsr(mode | 0x8040);
+    return mode;
 }
 
-/* Whether a float sum of squares is not to be trusted. */
-static int is_off(double total, int n, int zero) { return !(total < MOST) || (total < LEAST * n && !zero); }
+static void restore(unsigned mode) { _mm_setcsr(mode); }
+#else
+static unsigned flush_subnormals(void) { return 0; }
+static void restore(unsigned mode) { (void)mode; }
+#endif
 
 static double root_of(double v, Kind kind) { return kind == ROOT ? sqrt(v) : kind == ITSELF ? v : 1; }
 
@@ -164,17 +174,18 @@ static double product(int32_t second, Numbers of, Kind kind)
     return (of.of_root * r + of.epsilon) * (hat < of.floor ? of.floor : hat);
 }
 
-static int is_beyond_float(Leaf x, Numbers of, Kind kind, Found all)
+/* Whether it matters that subnormal second moments were taken for zeros. */
+static int loses_seconds(Found all, Numbers of, Kind kind)
 {
-    int no_grad = all.g_max == 0;
-    int no_first = x.no_first || (all.firsts == 0 && are_zeros(x.m, x.n));
-    int no_param = all.p_max == 0;
-    int still = (no_grad || of.of_grad == 0) && (no_first || of.of_first == 0)
-        && (no_param || (of.of_param == 0 && of.inside == 0));
+    return all.v_min < NORMAL && product(NORMAL, of, kind) > (1 + 1e-7) * product(0, of, kind);
+}
+
+/* Whether a leaf has numbers that float cannot tell from infinity or zero, or none. */
+static int is_beyond_float(Found all, Numbers of, Kind kind)
+{
     return !(product(all.v_min, of, kind) > LEAST_PRODUCT) || !(product(all.v_max, of, kind) < MOST_PRODUCT)
-        || !(all.seconds < MOST) || is_off(all.grads, x.n, no_grad) || is_off(all.firsts, x.n, no_first)
-        || is_off(all.params, x.n, no_param) || is_off(all.updates, x.n, still)
-        || is_off(all.ratios, x.n, no_grad);
+        || loses_seconds(all, of, kind) || !(all.seconds < MOST) || !(all.grads < MOST) || !(all.firsts < MOST)
+        || !(all.params < MOST) || !(all.updates < MOST) || !(all.ratios < MOST);
 }
 
 /* Add all sums of a leaf in double, and count what is not finite of the gradient and of the moments. */
@@ -218,6 +229,50 @@ typedef struct {
     Numbers numbers;
 } Common;
 
+typedef struct {
+    int64_t at[4]; /* addresses */
+    int64_t size;
+    const Common *common;
+    Kind kind;
+} Tensor;
+
+/* What takes the place of memory: of numbers that are converted, and of those that are not there. */
+typedef struct {
+    float converted[4][LEAF], zeros[LEAF], ones[LEAF];
+} Room;
+
+static Leaf leaf_of(const Tensor *x, int64_t start, Room *room)
+{
+    const float *none[4] = {room->zeros, room->zeros, room->ones, room->zeros}, *column[4];
+    int n = x->size - start < LEAF ? (int)(x->size - start) : LEAF;
+    for (int k = 0; k < 4; k++)
+        column[k] = x->at[k] ? read(x->at[k], x->common->kinds[k], start, n, room->converted[k]) : none[k];
+    return (Leaf){column[0], column[1], column[2], column[3], n};
+}
+
+static int has_first(const Tensor *x, Room *room)
+{
+    for (int64_t start = 0; x->at[1] && start < x->size; start += LEAF) {
+        Leaf leaf = leaf_of(x, start, room);
+        for (int j = 0; j < leaf.n; j++)
+            if (leaf.m[j] != 0)
+                return 1;
+    }
+    return 0;
+}
+
+/* Whether float loses bits that matter, where there is anything to add up. */
+static int is_too_small(const Tensor *x, const double *sums, int grad, int second, int param, Room *room)
+{
+    Numbers of = x->common->numbers;
+    double few = LEAST * (double)x->size;
+    int first = sums[FIRST] > 0 || has_first(x, room);
+    int moves = (grad && of.of_grad != 0) || (first && of.of_first != 0)
+        || (param && (of.of_param != 0 || of.inside != 0));
+    return (grad && (sums[GRAD] < few || sums[RMS_T] < few)) || (first && sums[FIRST] < few)
+        || (second && sums[SECOND] < few) || (param && sums[PARAM] < few) || (moves && sums[UPDATE] < few);
+}
+
 /* Measure `tensors` tensors and put each into the row of the results that `rows` names.
  *
  * `sizes`: elements. `grads`, `firsts`, `seconds`, `params`: addresses; 0 stands for zeros, and in place of a
@@ -228,36 +283,42 @@ void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const i
              const int64_t *seconds, const int64_t *params, const int64_t *common_of, const Common *commons,
              int itself, double *numel, double *sums, uint8_t *seen, uint64_t *counts)
 {
-    float room[4][LEAF], zeros[LEAF] = {0}, ones[LEAF];
+    Room room = {.zeros = {0}};
     for (int j = 0; j < LEAF; j++)
-        ones[j] = 1;
-    const float *none[4] = {zeros, zeros, ones, zeros};
+        room.ones[j] = 1;
     for (int64_t i = 0; i < tensors; i++) {
         const Common *common = &commons[common_of[i]];
-        const int64_t at[4] = {grads[i], firsts[i], seconds[i], params[i]};
-        const Kind kind = !at[2] ? NONE : itself ? ITSELF : ROOT;
+        const Numbers of = common->numbers;
+        const Kind kind = !seconds[i] ? NONE : itself ? ITSELF : ROOT;
+        const Tensor x = {{grads[i], firsts[i], seconds[i], params[i]}, sizes[i], common, kind};
         double found[SUMS] = {0};
         uint64_t counted[COUNTS] = {0};
         int32_t g_max = 0, p_max = 0, v_min = INT32_MAX, v_max = INT32_MIN;
-        for (int64_t start = 0; start < sizes[i]; start += LEAF) {
-            int n = sizes[i] - start < LEAF ? (int)(sizes[i] - start) : LEAF;
-            const float *column[4];
-            for (int k = 0; k < 4; k++)
-                column[k] = at[k] ? read(at[k], common->kinds[k], start, n, room[k]) : none[k];
-            Leaf x = {column[0], column[1], column[2], column[3], n, !at[1]};
-            Found all = kind == ROOT ? look_at(x, common->numbers, ROOT)
-                : kind == ITSELF     ? look_at(x, common->numbers, ITSELF)
-                                     : look_at(x, common->numbers, NONE);
+        for (int64_t start = 0; start < x.size; start += LEAF) {
+            Leaf leaf = leaf_of(&x, start, &room);
+            unsigned mode = flush_subnormals();
+            Found all = kind == ROOT ? look_at(leaf, of, ROOT)
+                : kind == ITSELF     ? look_at(leaf, of, ITSELF)
+                                     : look_at(leaf, of, NONE);
+            restore(mode);
             g_max = largest(g_max, all.g_max);
             p_max = largest(p_max, all.p_max);
             v_min = least(v_min, all.v_min);
             v_max = largest(v_max, all.v_max);
             counted[ZEROS] += all.zeros;
             found[SMALL] += all.small;
-            if (is_beyond_float(x, common->numbers, kind, all))
-                add_exactly(x, common->numbers, kind, found, counted);
+            if (is_beyond_float(all, of, kind))
+                add_exactly(leaf, of, kind, found, counted);
             else
                 add(all, found);
+        }
+        if (is_too_small(&x, found, g_max != 0, v_min != 0 || v_max != 0, p_max != 0, &room)) {
+            static const int again[] = {GRAD, FIRST, SECOND, PARAM, UPDATE, RMS_T, DOT};
+            for (int k = 0; k < (int)(sizeof again / sizeof *again); k++)
+                found[again[k]] = 0;
+            counted[NONFINITE] = counted[LOST] = 0;
+            for (int64_t start = 0; start < x.size; start += LEAF)
+                add_exactly(leaf_of(&x, start, &room), of, kind, found, counted);
         }
         found[GRAD_MAX] = number(g_max);
         found[PARAM_MAX] = number(p_max);

@@ -5,7 +5,7 @@ takes the base path. What is on a device is measured there, and the sample is wh
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from optwatch_agent.updates import nadam
 __all__ = ["Bare", "Gradients", "Joined", "Sample", "Taken", "measure", "take", "take_gradients"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Taken:
     """A measurement. `numbers`, float64[…], are what devices have yet to work out, on one of them."""
 
@@ -40,12 +40,13 @@ class Taken:
     def sample(self, arrived: Sequence[float] = ()) -> Sample:
         """What it comes to; with the numbers, when they have arrived."""
         sums = self._sums
-        updates, numbers = arrived[: len(self._updates)], arrived[len(self._updates) :]
-        for i, norm in zip(self._updates, updates, strict=True):
-            sums.add("update", i, norm**2)
-        self._there.put(sums, numbers)
+        if self.numbers is not None:
+            updates, numbers = arrived[: len(self._updates)], arrived[len(self._updates) :]
+            for i, norm in zip(self._updates, updates, strict=True):
+                sums.add("update", i, norm**2)
+            self._there.put(sums, numbers)
         sample = sums.sample()
-        return sample if self._knows_updates else replace(sample, update_norm=None)
+        return sample if self._knows_updates else sample._replace(update_norm=None)
 
 
 _OF_GRADIENTS = [STATS.index(name) for name in ("grad_rms", "grad_max")]
@@ -145,67 +146,95 @@ def take(
     the moments are measured then, and nothing that takes both these and a gradient.
     """
     sums = Sums(len(params))
-    packs: dict[tuple[object, ...], blocks.Pack] = {}
+    rest: list[_Rest] = []
     table = table_for(roles, overwritten=grads is not None)
+    for group, places, of_group in _alike(optimizer.param_groups, roles):
+        reader = Reader(group, roles)
+        given = [p.grad if grads is None else grads.get(i) for i, p in zip(places, of_group, strict=True)]
+        states = [state if isinstance(state := optimizer.state.get(p), dict) else {} for p in of_group]
+        taken = set(() if table is None else table.take(places, reader, of_group, given, states))
+        if len(taken) < len(places):
+            members = zip(places, of_group, given, states, strict=True)
+            rest.append((reader, group, [member for member in members if member[0] not in taken]))
+    if table is not None:
+        table.measure(sums)
     there = DeviceSums(roles, tools or Tools())
-    with torch.no_grad():
-        for group, places, of_group in _alike(optimizer.param_groups, roles):
-            reader = Reader(group, roles)
-            given = [p.grad if grads is None else grads.get(i) for i, p in zip(places, of_group, strict=True)]
-            states = [state if isinstance(state := optimizer.state.get(p), dict) else {} for p in of_group]
-            taken: set[int] = set()
-            if table is not None:
-                taken.update(table.take(places, reader, of_group, given, states))
-            for i, param, grad, state in zip(places, of_group, given, states, strict=True):
-                if i in taken:
-                    continue
-                whole = local(param)
-                size = whole.numel()
-                sums.numel[i] = size
-                if size == 0:
-                    continue
-                if grad is not None and is_partial(grad):  # summands say nothing about the sum
-                    grad = None
-                if on_device(whole):
-                    there.add(i, whole, grad, state, group, overwritten=grads is not None)
-                    continue
-                if not on_cpu(whole):
-                    continue
-                if grad is None:
-                    blocks.add_param(sums, i, whole)
-                    if grads is not None:
-                        blocks.add_moments(sums, i, *reader.moments(state, size), reader.small(state))
-                    continue
-                grad = local(grad if grad.layout is torch.strided else grad.to_dense())
-                if grad.numel() != size:  # the parameter's data are others by now
-                    blocks.add_param(sums, i, whole)
-                    blocks.add_grad(sums, i, grad)
-                    continue
-                piece, kind = reader.read(whole, grad, state)
-                if blocks.is_large(size):
-                    blocks.add_large(sums, i, piece, roles)
-                else:
-                    packs.setdefault(kind, []).append((i, piece))
-        if table is not None:
-            table.measure(sums)
-        for pack in packs.values():
-            blocks.add_packed(sums, pack, roles)
-        seen_here: dict[int, Tensor] = {}
-        seen_there: dict[int, Tensor] = {}
-        for i, update in (updates or {}).items():
-            (seen_there if on_device(update) else seen_here)[i] = update
-        for i, energy in zip(seen_here, squares([*seen_here.values()]), strict=True):
-            sums.add("update", i, energy)
-        parts = there.launch()
-        if seen_there:
-            parts.insert(0, device_norms.norms([*seen_there.values()]))
-        numbers = None
-        if parts:
-            home = parts[0].device
-            numbers = torch.cat([part.reshape(-1).to(home, non_blocking=True) for part in parts])
+    seen_there: dict[int, Tensor] = {}
+    numbers = None
+    if rest or updates:
+        with torch.no_grad():
+            _measure_rest(sums, rest, there, roles, overwritten=grads is not None)
+            seen_there = _measure_updates(sums, updates or {})
+            numbers = _joined([*_norms(seen_there), *there.launch()])
     # Of a gradient that was not kept it is not known whether there was one, and so an update.
     kept = grads is None or len(grads) == len(params)
     return Taken(numbers, sums, there, [*seen_there], kept)
+
+
+_Rest = tuple[Reader, Mapping[str, Any], list[tuple[int, Tensor, Tensor | None, dict[str, Any]]]]
+"""Parameters that the compiled pass does not read: what reads their state, their group, and of each its
+number, itself, its gradient and its state."""
+
+
+def _measure_rest(
+    sums: Sums, rest: Sequence[_Rest], there: DeviceSums, roles: Roles, overwritten: bool
+) -> None:
+    """Measure by the base path what is here, and hand over what is on devices."""
+    packs: dict[tuple[object, ...], blocks.Pack] = {}
+    for reader, group, members in rest:
+        for i, param, grad, state in members:
+            whole = local(param)
+            size = whole.numel()
+            sums.numel[i] = size
+            if size == 0:
+                continue
+            if grad is not None and is_partial(grad):  # summands say nothing about the sum
+                grad = None
+            if on_device(whole):
+                there.add(i, whole, grad, state, group, overwritten)
+                continue
+            if not on_cpu(whole):
+                continue
+            if grad is None:
+                blocks.add_param(sums, i, whole)
+                if overwritten:
+                    blocks.add_moments(sums, i, *reader.moments(state, size), reader.small(state))
+                continue
+            grad = local(grad if grad.layout is torch.strided else grad.to_dense())
+            if grad.numel() != size:  # the parameter's data are others by now
+                blocks.add_param(sums, i, whole)
+                blocks.add_grad(sums, i, grad)
+                continue
+            piece, kind = reader.read(whole, grad, state)
+            if blocks.is_large(size):
+                blocks.add_large(sums, i, piece, roles)
+            else:
+                packs.setdefault(kind, []).append((i, piece))
+    for pack in packs.values():
+        blocks.add_packed(sums, pack, roles)
+
+
+def _measure_updates(sums: Sums, updates: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Measure those that are here; the others."""
+    seen_here: dict[int, Tensor] = {}
+    seen_there: dict[int, Tensor] = {}
+    for i, update in updates.items():
+        (seen_there if on_device(update) else seen_here)[i] = update
+    for i, energy in zip(seen_here, squares([*seen_here.values()]), strict=True):
+        sums.add("update", i, energy)
+    return seen_there
+
+
+def _norms(updates: Mapping[int, Tensor]) -> list[Tensor]:
+    return [device_norms.norms([*updates.values()])] if updates else []
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor | None:
+    """All numbers on one device, None where there are none."""
+    if not parts:
+        return None
+    home = parts[0].device
+    return torch.cat([part.reshape(-1).to(home, non_blocking=True) for part in parts])
 
 
 def _alike(
@@ -213,6 +242,8 @@ def _alike(
 ) -> list[tuple[Mapping[str, Any], list[int], list[Tensor]]]:
     """Groups with the same options as one, with the indices of their parameters: to begin with one takes a
     while, and in some trainings each parameter has its own."""
+    if len(groups) == 1:
+        return [(groups[0], [*range(len(groups[0]["params"]))], groups[0]["params"])]
     # NAdam's state has a product of the options that a group has had so far.
     apart = roles.update is nadam
     found: dict[Any, tuple[Mapping[str, Any], list[int], list[Tensor]]] = {}

@@ -1,6 +1,7 @@
 """What a measurement of many tensors comes to: mergeable sums, and the sample made of them."""
 
-from dataclasses import dataclass
+import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,7 @@ from optwatch.wire.messages import COUNTS, STATS
 F8 = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One measurement of T tensors: `stats` f4[T, len(STATS)], `counts` u8[T, len(COUNTS)], NaN where not
     measured, and the global norms, None where a tensor is missing in them."""
 
@@ -75,7 +75,7 @@ class Sums:
 
     def sample(self) -> Sample:
         """Everything as it is reported."""
-        all_seen = bool(self.seen.all())
+        all_seen = bool(np.logical_and.reduce(self.seen, axis=None))
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             stats = self.values.copy() if all_seen else np.where(self.seen, self.values, np.nan)
             np.divide(stats, self.numel[:, None], out=stats, where=_ARE_MEANS)
@@ -95,7 +95,7 @@ class Sums:
             )
 
     def _norm(self, name: str) -> float:
-        return float(np.sqrt(self.values[:, _AT[name]].sum()))
+        return math.sqrt(np.add.reduce(self.values[:, _AT[name]]))
 
 
 _AT = {name: at for at, name in enumerate(Sums.COLUMNS)}

@@ -5,7 +5,6 @@ this is a sharding like any other: along a dimension `zero` a rank holds all ele
 it updates, and none of the others. All ranks have all gradients.
 """
 
-import dataclasses
 import sys
 import weakref
 from typing import Any
@@ -81,7 +80,7 @@ def spread(sample: Sample, optimizer: torch.optim.Optimizer) -> Sample:
     if partition_of(optimizer) is None:
         return sample
     stats = _spread(sample.stats, optimizer, np.nan)
-    return dataclasses.replace(sample, stats=stats, counts=_spread(sample.counts, optimizer, 0))
+    return sample._replace(stats=stats, counts=_spread(sample.counts, optimizer, 0))
 
 
 def spread_counts(counts: Counts, optimizer: torch.optim.Optimizer) -> Counts:

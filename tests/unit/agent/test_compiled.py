@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -211,6 +211,7 @@ MAGNITUDES = st.sampled_from([0.0, 1e-42, 1e-30, 1e-23, 1e-19, 1e-8, 1e-3, 1.0, 
     seed=st.integers(0, 99),
     equal=st.booleans(),
 )
+@example(size=LEAF, grad=1.0, first=1e-8, second=1e30, param=0.0, eps=1e-8, seed=0, equal=False)
 def test_any_magnitude(
     size: int, grad: float, first: float, second: float, param: float, eps: float, seed: int, equal: bool
 ) -> None:
@@ -220,6 +221,37 @@ def test_any_magnitude(
     def some(scale: float) -> Tensor:
         values = torch.full((size,), 0.7) if equal else torch.rand(size, generator=draw) + 0.5
         return values * scale
+
+    optimizer = adam(some(param), some(grad), -some(first), some(second), eps=eps)
+    wanted = by_definition(optimizer)
+    for sample in both(optimizer):
+        check(sample, wanted)
+
+
+PARTS = st.tuples(*[MAGNITUDES] * 3)
+
+
+@settings(max_examples=60)
+@given(
+    grad=PARTS,
+    first=PARTS,
+    second=st.tuples(*[st.sampled_from([0.0, 1e-44, 1e-38, 1e-30, 1e-16, 1e-6, 1.0, 1e36])] * 3),
+    param=PARTS,
+    eps=st.sampled_from([1e-15, 1e-8]),
+)
+@example(grad=(0.0,) * 3, first=(0.0, 0.0, 1e-8), second=(0.0, 1e-16, 1e-44), param=(0.0,) * 3, eps=1e-15)
+def test_parts_of_any_magnitude(
+    grad: tuple[float, ...],
+    first: tuple[float, ...],
+    second: tuple[float, ...],
+    param: tuple[float, ...],
+    eps: float,
+) -> None:
+    """Such as the moments of dead units, that fade away: beside others they do not count."""
+    draw = torch.Generator().manual_seed(0)
+
+    def some(scales: tuple[float, ...]) -> Tensor:
+        return torch.cat([(torch.rand(LEAF + 9, generator=draw) + 0.5) * scale for scale in scales])
 
     optimizer = adam(some(param), some(grad), -some(first), some(second), eps=eps)
     wanted = by_definition(optimizer)
@@ -354,6 +386,18 @@ def test_subnormal_numbers_of_float16_are_none_where_the_script_flushes_them() -
         torch.set_flush_denormal(False)
     check(fast, wanted)
     assert fast.counts[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+def test_subnormal_numbers_are_to_the_script_what_they_were(flushes: bool) -> None:
+    """The pass counts them for zeros meanwhile."""
+    torch.set_flush_denormal(flushes)
+    try:
+        both(adam(*(torch.full((3 * LEAF,), 1e-40) for _ in range(4))))
+        assert (float(np.float32(1e-40) * np.float32(1)) == 0) == flushes
+        assert (float(torch.tensor([1e-40]) * 1) == 0) == flushes
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize("size", [7, 3 * LEAF])
