@@ -212,6 +212,7 @@ MAGNITUDES = st.sampled_from([0.0, 1e-42, 1e-30, 1e-23, 1e-19, 1e-8, 1e-3, 1.0, 
     equal=st.booleans(),
 )
 @example(size=LEAF, grad=1e4, first=1e-8, second=1e30, param=0.0, eps=1e-8, seed=0, equal=False)
+@example(size=LEAF, grad=1e-8, first=1e4, second=1e30, param=1.0, eps=1e-8, seed=0, equal=False)
 def test_any_magnitude(
     size: int, grad: float, first: float, second: float, param: float, eps: float, seed: int, equal: bool
 ) -> None:
