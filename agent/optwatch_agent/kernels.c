@@ -152,10 +152,12 @@ static inline Found look_at(Leaf x, Numbers of, Kind kind)
 /* Have this thread take subnormal numbers for zeros, where each would cost a hundred times what others do (the
  * moments of what gets no gradient any more stay at some), and as before. */
 #ifdef __SSE__
+enum { FLUSH_TO_ZERO = 0x8000, DENORMALS_ARE_ZEROS = 0x0040 };
+
 static unsigned flush_subnormals(void)
 {
     unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | 0x8040);
+    _mm_setcsr(mode | FLUSH_TO_ZERO | DENORMALS_ARE_ZEROS);
     return mode;
 }
 
@@ -250,6 +252,7 @@ static Leaf leaf_of(const Tensor *x, int64_t start, Room *room)
     return (Leaf){column[0], column[1], column[2], column[3], n};
 }
 
+/* Whether a first moment is anything but zeros. */
 static int has_first(const Tensor *x, Room *room)
 {
     for (int64_t start = 0; x->at[1] && start < x->size; start += LEAF) {
@@ -261,7 +264,8 @@ static int has_first(const Tensor *x, Room *room)
     return 0;
 }
 
-/* Whether float loses bits that matter, where there is anything to add up. */
+/* Whether float loses bits that matter, where there is anything to add up: `grad`, `second` and `param` say
+ * whether these are more than zeros. */
 static int is_too_small(const Tensor *x, const double *sums, int grad, int second, int param, Room *room)
 {
     Numbers of = x->common->numbers;
