@@ -18,7 +18,11 @@
 
 enum {
     LEAF = 2048,
+#ifdef __AVX__
     SHORT = 256, /* 16 or 32 elements to a lane, so that the error of a norm stays under 1e-6 */
+#else
+    SHORT = 128,
+#endif
 };
 
 /* How the elements at an address are stored. */
@@ -31,6 +35,7 @@ enum { ZEROS, NONFINITE, LOST, COUNTS };
 #define MAGNITUDE 0x7FFFFFFF
 #define NORMAL 0x00800000 /* bits of the least number that is not subnormal */
 #define LEAST 1e-30 /* mean square below which squares of float32 values lose bits */
+#define LEAST_SECOND 1.2e-31 /* mean beside which those that are taken for zeros do not count */
 #define MOST 3e38
 #define LEAST_PRODUCT 1e-36 /* of two denominators, so that one division serves both */
 #define MOST_PRODUCT 1e37
@@ -52,6 +57,7 @@ typedef struct {
     double grads, firsts, seconds, params, updates, ratios, dots;
     int32_t g_max, p_max, v_min, v_max; /* bits */
     int small, zeros;
+    int fine; /* whether a second moment is subnormal */
 } Found;
 
 static inline int32_t bits_of(float x)
@@ -100,14 +106,19 @@ static const float *read(int64_t address, int64_t kind, int64_t start, int n, fl
 /* What r is: the root of a second moment, itself, or 1 where there is none. */
 typedef enum { ROOT, ITSELF, NONE } Kind;
 
-/* Both quotients come from one division, 1 / (wide kept), which must stay in the range of float. */
+/* Both quotients come from one division, 1 / (wide kept), which must stay in the range of float. The loops are
+ * told what to add up in any order; all else is computed as it is written, or it may leave that range. */
 static inline Found look_at(Leaf x, Numbers of, Kind kind)
 {
     int32_t first = bits_of(x.v[0]);
-    Found all = {.v_min = first, .v_max = first};
+    Found all = {0};
+    int32_t g_max = 0, p_max = 0, v_min = first, v_max = first;
+    int small = 0, zeros = 0, fine = 0;
     for (int start = 0; start < x.n; start += SHORT) {
         float grads = 0, firsts = 0, seconds = 0, params = 0, updates = 0, ratios = 0, dots = 0;
         int stop = least(start + SHORT, x.n);
+#pragma omp simd reduction(+ : grads, firsts, seconds, params, updates, ratios, dots, small, zeros) \
+    reduction(| : fine) reduction(max : g_max, p_max, v_max) reduction(min : v_min)
         for (int j = start; j < stop; j++) {
             float g = x.g[j], m = x.m[j], v = x.v[j], p = x.p[j];
             float r = kind == ROOT ? sqrtf(v) : kind == ITSELF ? v : 1;
@@ -124,12 +135,13 @@ static inline Found look_at(Leaf x, Numbers of, Kind kind)
             seconds += v;
             params += p * p;
             dots += g * m;
-            all.small += hat < of.low;
-            all.zeros += (bits_of(g) & MAGNITUDE) == 0;
-            all.g_max = largest(all.g_max, bits_of(g) & MAGNITUDE);
-            all.p_max = largest(all.p_max, bits_of(p) & MAGNITUDE);
-            all.v_min = least(all.v_min, bits_of(v));
-            all.v_max = largest(all.v_max, bits_of(v));
+            small += hat < of.low;
+            zeros += (bits_of(g) & MAGNITUDE) == 0;
+            fine |= (uint32_t)bits_of(v) - 1 < NORMAL - 1;
+            g_max = largest(g_max, bits_of(g) & MAGNITUDE);
+            p_max = largest(p_max, bits_of(p) & MAGNITUDE);
+            v_min = least(v_min, bits_of(v));
+            v_max = largest(v_max, bits_of(v));
         }
         all.grads += grads;
         all.firsts += firsts;
@@ -139,6 +151,13 @@ static inline Found look_at(Leaf x, Numbers of, Kind kind)
         all.ratios += ratios;
         all.dots += dots;
     }
+    all.small = small;
+    all.zeros = zeros;
+    all.fine = fine;
+    all.g_max = g_max;
+    all.p_max = p_max;
+    all.v_min = v_min;
+    all.v_max = v_max;
     if (all.v_min < 0) { /* bits of negative numbers order the other way round */
         all.v_min = all.v_max = ordered(first);
         for (int j = 0; j < x.n; j++) {
@@ -149,22 +168,18 @@ static inline Found look_at(Leaf x, Numbers of, Kind kind)
     return all;
 }
 
-/* Have this thread take subnormal numbers for zeros, where each would cost a hundred times what others do (the
- * moments of what gets no gradient any more stay at some), and as before. */
+/* How this thread computes with floats, and the same but that subnormal numbers are taken for zeros: each of them
+ * would cost a hundred times what others do, and the moments of what gets no gradient any more stay subnormal. */
 #ifdef __SSE__
 enum { FLUSH_TO_ZERO = 0x8000, DENORMALS_ARE_ZEROS = 0x0040 };
 
-static unsigned flush_subnormals(void)
-{
-    unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | FLUSH_TO_ZERO | DENORMALS_ARE_ZEROS);
-    return mode;
-}
-
-static void restore(unsigned mode) { _mm_setcsr(mode); }
+static unsigned mode_now(void) { return _mm_getcsr(); }
+static unsigned flushing(unsigned mode) { return mode | FLUSH_TO_ZERO | DENORMALS_ARE_ZEROS; }
+static void set_mode(unsigned mode) { _mm_setcsr(mode); }
 #else
-static unsigned flush_subnormals(void) { return 0; }
-static void restore(unsigned mode) { (void)mode; }
+static unsigned mode_now(void) { return 0; }
+static unsigned flushing(unsigned mode) { return mode; }
+static void set_mode(unsigned mode) { (void)mode; }
 #endif
 
 static double root_of(double v, Kind kind) { return kind == ROOT ? sqrt(v) : kind == ITSELF ? v : 1; }
@@ -179,7 +194,7 @@ static double product(int32_t second, Numbers of, Kind kind)
 /* Whether it matters that subnormal second moments were taken for zeros. */
 static int loses_seconds(Found all, Numbers of, Kind kind)
 {
-    return all.v_min < NORMAL && product(NORMAL, of, kind) > (1 + 1e-7) * product(0, of, kind);
+    return all.fine && product(NORMAL, of, kind) > (1 + 1e-7) * product(0, of, kind);
 }
 
 /* Whether a leaf has numbers that float cannot tell from infinity or zero, or none. */
@@ -188,29 +203,6 @@ static int is_beyond_float(Found all, Numbers of, Kind kind)
     return !(product(all.v_min, of, kind) > LEAST_PRODUCT) || !(product(all.v_max, of, kind) < MOST_PRODUCT)
         || loses_seconds(all, of, kind) || !(all.seconds < MOST) || !(all.grads < MOST) || !(all.firsts < MOST)
         || !(all.params < MOST) || !(all.updates < MOST) || !(all.ratios < MOST);
-}
-
-/* Add all sums of a leaf in double, and count what is not finite of the gradient and of the moments. */
-static void add_exactly(Leaf x, Numbers of, Kind kind, double *sums, uint64_t *counts)
-{
-    for (int j = 0; j < x.n; j++) {
-        double g = x.g[j], m = x.m[j], v = x.v[j], p = x.p[j];
-        double r = root_of(v, kind), hat = of.hat * r;
-        /* What the update does not depend on may well be infinite. */
-        double u = (of.of_grad != 0 ? of.of_grad * g : 0) + (of.of_first != 0 ? of.of_first * m : 0)
-            + (of.inside != 0 ? of.inside * p : 0);
-        u = u / ((of.of_root != 0 ? of.of_root * r : 0) + of.epsilon) + (of.of_param != 0 ? of.of_param * p : 0);
-        double t = g / (hat < of.floor ? of.floor : hat);
-        sums[GRAD] += g * g;
-        sums[FIRST] += m * m;
-        sums[SECOND] += v;
-        sums[PARAM] += p * p;
-        sums[UPDATE] += u * u;
-        sums[RMS_T] += t * t;
-        sums[DOT] += g * m;
-        counts[NONFINITE] += !isfinite(g);
-        counts[LOST] += !isfinite(m) + !isfinite(v);
-    }
 }
 
 static void add(Found all, double *sums)
@@ -222,6 +214,37 @@ static void add(Found all, double *sums)
     sums[UPDATE] += all.updates;
     sums[RMS_T] += all.ratios;
     sums[DOT] += all.dots;
+    sums[SMALL] += all.small;
+}
+
+/* Add all sums of a leaf in double, and count what is not finite of the gradient and of the moments. */
+static void add_exactly(Leaf x, Numbers of, Kind kind, double *sums, uint64_t *counts)
+{
+    double grads = 0, firsts = 0, seconds = 0, params = 0, updates = 0, ratios = 0, dots = 0;
+    int small = 0, nonfinite = 0, lost = 0;
+#pragma omp simd reduction(+ : grads, firsts, seconds, params, updates, ratios, dots, small, nonfinite, lost)
+    for (int j = 0; j < x.n; j++) {
+        double g = x.g[j], m = x.m[j], v = x.v[j], p = x.p[j];
+        double r = root_of(v, kind), hat = of.hat * r;
+        /* What the update does not depend on may well be infinite. */
+        double u = (of.of_grad != 0 ? of.of_grad * g : 0) + (of.of_first != 0 ? of.of_first * m : 0)
+            + (of.inside != 0 ? of.inside * p : 0);
+        u = u / ((of.of_root != 0 ? of.of_root * r : 0) + of.epsilon) + (of.of_param != 0 ? of.of_param * p : 0);
+        double t = g / (hat < of.floor ? of.floor : hat);
+        grads += g * g;
+        firsts += m * m;
+        seconds += v;
+        params += p * p;
+        updates += u * u;
+        ratios += t * t;
+        dots += g * m;
+        small += hat < of.low;
+        nonfinite += !isfinite(g);
+        lost += !isfinite(m) + !isfinite(v);
+    }
+    counts[NONFINITE] += (uint64_t)nonfinite;
+    counts[LOST] += (uint64_t)lost;
+    add((Found){grads, firsts, seconds, params, updates, ratios, dots, .small = small}, sums);
 }
 
 /* What tensors have in common. */
@@ -257,16 +280,18 @@ static int has_first(const Tensor *x, Room *room)
 {
     for (int64_t start = 0; x->at[1] && start < x->size; start += LEAF) {
         Leaf leaf = leaf_of(x, start, room);
+        int32_t any = 0;
         for (int j = 0; j < leaf.n; j++)
-            if (leaf.m[j] != 0)
-                return 1;
+            any |= bits_of(leaf.m[j]) & MAGNITUDE;
+        if (any)
+            return 1;
     }
     return 0;
 }
 
-/* Whether float loses bits that matter, where there is anything to add up: `grad`, `second` and `param` say
- * whether these are more than zeros. */
-static int is_too_small(const Tensor *x, const double *sums, int grad, int second, int param, Room *room)
+/* Whether float has lost bits that matter: of `grad` and `param`, where these are more than zeros, of moments and
+ * the update, and of second moments where some are so `fine` that they were taken for zeros. */
+static int is_too_small(const Tensor *x, const double *sums, int grad, int fine, int param, Room *room)
 {
     Numbers of = x->common->numbers;
     double few = LEAST * (double)x->size;
@@ -274,7 +299,8 @@ static int is_too_small(const Tensor *x, const double *sums, int grad, int secon
     int moves = (grad && of.of_grad != 0) || (first && of.of_first != 0)
         || (param && (of.of_param != 0 || of.inside != 0));
     return (grad && (sums[GRAD] < few || sums[RMS_T] < few)) || (first && sums[FIRST] < few)
-        || (second && sums[SECOND] < few) || (param && sums[PARAM] < few) || (moves && sums[UPDATE] < few);
+        || (param && sums[PARAM] < few) || (moves && sums[UPDATE] < few)
+        || (fine && sums[SECOND] < LEAST_SECOND * (double)x->size);
 }
 
 /* Measure `tensors` tensors and put each into the row of the results that `rows` names.
@@ -287,6 +313,7 @@ void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const i
              const int64_t *seconds, const int64_t *params, const int64_t *common_of, const Common *commons,
              int itself, double *numel, double *sums, uint8_t *seen, uint64_t *counts)
 {
+    const unsigned mode = mode_now();
     Room room = {.zeros = {0}};
     for (int j = 0; j < LEAF; j++)
         room.ones[j] = 1;
@@ -298,26 +325,27 @@ void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const i
         double found[SUMS] = {0};
         uint64_t counted[COUNTS] = {0};
         int32_t g_max = 0, p_max = 0, v_min = INT32_MAX, v_max = INT32_MIN;
+        int fine = 0;
         for (int64_t start = 0; start < x.size; start += LEAF) {
             Leaf leaf = leaf_of(&x, start, &room);
-            unsigned mode = flush_subnormals();
+            set_mode(flushing(mode));
             Found all = kind == ROOT ? look_at(leaf, of, ROOT)
                 : kind == ITSELF     ? look_at(leaf, of, ITSELF)
                                      : look_at(leaf, of, NONE);
-            restore(mode);
+            set_mode(mode);
             g_max = largest(g_max, all.g_max);
             p_max = largest(p_max, all.p_max);
             v_min = least(v_min, all.v_min);
             v_max = largest(v_max, all.v_max);
-            counted[ZEROS] += all.zeros;
-            found[SMALL] += all.small;
+            counted[ZEROS] += (uint64_t)all.zeros;
+            fine |= all.fine;
             if (is_beyond_float(all, of, kind))
                 add_exactly(leaf, of, kind, found, counted);
             else
                 add(all, found);
         }
-        if (is_too_small(&x, found, g_max != 0, v_min != 0 || v_max != 0, p_max != 0, &room)) {
-            static const int again[] = {GRAD, FIRST, SECOND, PARAM, UPDATE, RMS_T, DOT};
+        if (is_too_small(&x, found, g_max != 0, fine, p_max != 0, &room)) {
+            static const int again[] = {GRAD, FIRST, SECOND, PARAM, UPDATE, RMS_T, DOT, SMALL};
             for (int k = 0; k < (int)(sizeof again / sizeof *again); k++)
                 found[again[k]] = 0;
             counted[NONFINITE] = counted[LOST] = 0;
@@ -338,4 +366,5 @@ void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const i
         memcpy(seen + rows[i] * SUMS, common->known, SUMS);
         memcpy(counts + rows[i] * COUNTS, counted, sizeof counted);
     }
+    set_mode(mode); /* with the flags that were up */
 }

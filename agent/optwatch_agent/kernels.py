@@ -45,10 +45,10 @@ _DIGEST = "kernels.so.sha256"
 
 _FLAGS = [
     *("-std=c11", "-O3", "-shared", "-fPIC", "-ffp-contract=fast"),
-    # Sums may be added up in any order; NaN and infinities keep their meaning. Never -ffast-math, which $CC
-    # may name: a library linked with it has the whole process, and so the training, flush subnormal numbers.
-    *("-fno-fast-math", "-fno-unsafe-math-optimizations", "-fno-finite-math-only"),
-    *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"),
+    # NaN and infinities keep their meaning, and products their order. Never -ffast-math, which $CC may name:
+    # a library linked with it has the whole process, and so the training, flush subnormal numbers.
+    *("-fno-fast-math", "-fno-unsafe-math-optimizations", "-fno-finite-math-only", "-fno-associative-math"),
+    *("-fopenmp-simd", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"),
 ]
 
 _PATIENCE = 120

@@ -83,7 +83,7 @@ class Roles:
         if not self.corrected:
             return 1.0
         step = steps_of(state, group)
-        return 1.0 - float(group["betas"][1]) ** step if step > 0 else 1.0
+        return 1.0 - scalar(group["betas"][1]) ** step if step > 0 else 1.0
 
     def epsilon(self, group: Group) -> float:
         """ε as it stands beside sqrt(v̂), 0 where the optimizer has none there."""

@@ -180,7 +180,7 @@ class Table:
             except ArithmeticError:
                 return None
         a, k, inside, of_root, epsilon, b = numbers = [float(number) for number in found or Form()]
-        if not all(number == 0 or _LEAST < abs(number) < _MOST for number in numbers):
+        if not all(number == 0 or _LEAST < abs(number) < _MOST for number in (*numbers, reader.epsilon)):
             return None
         of_hat = correction**-0.5, max(reader.epsilon, TINY), 10 * reader.epsilon
         if not second:

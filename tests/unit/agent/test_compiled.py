@@ -100,6 +100,7 @@ def by_definition(optimizer: torch.optim.Optimizer) -> dict[str, float]:
         "update_rms": rms(update),
         "rms_t": rms(grad / np.maximum(root, max(group["eps"], 1e-37))),
         "cos_grad_exp_avg": float(np.dot(grad, first)) / norms if norms else math.nan,
+        "eps_share": float(np.mean(root < 10 * group["eps"])),
     }
 
 
@@ -238,14 +239,27 @@ PARTS = st.tuples(*[MAGNITUDES] * 3)
     first=PARTS,
     second=st.tuples(*[st.sampled_from([0.0, 1e-44, 1e-38, 1e-30, 1e-16, 1e-6, 1.0, 1e36])] * 3),
     param=PARTS,
-    eps=st.sampled_from([1e-15, 1e-8]),
+    lr=st.sampled_from([1e-9, 1e-3]),
+    eps=st.sampled_from([1e-21, 1e-15, 1e-8]),
 )
-@example(grad=(0.0,) * 3, first=(0.0, 0.0, 1e-8), second=(0.0, 1e-16, 1e-44), param=(0.0,) * 3, eps=1e-15)
+@example(
+    grad=(0.0,) * 3, first=(0.0, 0.0, 1e-8), second=(0.0, 1e-16, 1e-44), param=(0.0,) * 3, lr=1e-3, eps=1e-15
+)
+@example(
+    grad=(1e-15, 1e-3, 1e-3),
+    first=(1e-15, 1e-3, 1e-3),
+    second=(1e-30, 1e-6, 1e-6),
+    param=(0.0,) * 3,
+    lr=1e-9,
+    eps=1e-15,
+)
+@example(grad=(1.0,) * 3, first=(1.0,) * 3, second=(1e-39,) * 3, param=(1.0,) * 3, lr=1e-3, eps=1e-21)
 def test_parts_of_any_magnitude(
     grad: tuple[float, ...],
     first: tuple[float, ...],
     second: tuple[float, ...],
     param: tuple[float, ...],
+    lr: float,
     eps: float,
 ) -> None:
     """Such as the moments of dead units, that fade away: beside others they do not count."""
@@ -254,7 +268,7 @@ def test_parts_of_any_magnitude(
     def some(scales: tuple[float, ...]) -> Tensor:
         return torch.cat([(torch.rand(LEAF + 9, generator=draw) + 0.5) * scale for scale in scales])
 
-    optimizer = adam(some(param), some(grad), -some(first), some(second), eps=eps)
+    optimizer = adam(some(param), some(grad), -some(first), some(second), lr=lr, eps=eps)
     wanted = by_definition(optimizer)
     for sample in both(optimizer):
         check(sample, wanted)
