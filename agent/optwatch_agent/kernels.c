@@ -1,7 +1,7 @@
 /* The statistics of many tensors in one pass over memory.
  *
  * Each tensor is cut into leaves of 2,048 elements, small enough that a leaf can be added up again: sums of
- * 256 elements are float32 and of those float64, and a leaf whose squares are too large for float32 is added
+ * SHORT elements are float32 and of those float64, and a leaf whose squares are too large for float32 is added
  * up in float64, or the whole tensor where they are too small. Few small ones do not matter beside others: the
  * moments of a unit that is dead fade away. One loop does all the rest, so that it divides while the memory
  * delivers.
@@ -345,9 +345,7 @@ void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const i
                 add(all, found);
         }
         if (is_too_small(&x, found, g_max != 0, fine, p_max != 0, &room)) {
-            static const int again[] = {GRAD, FIRST, SECOND, PARAM, UPDATE, RMS_T, DOT, SMALL};
-            for (int k = 0; k < (int)(sizeof again / sizeof *again); k++)
-                found[again[k]] = 0;
+            memset(found, 0, sizeof found);
             counted[NONFINITE] = counted[LOST] = 0;
             for (int64_t start = 0; start < x.size; start += LEAF)
                 add_exactly(leaf_of(&x, start, &room), of, kind, found, counted);

@@ -255,9 +255,7 @@ class Together:
         self._whole = whole
         self._parts = parts
         self._total = total
-        there = [part.taken.numbers for part in parts if part.taken.numbers is not None]
-        home = there[0].device if there else None
-        self.numbers = torch.cat([each.to(home, non_blocking=True) for each in there]) if there else None
+        self.numbers = probe.on_one_device([part.taken.numbers for part in parts])
         """As of `Taken`."""
 
     def sample(self, arrived: Sequence[float] = ()) -> Sample:

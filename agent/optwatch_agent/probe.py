@@ -24,7 +24,17 @@ from optwatch_agent.table import table as table_for
 from optwatch_agent.tensors import local, on_cpu, on_device
 from optwatch_agent.updates import nadam
 
-__all__ = ["Bare", "Gradients", "Joined", "Sample", "Taken", "measure", "take", "take_gradients"]
+__all__ = [
+    "Bare",
+    "Gradients",
+    "Joined",
+    "Sample",
+    "Taken",
+    "measure",
+    "on_one_device",
+    "take",
+    "take_gradients",
+]
 
 
 @dataclass
@@ -83,10 +93,7 @@ class Joined:
 
     def __init__(self, taken: Taken, gradients: Gradients) -> None:
         self._taken, self._gradients = taken, gradients
-        there = [each for each in (gradients.numbers, taken.numbers) if each is not None]
-        self.numbers = (
-            torch.cat([each.to(there[0].device, non_blocking=True) for each in there]) if there else None
-        )
+        self.numbers = on_one_device([gradients.numbers, taken.numbers])
         """As of `Taken`."""
 
     def sample(self, arrived: Sequence[float] = ()) -> Sample:
@@ -165,7 +172,8 @@ def take(
         with torch.no_grad():
             _measure_rest(sums, rest, there, roles, overwritten=grads is not None)
             seen_there = _measure_updates(sums, updates or {})
-            numbers = _joined([*_norms(seen_there), *there.launch()])
+            norms = device_norms.norms([*seen_there.values()]) if seen_there else None
+            numbers = on_one_device([norms, *there.launch()])
     # Of a gradient that was not kept it is not known whether there was one, and so an update.
     kept = grads is None or len(grads) == len(params)
     return Taken(numbers, sums, there, [*seen_there], kept)
@@ -225,16 +233,13 @@ def _measure_updates(sums: Sums, updates: Mapping[int, Tensor]) -> dict[int, Ten
     return seen_there
 
 
-def _norms(updates: Mapping[int, Tensor]) -> list[Tensor]:
-    return [device_norms.norms([*updates.values()])] if updates else []
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor | None:
-    """All numbers on one device, None where there are none."""
-    if not parts:
+def on_one_device(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The numbers of all parts that there are, one after another, None where there are none."""
+    there = [part for part in parts if part is not None]
+    if not there:
         return None
-    home = parts[0].device
-    return torch.cat([part.reshape(-1).to(home, non_blocking=True) for part in parts])
+    home = there[0].device
+    return torch.cat([part.reshape(-1).to(home, non_blocking=True) for part in there])
 
 
 def _alike(
