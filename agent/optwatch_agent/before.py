@@ -58,7 +58,7 @@ class Before:
         self.measured = take_gradients(params, self._tools)
         self.cost += time.thread_time() - began
 
-    def take(self, optimizer: torch.optim.Optimizer, roles: Roles, tools: Tools) -> Taken | Joined:
+    def take(self, optimizer: torch.optim.Optimizer, roles: Roles, tools: Tools) -> Taken:
         """Measure after the step, together with what was seen before it."""
         params = params_of(optimizer)
         after = take(optimizer, params, roles, self.differences(params), self.grads, tools)

@@ -32,6 +32,10 @@ enum { F32, BF16, F16 };
 enum { GRAD, GRAD_MAX, FIRST, SECOND, SECOND_MIN, SECOND_MAX, PARAM, PARAM_MAX, UPDATE, RMS_T, DOT, SMALL, SUMS };
 enum { ZEROS, NONFINITE, LOST, COUNTS };
 
+/* Statistics that are the mean of a sum, and the root of it. */
+static int is_root(int k) { return k == GRAD || k == FIRST || k == PARAM || k == UPDATE || k == RMS_T; }
+static int is_mean(int k) { return is_root(k) || k == SECOND || k == SMALL || k == DOT; }
+
 #define MAGNITUDE 0x7FFFFFFF
 #define NORMAL 0x00800000 /* bits of the least number that is not subnormal */
 #define LEAST 1e-30 /* mean square below which squares of float32 values lose bits */
@@ -303,66 +307,126 @@ static int is_too_small(const Tensor *x, const double *sums, int grad, int fine,
         || (fine && sums[SECOND] < LEAST_SECOND * (double)x->size);
 }
 
-/* Measure `tensors` tensors and put each into the row of the results that `rows` names.
- *
- * `sizes`: elements. `grads`, `firsts`, `seconds`, `params`: addresses; 0 stands for zeros, and in place of a
- * second moment for ones. `common_of`: which of `commons` each has. `itself`: a second moment is no square.
- * The results are `numel` [rows], `sums` and `seen` [rows][SUMS], and `counts` [rows][COUNTS].
- */
-void measure(int64_t tensors, const int64_t *rows, const int64_t *sizes, const int64_t *grads, const int64_t *firsts,
-             const int64_t *seconds, const int64_t *params, const int64_t *common_of, const Common *commons,
-             int itself, double *numel, double *sums, uint8_t *seen, uint64_t *counts)
+/* What is found of a tensor. */
+typedef struct {
+    double sums[SUMS];
+    uint64_t counts[COUNTS];
+} Result;
+
+static Result look_through(const Tensor *x, unsigned mode, Room *room)
+{
+    const Numbers of = x->common->numbers;
+    const Kind kind = x->kind;
+    Result result = {{0}, {0}};
+    double *sums = result.sums;
+    uint64_t *counts = result.counts;
+    int32_t g_max = 0, p_max = 0, v_min = INT32_MAX, v_max = INT32_MIN;
+    int fine = 0;
+    for (int64_t start = 0; start < x->size; start += LEAF) {
+        Leaf leaf = leaf_of(x, start, room);
+        set_mode(flushing(mode));
+        Found all = kind == ROOT ? look_at(leaf, of, ROOT)
+            : kind == ITSELF     ? look_at(leaf, of, ITSELF)
+                                 : look_at(leaf, of, NONE);
+        set_mode(mode);
+        g_max = largest(g_max, all.g_max);
+        p_max = largest(p_max, all.p_max);
+        v_min = least(v_min, all.v_min);
+        v_max = largest(v_max, all.v_max);
+        counts[ZEROS] += (uint64_t)all.zeros;
+        fine |= all.fine;
+        if (is_beyond_float(all, of, kind))
+            add_exactly(leaf, of, kind, sums, counts);
+        else
+            add(all, sums);
+    }
+    if (is_too_small(x, sums, g_max != 0, fine, p_max != 0, room)) {
+        memset(sums, 0, sizeof result.sums);
+        counts[NONFINITE] = counts[LOST] = 0;
+        for (int64_t start = 0; start < x->size; start += LEAF)
+            add_exactly(leaf_of(x, start, room), of, kind, sums, counts);
+    }
+    sums[GRAD_MAX] = number(g_max);
+    sums[PARAM_MAX] = number(p_max);
+    /* A NaN orders at either end, beyond the infinities. */
+    int lost = v_max > bits_of(INFINITY) || v_min < ordered(bits_of(-INFINITY));
+    sums[SECOND_MIN] = lost ? NAN : number(ordered(v_min));
+    sums[SECOND_MAX] = lost ? NAN : number(ordered(v_max));
+    if (!x->common->known[GRAD]) /* it was taken for zeros */
+        counts[ZEROS] = counts[NONFINITE] = 0;
+    return result;
+}
+
+/* Of `count` tensors which row of the results each has, its elements, the addresses of its gradient, first and
+ * second moment and parameter (0 stands for zeros, and in place of a second moment for ones), and which of
+ * the commons it has. `itself`: a second moment is no square. */
+typedef struct {
+    int64_t count;
+    const int64_t *rows, *sizes, *at[4], *common_of;
+    int64_t itself;
+} Tensors;
+
+static Tensor tensor(const Tensors *all, const Common *commons, int64_t i)
+{
+    Tensor x = {.size = all->sizes[i], .common = &commons[all->common_of[i]]};
+    for (int k = 0; k < 4; k++)
+        x.at[k] = all->at[k][i];
+    x.kind = !x.at[2] ? NONE : all->itself ? ITSELF : ROOT;
+    return x;
+}
+
+static void furnish(Room *room)
+{
+    memset(room->zeros, 0, sizeof room->zeros);
+    for (int j = 0; j < LEAF; j++)
+        room->ones[j] = 1;
+}
+
+/* Add up tensors: `numel` [rows], `sums` and `seen` [rows][SUMS], and `counts` [rows][COUNTS]. */
+void add_up(const Tensors *all, const Common *commons, double *numel, double *sums, uint8_t *seen, uint64_t *counts)
 {
     const unsigned mode = mode_now();
-    Room room = {.zeros = {0}};
-    for (int j = 0; j < LEAF; j++)
-        room.ones[j] = 1;
-    for (int64_t i = 0; i < tensors; i++) {
-        const Common *common = &commons[common_of[i]];
-        const Numbers of = common->numbers;
-        const Kind kind = !seconds[i] ? NONE : itself ? ITSELF : ROOT;
-        const Tensor x = {{grads[i], firsts[i], seconds[i], params[i]}, sizes[i], common, kind};
-        double found[SUMS] = {0};
-        uint64_t counted[COUNTS] = {0};
-        int32_t g_max = 0, p_max = 0, v_min = INT32_MAX, v_max = INT32_MIN;
-        int fine = 0;
-        for (int64_t start = 0; start < x.size; start += LEAF) {
-            Leaf leaf = leaf_of(&x, start, &room);
-            set_mode(flushing(mode));
-            Found all = kind == ROOT ? look_at(leaf, of, ROOT)
-                : kind == ITSELF     ? look_at(leaf, of, ITSELF)
-                                     : look_at(leaf, of, NONE);
-            set_mode(mode);
-            g_max = largest(g_max, all.g_max);
-            p_max = largest(p_max, all.p_max);
-            v_min = least(v_min, all.v_min);
-            v_max = largest(v_max, all.v_max);
-            counted[ZEROS] += (uint64_t)all.zeros;
-            fine |= all.fine;
-            if (is_beyond_float(all, of, kind))
-                add_exactly(leaf, of, kind, found, counted);
-            else
-                add(all, found);
-        }
-        if (is_too_small(&x, found, g_max != 0, fine, p_max != 0, &room)) {
-            memset(found, 0, sizeof found);
-            counted[NONFINITE] = counted[LOST] = 0;
-            for (int64_t start = 0; start < x.size; start += LEAF)
-                add_exactly(leaf_of(&x, start, &room), of, kind, found, counted);
-        }
-        found[GRAD_MAX] = number(g_max);
-        found[PARAM_MAX] = number(p_max);
-        /* A NaN orders at either end, beyond the infinities. */
-        int lost = v_max > bits_of(INFINITY) || v_min < ordered(bits_of(-INFINITY));
-        found[SECOND_MIN] = lost ? NAN : number(ordered(v_min));
-        found[SECOND_MAX] = lost ? NAN : number(ordered(v_max));
-        if (!common->known[GRAD]) /* it was taken for zeros */
-            counted[ZEROS] = counted[NONFINITE] = 0;
-        numel[rows[i]] = (double)sizes[i];
+    Room room;
+    furnish(&room);
+    for (int64_t i = 0; i < all->count; i++) {
+        const Tensor x = tensor(all, commons, i);
+        const int64_t row = all->rows[i];
+        const Result found = look_through(&x, mode, &room);
+        numel[row] = (double)x.size;
         for (int k = 0; k < SUMS; k++)
-            sums[rows[i] * SUMS + k] = common->known[k] ? found[k] : 0;
-        memcpy(seen + rows[i] * SUMS, common->known, SUMS);
-        memcpy(counts + rows[i] * COUNTS, counted, sizeof counted);
+            sums[row * SUMS + k] = x.common->known[k] ? found.sums[k] : 0;
+        memcpy(seen + row * SUMS, x.common->known, sizeof x.common->known);
+        memcpy(counts + row * COUNTS, found.counts, sizeof found.counts);
     }
+    set_mode(mode); /* with the flags that were up */
+}
+
+/* Measure tensors: `stats` [rows][SUMS] as they are reported, `counts` [rows][COUNTS], and the norms of all
+ * parameters and of all updates together. */
+void measure(const Tensors *all, const Common *commons, float *stats, uint64_t *counts, double *norms)
+{
+    const unsigned mode = mode_now();
+    Room room;
+    furnish(&room);
+    double params = 0, updates = 0;
+    for (int64_t i = 0; i < all->count; i++) {
+        const Tensor x = tensor(all, commons, i);
+        const int64_t row = all->rows[i];
+        const Result found = look_through(&x, mode, &room);
+        double of[SUMS];
+        for (int k = 0; k < SUMS; k++)
+            of[k] = !x.common->known[k] ? NAN : is_mean(k) ? found.sums[k] / (double)x.size : found.sums[k];
+        for (int k = 0; k < SUMS; k++)
+            of[k] = is_root(k) ? sqrt(of[k]) : of[k];
+        double cosine = of[DOT] / of[GRAD] / of[FIRST];
+        of[DOT] = cosine > 1 ? 1 : cosine < -1 ? -1 : cosine;
+        for (int k = 0; k < SUMS; k++)
+            stats[row * SUMS + k] = (float)of[k];
+        memcpy(counts + row * COUNTS, found.counts, sizeof found.counts);
+        params += found.sums[PARAM];
+        updates += x.common->known[UPDATE] ? found.sums[UPDATE] : 0;
+    }
+    norms[0] = sqrt(params);
+    norms[1] = sqrt(updates);
     set_mode(mode); /* with the flags that were up */
 }

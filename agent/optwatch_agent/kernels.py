@@ -18,8 +18,9 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,7 @@ SUMS, COUNTS = 12, 3
 """Columns of the results."""
 
 _COMMON = struct.Struct("4q12?9f")
+_TENSORS = struct.Struct("9q")
 
 _LIBRARY = "kernels.so"
 _DIGEST = "kernels.so.sha256"
@@ -70,9 +72,10 @@ class Common(NamedTuple):
 
 
 class Tensors:
-    """Where tensors are. All arrays are of int64, and of one length."""
+    """Where tensors of one optimizer are. All arrays are of int64, and of one length."""
 
-    def __init__(self) -> None:
+    def __init__(self, itself: bool) -> None:
+        """`itself`: their second moment is no square."""
         self.rows = array("q")
         """Of the results, one for each tensor."""
         self.sizes = array("q")
@@ -81,7 +84,17 @@ class Tensors:
         """Of gradient, first and second moment and parameter; 0 stands for zeros, and in place of a second
         moment for ones."""
         self.common_of = array("q")
-        """Which of the `Common` that they have."""
+        """The number of the `Common` that they have."""
+        self.commons: dict[Common, int] = {}
+        """The number of each, in their order."""
+        self._itself = itself
+
+    def packed(self) -> tuple[bytes, bytes]:
+        """As C reads them, as long as no array grows: `Tensors`, and all `Common`."""
+        columns = self.rows, self.sizes, *self.addresses, self.common_of
+        at = [column.buffer_info()[0] for column in columns]
+        commons = [_COMMON.pack(*each.kinds, *each.known, *each.numbers) for each in self.commons]
+        return _TENSORS.pack(len(self.rows), *at, self._itself), b"".join(commons)
 
 
 class Kernels:
@@ -92,41 +105,41 @@ class Kernels:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._measure = ctypes.CDLL(str(directory / _LIBRARY)).measure
-        self._measure.restype = None
+        library = ctypes.CDLL(str(directory / _LIBRARY))
+        self._add_up, self._measure = library.add_up, library.measure
         pointer = ctypes.c_void_p
-        self._measure.argtypes = [ctypes.c_int64, *[pointer] * 8, ctypes.c_int, *[pointer] * 4]
+        for function, results in ((self._add_up, 4), (self._measure, 3)):
+            function.restype = None
+            function.argtypes = [pointer] * (2 + results)
 
-    def measure(
-        self,
-        tensors: Tensors,
-        commons: Iterable[Common],
-        itself: bool,
-        numel: F8,
-        sums: F8,
-        seen: Bool,
-        counts: U8,
-    ) -> None:
-        """Measure tensors, while the interpreter lock is let go.
+    def add_up(self, tensors: Tensors, numel: F8, sums: F8, seen: Bool, counts: U8) -> None:
+        """Add up what statistics are made of, while the interpreter lock is let go.
 
         Args:
             tensors: where they are.
-            commons: what they have in common.
-            itself: a second moment is no square.
             numel: [T], elements of each; of this and the following, the rows are filled.
             sums: [T, SUMS].
             seen: [T, SUMS], which of them are known.
             counts: [T, COUNTS], of elements.
         """
-        columns = tensors.rows, tensors.sizes, *tensors.addresses, tensors.common_of
-        packed = b"".join(_COMMON.pack(*each.kinds, *each.known, *each.numbers) for each in commons)
-        self._measure(
-            len(tensors.rows),
-            *(column.buffer_info()[0] for column in columns),
-            packed,
-            itself,
-            *(result.ctypes.data for result in (numel, sums, seen, counts)),
-        )
+        results = [result.ctypes.data for result in (numel, sums, seen, counts)]
+        self._add_up(*tensors.packed(), *results)
+
+    def measure(self, tensors: Tensors, stats: F4, counts: U8) -> tuple[float, float]:
+        """Fill in the statistics, while the interpreter lock is let go.
+
+        Args:
+            tensors: where they are.
+            stats: [T, SUMS], NaN where not known; of this and the following, the rows are filled.
+            counts: [T, COUNTS], of elements.
+
+        Returns:
+            The norms of all parameters, and of all updates that are known.
+        """
+        norms = array("d", (0.0, 0.0))
+        results = stats.ctypes.data, counts.ctypes.data, norms.buffer_info()[0]
+        self._measure(*tensors.packed(), *results)
+        return norms[0], norms[1]
 
 
 def can_build() -> bool:
@@ -262,18 +275,17 @@ def probe(kernels: Kernels) -> None:
         for of in tensors:
             np.abs(of[2], out=of[2])
             of.view(np.uint32)[:] &= np.uint32(0xFFFF0000)  # also in bfloat16 they are exact
-        sums, counts = _measured(kernels, kind, tensors)
-        if not np.allclose(
-            sums, [_by_definition(*of.astype(np.float64)) for of in tensors], rtol=1e-4, atol=1e-4
-        ):
+        exact = zip(*(_by_definition(*of.astype(np.float64)) for of in tensors), strict=True)
+        *found, counts = _measured(kernels, kind, tensors)
+        if not all(map(partial(np.allclose, rtol=1e-4, atol=1e-4), found, exact)):
             raise RuntimeError("the compiled pass computes something else")
         if counts.any():
             raise RuntimeError("the compiled pass counts what is not there")
     for bad in (np.inf, -np.inf, np.nan):
         of = np.ones((4, LEAF + 9), np.float32)
         of[:3, 5] = bad
-        sums, counts = _measured(kernels, F32, [of])
-        if np.isfinite(sums[0, 0]) or counts.tolist() != [[0, 1, 2]]:
+        sums, stats, counts = _measured(kernels, F32, [of])
+        if np.isfinite([sums[0, 0], stats[0, 0]]).any() or counts.tolist() != [[[0, 1, 2]]] * 2:
             raise RuntimeError("the compiled pass misses what is not finite")
     _check_subnormals()
 
@@ -283,33 +295,64 @@ def _check_subnormals() -> None:
         raise RuntimeError("with the compiled pass, subnormal numbers count for zeros")
 
 
-def _measured(kernels: Kernels, kind: int, tensors: list[F4]) -> tuple[F8, U8]:
-    """Sums and counts of tensors, each given as f4[4, n]: gradient, first and second moment, parameter."""
+def _measured(kernels: Kernels, kind: int, tensors: list[F4]) -> tuple[F8, F4, U8]:
+    """Sums, statistics, and the counts beside each, of tensors, given as f4[4, n]: gradient, first and
+    second moment, parameter."""
     held = [(of.view(np.uint32) >> 16).astype(np.uint16) if kind == BF16 else of for of in tensors]
-    where = Tensors()
+    where = Tensors(itself=False)
     where.rows.extend(range(len(held)))
     where.sizes.extend(of.shape[1] for of in held)
     where.common_of.extend(0 for _ in held)
     for k, column in enumerate(where.addresses):
         column.extend(of[k].ctypes.data for of in held)
     common = Common((kind,) * 4, (True,) * SUMS, (0.0, -0.1, 0.0, 1.0, 1e-8, 0.0, 1.0, 1e-8, 1e-7))
+    where.commons[common] = 0
     numel, sums = np.empty(len(held)), np.empty((len(held), SUMS))
-    seen, counts = np.empty(sums.shape, dtype=np.bool_), np.empty((len(held), COUNTS), dtype=np.uint64)
-    kernels.measure(where, [common], False, numel, sums, seen, counts)
-    return sums, counts
+    seen, stats = np.empty(sums.shape, dtype=np.bool_), np.empty(sums.shape, dtype=np.float32)
+    counts = np.empty((2, len(held), COUNTS), dtype=np.uint64)
+    kernels.add_up(where, numel, sums, seen, counts[0])
+    kernels.measure(where, stats, counts[1])
+    return sums, stats, counts
 
 
-def _by_definition(g: F8, m: F8, v: F8, p: F8) -> list[float]:
-    """The sums and peaks."""
+def _by_definition(g: F8, m: F8, v: F8, p: F8) -> tuple[list[float], list[float]]:
+    """Sums with the peaks, and the statistics that they come to."""
     root = np.sqrt(v)
     update = -0.1 * m / (root + 1e-8)
     ratio = g / np.maximum(root, 1e-8)
-    peaks = v.min(), v.max(), p @ p, np.abs(p).max()
+    g_max, v_min, v_max, p_max = np.abs(g).max(), v.min(), v.max(), np.abs(p).max()
     few = np.count_nonzero(root < 1e-7)
-    return [
-        *(g @ g, np.abs(g).max(), m @ m, v.sum(), *peaks),
-        *(update @ update, ratio @ ratio, g @ m, few),
+    sums = [
+        g @ g,
+        g_max,
+        m @ m,
+        v.sum(),
+        v_min,
+        v_max,
+        p @ p,
+        p_max,
+        update @ update,
+        ratio @ ratio,
+        g @ m,
+        few,
     ]
+    g_rms, m_rms, p_rms, update_rms, rms_t = (np.sqrt((x @ x) / x.size) for x in (g, m, p, update, ratio))
+    cosine = (g @ m) / np.sqrt((g @ g) * (m @ m))
+    stats = [
+        g_rms,
+        g_max,
+        m_rms,
+        v.mean(),
+        v_min,
+        v_max,
+        p_rms,
+        p_max,
+        update_rms,
+        rms_t,
+        cosine,
+        few / g.size,
+    ]
+    return sums, stats
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from optwatch_agent import histograms, naming, probe, zero
+from optwatch_agent import histograms, naming, zero
 from optwatch_agent.before import Before
 from optwatch_agent.device_sums import Tools
 from optwatch_agent.device_time import DeviceTime
@@ -23,7 +23,8 @@ from optwatch_agent.joint import Joint
 from optwatch_agent.local_norms import LocalNorms
 from optwatch_agent.loose import Loose
 from optwatch_agent.parts import in_step, parts_of
-from optwatch_agent.piecemeal import Piecemeal, Together
+from optwatch_agent.piecemeal import Piecemeal
+from optwatch_agent.probe import Taken
 from optwatch_agent.recorder import Recorder, Value
 from optwatch_agent.roles import is_known, roles_of
 from optwatch_agent.sentinel import Sentinel
@@ -225,7 +226,7 @@ class Measurements:
         began = time.thread_time() - self._before.cost
         if self.outdated:
             self._look_again()
-        taken: probe.Taken | probe.Joined | Together
+        taken: Taken
         if self._piecemeal is None:
             taken = self._before.take(self._optimizer, roles_of(self._optimizer), self._tools)
         else:
@@ -256,7 +257,7 @@ class Measurements:
     def _arrived(
         self,
         step: int,
-        taken: probe.Taken | probe.Joined | Together,
+        taken: Taken,
         layout: tuple[int, ...],
         numbers: list[float],
     ) -> dict[str, float]:

@@ -17,7 +17,7 @@ from optwatch_agent.device_sums import Tools
 from optwatch_agent.gradients import as_columns, norm_of
 from optwatch_agent.joint import Joint
 from optwatch_agent.parts import Parts
-from optwatch_agent.probe import Bare, Joined, Sample, Taken
+from optwatch_agent.probe import Bare, Sample, Taken
 from optwatch_agent.recorder import Value
 from optwatch_agent.roles import Roles, roles_of
 from optwatch_agent.shards import is_partial
@@ -243,7 +243,7 @@ class Part(NamedTuple):
     """A measurement of some parameters, by index, and whether they were stepped."""
 
     places: list[int]
-    taken: Taken | Joined
+    taken: Taken
     stepped: bool
 
 
@@ -259,7 +259,7 @@ class Together:
         """As of `Taken`."""
 
     def sample(self, arrived: Sequence[float] = ()) -> Sample:
-        """What it comes to; with the numbers, when they have arrived."""
+        """As of `Taken`."""
         stats = np.full((self._total, len(STATS)), np.nan, np.float32)
         counts = np.zeros((self._total, len(COUNTS)), np.uint64)
         of_params, of_updates = [], []

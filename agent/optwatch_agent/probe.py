@@ -6,7 +6,7 @@ takes the base path. What is on a device is measured there, and the sample is wh
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -37,18 +37,41 @@ __all__ = [
 ]
 
 
+class Taken(Protocol):
+    """A measurement."""
+
+    @property
+    def numbers(self) -> Tensor | None:
+        """What devices have yet to work out, float64[…] on one of them."""
+
+    def sample(self, arrived: Sequence[float] = ()) -> Sample:
+        """What it comes to; with the numbers, when they have arrived."""
+
+
+class Known(NamedTuple):
+    """A measurement of which nothing is open."""
+
+    of: Sample
+    numbers: None = None
+
+    def sample(self, arrived: Sequence[float] = ()) -> Sample:
+        """As of `Taken`."""
+        return self.of
+
+
 @dataclass
-class Taken:
-    """A measurement. `numbers`, float64[…], are what devices have yet to work out, on one of them."""
+class AddedUp:
+    """A measurement of which sums are known."""
 
     numbers: Tensor | None
+    """As of `Taken`."""
     _sums: Sums
     _there: DeviceSums
     _updates: list[int]
     _knows_updates: bool
 
     def sample(self, arrived: Sequence[float] = ()) -> Sample:
-        """What it comes to; with the numbers, when they have arrived."""
+        """As of `Taken`."""
         sums = self._sums
         if self.numbers is not None:
             updates, numbers = arrived[: len(self._updates)], arrived[len(self._updates) :]
@@ -97,7 +120,7 @@ class Joined:
         """As of `Taken`."""
 
     def sample(self, arrived: Sequence[float] = ()) -> Sample:
-        """What it comes to; with the numbers, when they have arrived."""
+        """As of `Taken`."""
         early = 0 if self._gradients.numbers is None else len(self._gradients.numbers)
         sample = self._taken.sample(arrived[early:])
         self._gradients.put(sample, arrived[:early])
@@ -152,7 +175,6 @@ def take(
     overwrites them, `grads` holds those that were kept, by index; of other parameters their own values and
     the moments are measured then, and nothing that takes both these and a gradient.
     """
-    sums = Sums(len(params))
     rest: list[_Rest] = []
     table = table_for(roles, overwritten=grads is not None)
     for group, places, of_group in _alike(optimizer.param_groups, roles):
@@ -163,20 +185,20 @@ def take(
         if len(taken) < len(places):
             members = zip(places, of_group, given, states, strict=True)
             rest.append((reader, group, [member for member in members if member[0] not in taken]))
+    if table is not None and grads is None and not rest and not updates:
+        return Known(table.sample())
+    sums = Sums(len(params))
     if table is not None:
-        table.measure(sums)
+        table.add_to(sums)
     there = DeviceSums(roles, tools or Tools())
-    seen_there: dict[int, Tensor] = {}
-    numbers = None
-    if rest or updates:
-        with torch.no_grad():
-            _measure_rest(sums, rest, there, roles, overwritten=grads is not None)
-            seen_there = _measure_updates(sums, updates or {})
-            norms = device_norms.norms([*seen_there.values()]) if seen_there else None
-            numbers = on_one_device([norms, *there.launch()])
+    with torch.no_grad():
+        _measure_rest(sums, rest, there, roles, overwritten=grads is not None)
+        seen_there = _measure_updates(sums, updates or {})
+        norms = device_norms.norms([*seen_there.values()]) if seen_there else None
+        numbers = on_one_device([norms, *there.launch()])
     # Of a gradient that was not kept it is not known whether there was one, and so an update.
     kept = grads is None or len(grads) == len(params)
-    return Taken(numbers, sums, there, [*seen_there], kept)
+    return AddedUp(numbers, sums, there, [*seen_there], kept)
 
 
 _Rest = tuple[Reader, Mapping[str, Any], list[tuple[int, Tensor, Tensor | None, dict[str, Any]]]]

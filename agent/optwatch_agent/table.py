@@ -9,16 +9,18 @@ from functools import cache
 from operator import add, attrgetter, le, mod, mul
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from optwatch.wire.messages import COUNTS, STATS
 from optwatch_agent.compiled import COMPILER
 from optwatch_agent.kernels import BF16, F16, F32, Common, Kernels, Tensors
 from optwatch_agent.pieces import Reader
 from optwatch_agent.quotients import FORMS, TINY, Form, form
 from optwatch_agent.roles import Roles
-from optwatch_agent.shards import is_partial, is_sharded
-from optwatch_agent.sums import Sums
+from optwatch_agent.shards import is_partial
+from optwatch_agent.sums import Sample, Sums
 from optwatch_agent.tensors import DEVICES, PLAIN, local, scalar
 
 _STRIDED = {torch.strided}
@@ -30,6 +32,8 @@ _RUN = 64
 
 _LEAST, _MOST = 1e-36, 1e36
 """Numbers that lie between keep their bits in float32."""
+
+_GRAD, _UPDATE = Sums.COLUMNS.index("grad"), Sums.COLUMNS.index("update")
 
 _is_cpu = attrgetter("is_cpu")
 _layout = attrgetter("layout")
@@ -59,8 +63,7 @@ class Table:
         self._kernels = kernels
         self._roles = roles
         self._overwritten = overwritten
-        self._tensors = Tensors()
-        self._commons: dict[Common, int] = {}
+        self._tensors = Tensors(itself=roles.root == "itself")
         self._memory: list[torch.UntypedStorage] = []
         """What the addresses point into: `p.data = …` in another thread does not free it. (To resize the
         storage would.)"""
@@ -87,7 +90,7 @@ class Table:
                 continue
             for members, found in self._readable(run):
                 common = Common(found.kinds, *numbers)
-                number = self._commons.setdefault(common, len(self._commons))
+                number = to.commons.setdefault(common, len(to.commons))
                 to.rows.extend([i for i, *_ in members])
                 to.sizes.extend(found.sizes)
                 to.common_of.extend([number] * len(members))
@@ -111,12 +114,14 @@ class Table:
         for i, param, grad, state in zip(where, params, grads, states, strict=True):
             if grad is None and not self._overwritten:
                 continue
-            if (grad is not None and is_partial(grad)) or not param.is_cpu or not extra.isdisjoint(state):
+            if not param.is_cpu or not extra.isdisjoint(state):
                 continue
             first, second, step = state.get(of_first), state.get(of_second), state.get("step")
             if second is None and roles.factors is not None:
                 continue
-            if is_sharded(param) or param.dtype.is_complex:
+            if type(param) not in PLAIN or param.dtype.is_complex:
+                if grad is not None and is_partial(grad):
+                    continue
                 param, grad, first, second = map(_real, (param, grad, first, second))
             if (size := param.numel()) == 0:
                 continue
@@ -188,13 +193,23 @@ class Table:
         known = _known(found is not None, grad, first, second)
         return known, (a, k, inside, of_root, epsilon + inside, b, *of_hat)
 
-    def measure(self, sums: Sums) -> None:
-        """Measure all of them, and let go of them."""
+    def add_to(self, sums: Sums) -> None:
+        """Add up all of them, and let go of them."""
         if self._tensors.rows:
-            itself = self._roles.root == "itself"
-            results = sums.numel, sums.values, sums.seen, sums.counts
-            self._kernels.measure(self._tensors, self._commons, itself, *results)
+            self._kernels.add_up(self._tensors, sums.numel, sums.values, sums.seen, sums.counts)
         self._memory.clear()
+
+    def sample(self) -> Sample:
+        """Measure all of them, where these are all that there are, and let go of them."""
+        tensors = len(self._tensors.rows)
+        stats = np.empty((tensors, len(STATS)), dtype=np.float32)
+        counts = np.empty((tensors, len(COUNTS)), dtype=np.uint64)
+        param_norm, update_norm = self._kernels.measure(self._tensors, stats, counts)
+        self._memory.clear()
+        knows_updates = all(
+            common.known[_UPDATE] or not common.known[_GRAD] for common in self._tensors.commons
+        )
+        return Sample(stats, counts, param_norm, update_norm if knows_updates else None)
 
 
 def table(roles: Roles, overwritten: bool = False) -> Table | None:

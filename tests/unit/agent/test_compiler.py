@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from optwatch_agent import compiled, kernels
-from optwatch_agent.kernels import Common, Kernels, Tensors
+from optwatch_agent.kernels import Kernels, Tensors
 
 pytestmark = [
     pytest.mark.skipif(not kernels.can_build(), reason="no C compiler"),
@@ -83,23 +83,36 @@ def test_of_several_that_come_at_once_one_compiles() -> None:
     assert names == {compiled.directory().name, "compiling.lock"}  # nothing half done
 
 
-class Wrong(Kernels):
+class WrongSum(Kernels):
     """One number is a little too large."""
 
-    def measure(self, tensors: Tensors, commons: Iterable[Common], itself: bool, *results: Any) -> None:
-        super().measure(tensors, commons, itself, *results)
+    def add_up(self, tensors: Tensors, *results: Any) -> None:
+        super().add_up(tensors, *results)
         results[1][-1, 0] *= 1.01
+
+
+class WrongStatistic(Kernels):
+    """One number is a little too large."""
+
+    def measure(self, tensors: Tensors, *results: Any) -> tuple[float, float]:
+        norms = super().measure(tensors, *results)
+        results[0][-1, 0] *= 1.01
+        return norms
 
 
 class Blind(Kernels):
     """It takes what is not finite for finite."""
 
-    def measure(self, tensors: Tensors, commons: Iterable[Common], itself: bool, *results: Any) -> None:
-        super().measure(tensors, commons, itself, *results)
-        results[3][:] = 0
+    def measure(self, tensors: Tensors, *results: Any) -> tuple[float, float]:
+        norms = super().measure(tensors, *results)
+        results[1][:] = 0
+        return norms
 
 
-@pytest.mark.parametrize(("kind", "message"), [(Wrong, "something else"), (Blind, "not finite")])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(WrongSum, "something else"), (WrongStatistic, "something else"), (Blind, "not finite")],
+)
 def test_a_pass_that_computes_something_else_is_not_accepted(kind: type[Kernels], message: str) -> None:
     kernels.build(compiled.directory())
     with pytest.raises(RuntimeError, match=message):
