@@ -73,6 +73,33 @@ for _ in range(3):
 print("trained")
 """
 
+AS_THE_STEP_GOES_ON = """
+import torch
+net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(COUNT)))
+optimizers = {}
+for _ in range(4):
+    net(torch.ones(1, 2)).sum().backward()
+    for p in net.parameters():
+        if p not in optimizers:
+            optimizers[p] = torch.optim.SGD([p], lr=0.1)
+        optimizers[p].step()
+        p.grad = None
+"""
+
+ONE_TENSOR = """
+import sys, torch
+p = torch.nn.Parameter(torch.ones(3))
+closure = "closure" in sys.argv
+optimizer = torch.optim.LBFGS([p], max_iter=3) if closure else torch.optim.SGD([p], lr=0.1)
+def loss():
+    optimizer.zero_grad()
+    loss = p.square().sum()
+    loss.backward()
+    return loss
+for _ in range(int(sys.argv[1])):
+    optimizer.step(loss) if closure else (loss(), optimizer.step())
+"""
+
 
 def python(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
@@ -120,6 +147,34 @@ def test_optimizers_that_step_within_backward_are_one(daemon: DaemonProcess, tmp
     losses = series.values[:, view.series.columns.index("loss")]
     assert losses.shape == (3,)
     assert np.isfinite(losses).all(), "also the first step has its loss"
+
+
+@pytest.mark.parametrize(("count", "shown"), [(2, [1] * 4), (40, [80])])
+def test_optimizers_that_are_made_as_the_step_goes_on_are_one_run(
+    daemon: DaemonProcess, tmp_path: Path, count: int, shown: list[int]
+) -> None:
+    """As those of Pyro."""
+    (tmp_path / "lazy.py").write_text(AS_THE_STEP_GOES_ON.replace("COUNT", str(count)))
+    done = python("-m", "optwatch", "run", "--", "lazy.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with daemon.client() as client:
+        (run,) = client.runs()
+        status = client.status(run.run)
+    assert [len(optimizer.groups) for optimizer in status.optimizers] == shown
+    assert status.steps_recorded == 3, "the first is over when it is seen that they are many"
+
+
+@pytest.mark.parametrize(("arguments", "recorded"), [(["3"], 2), (["1", "closure"], 1)])
+def test_an_optimizer_of_one_tensor(
+    daemon: DaemonProcess, tmp_path: Path, arguments: list[str], recorded: int
+) -> None:
+    """It may be the first of many; a single call of L-BFGS may be a whole training."""
+    (tmp_path / "one.py").write_text(ONE_TENSOR)
+    done = python("-m", "optwatch", "run", "--", "one.py", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with daemon.client() as client:
+        status = client.status("one")
+    assert status.steps_recorded == recorded
 
 
 def test_the_scripts_own_end_is_kept(home: Path, tmp_path: Path) -> None:
@@ -231,6 +286,13 @@ def test_a_script_without_a_step_says_so_once(home: Path, tmp_path: Path) -> Non
     done = python("-m", "optwatch", "run", "--", "looks.py", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stderr == ("optwatch run: no optimizer took a step in this process, so nothing was watched\n")
+
+
+def test_of_one_step_of_one_tensor_nothing_is_watched_and_it_is_said(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(ONE_TENSOR)
+    done = python("-m", "optwatch", "run", "--", "one.py", "1", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "has one tensor, and took no second one, so nothing was watched" in done.stderr
 
 
 @pytest.mark.parametrize(
