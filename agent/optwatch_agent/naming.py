@@ -99,14 +99,20 @@ def describe(name: str, optimizer: torch.optim.Optimizer) -> OptimizerInfo:
 
 def missing(model: nn.Module | None, optimizers: Iterable[torch.optim.Optimizer]) -> tuple[str, ...]:
     """The names of those parameters of a model that want a gradient and that no optimizer has, the first few.
+    Where the optimizers' own have gradients by now, those that have none, as a target network's, want none.
 
     None where the optimizers have none of its parameters at all: then they train copies.
     """
     if model is None:
         return ()
-    held = {id(p) for optimizer in optimizers for group in zero.groups_of(optimizer) for p in group["params"]}
-    wanted = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    left = [fit(plain_name(name)) for name, param in wanted if id(param) not in held]
+    held = [p for optimizer in optimizers for group in zero.groups_of(optimizer) for p in group["params"]]
+    ids, passed = set(map(id, held)), any(param.grad is not None for param in held)
+    wanted = [
+        (name, param)
+        for name, param in model.named_parameters()
+        if param.requires_grad and not (passed and param.grad is None)
+    ]
+    left = [fit(plain_name(name)) for name, param in wanted if id(param) not in ids]
     return tuple(left[:MISSING_NAMES]) if len(left) < len(wanted) else ()
 
 

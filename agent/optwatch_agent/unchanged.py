@@ -38,7 +38,7 @@ class Everything:
 
     def __init__(self, name: str | None) -> None:
         self.watches: list[Watch] = []
-        self.why_nothing = "no optimizer took a step in this process"
+        self.why_nothing = "no torch.optim.Optimizer took a step in this process"
         """Why no optimizer is watched, "" where one is."""
         self._name = name
         self._ready = False

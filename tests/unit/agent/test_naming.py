@@ -19,6 +19,17 @@ def test_what_no_optimizer_has_is_named_unless_it_is_frozen() -> None:
     assert missing(nn.DataParallel(model), [optimizer]) == ("1.weight", "1.bias")
 
 
+def test_once_there_are_gradients_what_gets_none_is_not_missing() -> None:
+    """As the target network of a DQN, which wants one by its flag only."""
+    model = nn.ModuleDict({name: nn.Linear(3, 1) for name in ("online", "target", "forgotten")})
+    optimizer = torch.optim.SGD(model["online"].parameters(), lr=0.1)
+    x = torch.ones(2, 3)
+    with torch.no_grad():
+        goal = model["target"](x)
+    (model["online"](x) + model["forgotten"](x) - goal).square().mean().backward()
+    assert missing(model, [optimizer]) == ("forgotten.weight", "forgotten.bias")
+
+
 def test_an_optimizer_of_copies_has_nothing_missing() -> None:
     model = nn.Linear(3, 3)
     masters = [param.detach().clone().requires_grad_() for param in model.parameters()]
