@@ -12,7 +12,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from optwatch_agent import losses
 from optwatch_agent.attach import attach
 from optwatch_agent.watch import Watch
 
@@ -52,7 +51,6 @@ class OptwatchCallback(TrainerCallback):
         options = {"name": getattr(args, "run_name", None), "step": state.global_step, "config": shown}
         self._end()
         self.watch = attach(known["optimizer"], model=known.get("model"), **(options | self._options))
-        losses.TAP.expect_parts(True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **known: Any) -> None:
         """End the training where a `stop` was commanded."""
@@ -76,6 +74,5 @@ class OptwatchCallback(TrainerCallback):
 
     def _end(self) -> None:
         if self.watch is not None:
-            losses.TAP.expect_parts(False)
             self.watch.detach()
             self.watch = None

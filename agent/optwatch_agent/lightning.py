@@ -10,7 +10,6 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from optwatch_agent import losses
 from optwatch_agent.attach import attach
 from optwatch_agent.watch import Watch
 
@@ -42,7 +41,6 @@ class OptwatchCallback(Callback):
         self.watch = attach(
             several if len(made) > 1 else made[0], model=pl_module, **(options | self._options)
         )
-        losses.TAP.expect_parts(pl_module.automatic_optimization)
 
     def on_train_batch_end(self, trainer: Any, *args: Any, **known: Any) -> None:
         """End the training where a `stop` was commanded."""
@@ -70,6 +68,5 @@ class OptwatchCallback(Callback):
 
     def _end(self) -> None:
         if self.watch is not None:
-            losses.TAP.expect_parts(False)
             self.watch.detach()
             self.watch = None

@@ -5,6 +5,7 @@ backward after any step opens a window; the step that follows reads it, and so d
 that steps without another backward in between. `torch.autograd.grad` is not seen.
 """
 
+import sys
 import time
 import weakref
 from collections import deque
@@ -21,6 +22,13 @@ from optwatch_agent.phases import BACKWARD_BEGINS, PHASES, Phases
 from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import on_cpu
 
+_DIVIDING = (
+    "transformers.trainer",
+    "lightning.pytorch.loops.optimization.automatic",
+    "pytorch_lightning.loops.optimization.automatic",
+)
+"""Modules with loops that divide the loss of each of a step's passes: by how many there are, or mostly are,
+or by the tokens of all."""
 _SCALED = 4
 """Losses that may be scaled before the first of them is passed back."""
 
@@ -41,8 +49,8 @@ class Window:
         self._values: list[Tensor | float] = []
         self._divisors: list[tuple[float, ...]] = []
         self._closed = True
-        self.parts = False
-        """Whether the losses of a step's passes are known to be parts of one, whose sum is the step's."""
+        self._are_parts = False
+        """Whether the losses are known to be parts of one, whose sum is the step's."""
         self._scaled: deque[Scaled] = deque(maxlen=_SCALED)
         self._spent = 0.0
 
@@ -60,7 +68,7 @@ class Window:
         """The loss of the step that ends, and how many backward passes it is made of.
 
         Several passes: the sum where each after the first, and so the first too, was divided by their
-        number (gradient accumulation), else the mean.
+        number (gradient accumulation) or a framework makes them of which that is known; else the mean.
         """
         n = len(self._values)
         if n == 0:
@@ -69,7 +77,7 @@ class Window:
             return self._values[0], 1
         loss: Tensor | float = sum(self._values[1:], start=self._values[0])
         divided = all(any(abs(by / n - 1) < 1e-6 for by in divisors) for divisors in self._divisors)
-        if not self.parts and not divided:
+        if not self._are_parts and not divided:
             loss = loss / n
         return loss, n
 
@@ -118,7 +126,7 @@ class Window:
             scaled = next((each for each in self._scaled if each.result() is tensors), None)
             if self._values:  # looking at what was divided costs more than all the rest
                 if len(self._values) == 1:
-                    self._divisors = []
+                    self._divisors, self._are_parts = [], _is_in_framework()
                 self._divisors.append(_divisors(tensors) if scaled is None else scaled.divisors)
             if scaled is not None:
                 tensors = scaled.loss
@@ -152,13 +160,6 @@ class LossTap:
         """It is over."""
         PHASES.leave(thread)
         self._windows.leave(thread)
-
-    def expect_parts(self, parts: bool) -> None:
-        """Whether the losses of a step's passes are known to be parts of one loss.
-
-        A framework that divides them by what they have in common, such as the tokens of all, knows.
-        """
-        self.window.parts = parts
 
     def install(self) -> None:
         for patch in self.patches:
@@ -214,6 +215,16 @@ class LossTap:
 
 def _ends(phases: Phases, which: object, raised: bool) -> None:
     phases.end_backward(which, raised)
+
+
+def _is_in_framework() -> bool:
+    """Whether this is called from within a loop that divides the losses of a step's passes."""
+    frame = sys._getframe() if any(name in sys.modules for name in _DIVIDING) else None
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _DIVIDING:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _divisors(loss: Tensor) -> tuple[float, ...]:

@@ -158,8 +158,13 @@ def test_hugging_face_hides_a_nan_and_we_do_not(daemon: DaemonProcess, tmp_path:
     assert "non_finite" in kinds
 
 
-def test_the_one_line_with_hugging_face(daemon: DaemonProcess, tmp_path: Path) -> None:
-    """An optimizer that was attached to before the Trainer took it."""
+@pytest.mark.parametrize("kind", ["classifier", "language model"])
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_the_one_line_with_hugging_face(
+    daemon: DaemonProcess, tmp_path: Path, kind: str, accumulated: int
+) -> None:
+    """An optimizer that was attached to before the Trainer took it. The Trainer divides the losses of a
+    classifier by the passes of a step, and those of a language model by their tokens."""
     watches = []
 
     def made(model: nn.Module) -> torch.optim.Optimizer:
@@ -167,9 +172,8 @@ def test_the_one_line_with_hugging_face(daemon: DaemonProcess, tmp_path: Path) -
         watches.append(optwatch.attach(optimizer, name="line"))
         return optimizer
 
-    training = trainer(
-        "classifier", tmp_path, rows_for("classifier", 64), [], num_train_epochs=1, optimizers=made
-    )
+    arguments = {"num_train_epochs": 1, "gradient_accumulation_steps": accumulated}
+    training = trainer(kind, tmp_path, rows_for(kind, 64), [], optimizers=made, **arguments)
     training.train()
     watches[0].detach()
     log = [entry["loss"] for entry in training.state.log_history if "loss" in entry]
