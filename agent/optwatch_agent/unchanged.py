@@ -1,9 +1,9 @@
 """Attaching to the optimizers of a script that knows nothing of optwatch.
 
 A hook that torch calls at the step of every optimizer attaches at the first one, to all optimizers that
-are there by then as one run; a later one that was made since becomes a run of its own. An optimizer of one
-tensor may be the first of many that are made as a step goes on, as Pyro makes them: these are attached to
-when one of them steps again.
+are there by then as one run; a later one that was made since becomes a run of its own. Where that first one
+has one tensor only, and others have gradients but no optimizer, these may get theirs as the step goes on, as
+from Pyro: all are attached to when one of them steps again.
 """
 
 import functools
@@ -24,7 +24,9 @@ from optwatch_agent.calls import closure_of
 from optwatch_agent.identity import default_name
 from optwatch_agent.outside import outside
 from optwatch_agent.patches import Patch
+from optwatch_agent.roles import steps_so_far
 from optwatch_agent.signals import let_through
+from optwatch_agent.tensors import PLAIN
 from optwatch_agent.watch import Watch
 
 log = logging.getLogger("optwatch")
@@ -46,7 +48,7 @@ class Everything:
         """In the order in which they were made, which is the same on every rank."""
         self._known: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._waiting: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        """Those of one tensor that have stepped once, when there was no other one to watch."""
+        """Those of one tensor each that have stepped once and may be some of many."""
         Patch(torch.optim.Optimizer, "__init__", self._wrap_init).install()
 
     def _wrap_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,12 +79,10 @@ class Everything:
                 return
             others = [other for ref in self._made if (other := ref()) is not None and other is not optimizer]
             others = [other for other in others if other not in self._known]
-            may_wait = optimizer not in self._waiting and self._waiting.issuperset(others)
-            if may_wait and _may_be_of_many(optimizer, args, kwargs):
+            if self._may_be_of_many(optimizer, others, closure_of(args, kwargs)):
                 self._waiting.add(optimizer)
-                self.why_nothing = (
-                    "the only optimizer that took a step has one tensor, and took no second one"
-                )
+                self.why_nothing = "the only optimizers that took a step have one tensor, and took no second"
+                losses.TAP.window.close()
                 return
             # The one that steps comes first: it is the one whose steps are the run's.
             self._watch([optimizer, *others])
@@ -90,30 +90,47 @@ class Everything:
             let_through(error)
             log.warning("optwatch: cannot attach to %s: %r", type(optimizer).__name__, error)
 
+    def _may_be_of_many(
+        self, optimizer: torch.optim.Optimizer, others: Sequence[torch.optim.Optimizer], closure: object
+    ) -> bool:
+        """Whether there may be others to come beside an optimizer that steps for the first time. With a
+        closure its step may be a whole training, as one of L-BFGS."""
+        if optimizer in self._waiting or not self._waiting.issuperset(others) or closure is not None:
+            return False
+        is_of_one = sum(len(group["params"]) for group in optimizer.param_groups) == 1
+        return is_of_one and (bool(self._waiting) or _are_without([ref() for ref in self._made]))
+
     def _watch(self, there: Sequence[torch.optim.Optimizer]) -> None:
+        # A step of one that waited is behind it, which not every kind counts.
+        step = max(1, steps_so_far(there[0])) if there[0] in self._waiting else None
         self.why_nothing = ""
+        self._waiting.clear()
         self._known.update(there)
         inner = {id(part): part for each in there for part in all_innermost(each)}
         self._known.update(inner.values())
         fresh = [each for each in inner.values() if not is_watched(each)]
         if not fresh:
             return
-        named = {f"optimizer {i}": each for i, each in enumerate(fresh)}
+        given = {f"optimizer {i}": each for i, each in enumerate(fresh)} if len(fresh) > 1 else fresh[0]
         name = self._name or default_name()
         if self.watches:
             name = f"{name} {len(self.watches) + 1}"
-        self.watches.append(attach(named if len(fresh) > 1 else fresh[0], model=_model_of(fresh), name=name))
-
-
-def _may_be_of_many(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> bool:
-    """Whether an optimizer has one tensor only, and its step no whole training, as one of L-BFGS may be."""
-    tensors = sum(len(group["params"]) for group in optimizer.param_groups)
-    return tensors == 1 and closure_of(args, kwargs) is None
+        self.watches.append(attach(given, model=_model_of(fresh), name=name, step=step))
 
 
 def _living(kind: type[Any]) -> list[Any]:
     # By type alone: `isinstance` asks lazy objects for their class, and some warn then.
     return [thing for thing in gc.get_objects() if issubclass(type(thing), kind)]
+
+
+def _are_without(optimizers: Sequence[torch.optim.Optimizer | None]) -> bool:
+    """Whether a gradient was made for a tensor that is in none of the optimizers."""
+    there = [each for each in optimizers if each is not None]
+    held = {id(param) for each in there for group in each.param_groups for param in group["params"]}
+    return any(
+        type(tensor) in PLAIN and tensor.is_leaf and tensor.grad is not None and id(tensor) not in held
+        for tensor in _living(torch.Tensor)
+    )
 
 
 def _model_of(optimizers: Sequence[torch.optim.Optimizer]) -> nn.Module | None:

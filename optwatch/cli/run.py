@@ -16,11 +16,11 @@ EXAMPLE = """optwatch run --name baseline -- train.py --lr 0.1
   optwatch run -m package.train --lr 0.1
   torchrun --nproc-per-node 2 --no-python optwatch run -- train.py
 
-The optimizers that are there when the first of them steps are one run (a GAN's two, say); where that one has
-a single tensor, when it steps again. One that is made later is a run of its own: the second training of a
-script named train.py is "train 2". The script runs in this process as python would run it. Processes that it
-forks are watched too, but for their last moments; those that it spawns are not, other than by an
-optwatch.attach of their own."""
+The optimizers that are there when the first of them steps are one run (a GAN's two, say), and so are those of
+a tensor each that are made during the first step (Pyro's), from the second step on. One that is made later is
+a run of its own: the second training of a script named train.py is "train 2". The script runs in this process
+as python would run it. Processes that it forks are watched too, but for their last moments; those that it
+spawns are not, other than by an optwatch.attach of their own."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

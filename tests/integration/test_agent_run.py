@@ -89,11 +89,12 @@ for _ in range(4):
 ONE_TENSOR = """
 import sys, torch
 p = torch.nn.Parameter(torch.ones(3))
+q = torch.ones(3, requires_grad="another" in sys.argv)
 closure = "closure" in sys.argv
 optimizer = torch.optim.LBFGS([p], max_iter=3) if closure else torch.optim.SGD([p], lr=0.1)
 def loss():
     optimizer.zero_grad()
-    loss = p.square().sum()
+    loss = (q * p).square().sum()
     loss.backward()
     return loss
 for _ in range(int(sys.argv[1])):
@@ -164,17 +165,24 @@ def test_optimizers_that_are_made_as_the_step_goes_on_are_one_run(
     assert status.steps_recorded == 3, "the first is over when it is seen that they are many"
 
 
-@pytest.mark.parametrize(("arguments", "recorded"), [(["3"], 2), (["1", "closure"], 1)])
+@pytest.mark.parametrize(
+    ("arguments", "recorded"),
+    [(["3"], [1, 2, 3]), (["3", "another"], [2, 3]), (["1", "another", "closure"], [1])],
+)
 def test_an_optimizer_of_one_tensor(
-    daemon: DaemonProcess, tmp_path: Path, arguments: list[str], recorded: int
+    daemon: DaemonProcess, tmp_path: Path, arguments: list[str], recorded: list[int]
 ) -> None:
-    """It may be the first of many; a single call of L-BFGS may be a whole training."""
+    """It may be the first of many where another tensor has a gradient; a single call of L-BFGS may be a whole
+    training."""
     (tmp_path / "one.py").write_text(ONE_TENSOR)
     done = python("-m", "optwatch", "run", "--", "one.py", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     with daemon.client() as client:
-        status = client.status("one")
-    assert status.steps_recorded == recorded
+        view, series, _ = client.view("one", points=1000)
+    assert series.step.tolist() == recorded
+    losses = series.values[:, view.series.columns.index("loss")].tolist()
+    assert losses == sorted(losses, reverse=True), "each is of its own step"
+    assert "backward_passes" not in view.series.columns
 
 
 def test_the_scripts_own_end_is_kept(home: Path, tmp_path: Path) -> None:
@@ -291,9 +299,9 @@ def test_a_script_without_a_step_says_so_once(home: Path, tmp_path: Path) -> Non
 
 def test_of_one_step_of_one_tensor_nothing_is_watched_and_it_is_said(home: Path, tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text(ONE_TENSOR)
-    done = python("-m", "optwatch", "run", "--", "one.py", "1", cwd=tmp_path)
+    done = python("-m", "optwatch", "run", "--", "one.py", "1", "another", cwd=tmp_path)
     assert done.returncode == 0
-    assert "has one tensor, and took no second one, so nothing was watched" in done.stderr
+    assert "have one tensor, and took no second, so nothing was watched" in done.stderr
 
 
 @pytest.mark.parametrize(
