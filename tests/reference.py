@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from optwatch.cli import SUBCOMMANDS
+from optwatch.detect.panel import OF_THE_COURSE
 from optwatch.detect.remedies import ADVICE
 from optwatch.export.metrics import Reading, Service, families
 from optwatch.export.names import column_tag
@@ -106,6 +107,9 @@ def findings() -> str:
     ]
     parts += ["## Kinds\n", _table(("kind", "what is found"), meanings.KINDS)]
     parts += [
+        f"Where the loss need not fall, {_listed(sorted(OF_THE_COURSE))} are\n"
+        "`watch`: in reinforcement learning, which is where a module of environments or a trainer by\n"
+        "rewards (as `gymnasium`, or TRL's `GRPOTrainer`) is imported when an agent attaches.\n",
         "## Causes\n\nEach with the advice that goes with it.\n",
         _table(("cause", "what to do"), ADVICE),
     ]
@@ -171,7 +175,11 @@ def _attribute_docs(kind: type) -> Iterator[tuple[str, str]]:
 
 
 def _words(literal: Any) -> str:
-    return ", ".join(f"`{word}`" for word in literal.__args__)
+    return _listed(literal.__args__)
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from optwatch.wire.limits import MAX_TEXT, fit
 from optwatch.wire.messages import ConfigValue, GroupInfo, OptimizerInfo, TensorInfo
 from optwatch_agent import zero
 from optwatch_agent.joint import kind_of
+from optwatch_agent.objective import why_loss_may_rise
 from optwatch_agent.roles import is_known, roles_of
 from optwatch_agent.shards import is_sharded, shard_key
 from optwatch_agent.signals import let_through
@@ -94,7 +95,14 @@ def describe(name: str, optimizer: torch.optim.Optimizer) -> OptimizerInfo:
     )
     shapes = [[tuple(p.shape) for p in group["params"]] for group in of_all_ranks]
     digest = hashlib.sha256(msgspec.msgpack.encode((kind, shapes))).hexdigest()[:16]
-    return OptimizerInfo(name=name, kind=kind, groups=groups, digest=digest, hints=_hints(optimizer))
+    return OptimizerInfo(
+        name=name,
+        kind=kind,
+        groups=groups,
+        digest=digest,
+        hints=_hints(optimizer),
+        loss_may_rise=why_loss_may_rise(),
+    )
 
 
 def missing(model: nn.Module | None, optimizers: Iterable[torch.optim.Optimizer]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from optwatch.series.points import Column, Points, Samples
 from optwatch.wire.findings import ALARMS, SEVERITIES, Finding, Kind
 from optwatch.wire.messages import OptimizerInfo
 
-VERSION = 5
+VERSION = 6
 """Of the state: one of another version is not restored."""
 
 DETECTORS: tuple[type[Detector], ...] = (
@@ -54,6 +54,11 @@ TOLD_BY: dict[Kind, frozenset[Kind]] = {
     "epsilon_dominated": frozenset({"dead_parameters", "vanishing_gradient"}),
 }
 """Kinds that are not reported while an alarm of these kinds is open."""
+
+OF_THE_COURSE: frozenset[Kind] = frozenset(
+    {"divergence", "slow_divergence", "loss_spike", "oscillation", "plateau"}
+)
+"""Kinds that say of a loss that it does not fall: no alarms where it need not."""
 
 MARK = "mark"
 """A planned change that is no action."""
@@ -83,6 +88,8 @@ class Panel:
         self.run = run
         self._detectors: tuple[Detector, ...] = tuple(kind() for kind in DETECTORS)
         self._evidence = Evidence()
+        self._may_rise = ""
+        """Why the loss need not fall while all is well."""
         self._findings: list[Finding] = []
         self._open: dict[str, int] = {}
         self._planned: list[tuple[int, str]] = []
@@ -118,6 +125,7 @@ class Panel:
     def setup(self, optimizers: Sequence[OptimizerInfo]) -> list[Finding]:
         """Look over the optimizers as they are set up. The same hint is given once."""
         self._evidence.setup(optimizers)
+        self._may_rise = optimizers[0].loss_may_rise if optimizers else ""
         hints = [hint for hint in lint(optimizers) if f"lint/{hint.key}" not in self._open]
         return [finding for hint in hints if (finding := self._take(hint, "lint")) is not None]
 
@@ -172,6 +180,7 @@ class Panel:
             "planned": list(self._planned),
             "step": self._step,
             "evidence": self._evidence.state(),
+            "may_rise": self._may_rise,
             "findings": [msgspec.to_builtins(finding) for finding in self._findings],
             "open": dict(self._open),
             "detectors": {detector.name: detector.state() for detector in self._detectors},
@@ -192,6 +201,7 @@ class Panel:
             self._planned = msgspec.convert(state["planned"], list[tuple[int, str]])
             self._step = msgspec.convert(state["step"], int)
             self._evidence.restore(state["evidence"])
+            self._may_rise = str(state["may_rise"])
             for detector in self._detectors:
                 detector.restore(state["detectors"][detector.name])
         except (KeyError, TypeError, msgspec.ValidationError) as error:
@@ -210,6 +220,9 @@ class Panel:
             number = opened
         before = self._findings[number - 1] if opened is not None else None
         severity, summary, evidence = signal.severity, signal.summary, dict(signal.evidence)
+        if unheard := self._may_rise and signal.kind in OF_THE_COURSE:
+            severity = "watch"
+            summary += "" if signal.over else f" (no alarm: {self._may_rise}, where the loss need not fall)"
         if before is not None and signal.over:
             summary, evidence = f"{before.summary}; {summary}", {**before.evidence, **evidence}
         elif before is not None:
@@ -217,6 +230,8 @@ class Panel:
         also = {self._findings[other - 1].kind for other in self._open.values() if other != number}
         if before is not None and signal.over:
             causes, remedies = before.causes, before.remedies
+        elif unheard:
+            causes, remedies = (), ()
         else:
             causes = causes_of(signal, self._evidence, also)
             remedies = remedies_for(signal, causes, self._evidence)
@@ -248,7 +263,7 @@ class Panel:
         """Whether an open alarm says it already: a loss that diverged has lost its progress, too."""
         told = TOLD_BY.get(signal.kind, frozenset())
         return any(
-            finding.kind in told and finding.severity in ALARMS
+            finding.kind in told and (finding.severity in ALARMS or bool(self._may_rise))
             for finding in (self._findings[number - 1] for number in self._open.values())
         )
 

@@ -90,6 +90,8 @@ class OptimizerInfo(msgspec.Struct, frozen=True):
     """What this optimizer cannot do, and why, a sentence each ("restart: …")."""
     missing: tuple[str, ...] = ()
     """Names of the model's parameters that want a gradient and are in none of the optimizers."""
+    loss_may_rise: str = ""
+    """Why its loss need not fall while all is well, "" where it has to."""
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True, kw_only=True):

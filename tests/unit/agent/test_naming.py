@@ -1,7 +1,10 @@
 """What the agent says of the set-up of a model and its optimizers."""
 
+import sys
 import warnings
+from types import ModuleType
 
+import pytest
 import torch
 from torch import nn
 
@@ -45,3 +48,10 @@ def test_what_is_listed_twice_and_what_is_half_precision_is_told() -> None:
     first, second = describe("o", optimizer).groups
     assert (first.twice, first.half) == (1, False)
     assert (second.twice, second.half) == (0, True)
+
+
+def test_where_an_environment_is_at_hand_the_loss_need_not_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    assert describe("optimizer", optimizer).loss_may_rise == ""
+    monkeypatch.setitem(sys.modules, "gymnasium", ModuleType("gymnasium"))
+    assert describe("optimizer", optimizer).loss_may_rise == "reinforcement learning with gymnasium"
