@@ -8,7 +8,7 @@ import functools
 import numbers
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ from optwatch_agent.tensors import on_cpu
 
 _MOST_GROUPS = 64
 """Groups whose LR is told."""
+
+
+class Scaled(NamedTuple):
+    """A group whose lr is multiplied."""
+
+    group: dict[str, Any]
+    lr: Any
+    """What it holds: a number, or the tensor that is multiplied in place."""
+    scheduled: Any
+    scaled: Any
 
 
 class LrScale:
@@ -34,8 +44,8 @@ class LrScale:
         self._ramp_done = 0
         self._warmup = 0
         self._warmup_done = 0
-        self._saved: dict[int, list[tuple[dict[str, Any], Any, Any]]] = {}
-        """By the id of a member whose lr is multiplied now: its groups, the lr as scheduled and as scaled."""
+        self._saved: dict[int, list[Scaled]] = {}
+        """By the id of a member whose lr is multiplied now."""
         self._wrappers: list[tuple[types.MethodType, Any]] = []
         """What stands for `step` of each member, and what was set there before."""
         self._inside = False
@@ -87,7 +97,7 @@ class LrScale:
     def add_columns(self, values: dict[str, Value]) -> None:
         """Tell in a step's row the lr of each group as the schedule has it, while the factor is in."""
         if self._saved:
-            scheduled = {id(group): lr for saved in self._saved.values() for group, lr, _ in saved}
+            scheduled = {id(each.group): each.scheduled for saved in self._saved.values() for each in saved}
             groups = self._optimizer.param_groups
             add_lrs(values, [{"lr": scheduled.get(id(group), group.get("lr"))} for group in groups])
 
@@ -129,29 +139,30 @@ class LrScale:
             return
         self._put_back(id(member))
         saved = self._saved.setdefault(id(member), [])
-        kept: dict[int, Tensor] = {}  # groups may share one tensor
+        kept: set[int] = set()  # groups may share one tensor
         for group in member.param_groups:
             lr = group["lr"]
-            if isinstance(lr, Tensor):
+            if not isinstance(lr, Tensor):
+                saved.append(Scaled(group, lr, lr, lr * factor))
+                group["lr"] = saved[-1].scaled
+            elif id(lr) not in kept:
+                kept.add(id(lr))
                 with torch.no_grad():
-                    shared = id(lr) in kept
                     # Noted before it is done: a signal handler may raise in between.
-                    saved.append((group, kept.setdefault(id(lr), lr.detach().clone()), lr))
-                    if not shared:
-                        lr.mul_(factor)
-            else:
-                scaled = lr * factor
-                saved.append((group, lr, scaled))
-                group["lr"] = scaled
+                    saved.append(Scaled(group, lr, lr.detach().clone(), lr.detach() * factor))
+                    lr.copy_(saved[-1].scaled)
 
     def _put_back(self, member: int) -> None:
-        """Exactly; an lr that was set during the step stays."""
-        for group, scheduled, scaled in self._saved.get(member, ()):
-            if isinstance(scaled, Tensor):
-                with torch.no_grad():
-                    scaled.copy_(scheduled)
-            elif group.get("lr") == scaled:
+        for group, lr, scheduled, scaled in self._saved.get(member, ()):
+            now = group.get("lr")
+            if isinstance(lr, Tensor):
+                with torch.no_grad():  # and without waiting for a device
+                    follows = torch.where(lr == scaled, scheduled, _followed(scheduled, scaled, lr))
+                    lr.copy_(follows if now is lr else scheduled)
+            elif now == scaled:  # exactly what it was
                 group["lr"] = scheduled
+            elif isinstance(now, numbers.Real) and scheduled and scaled:
+                group["lr"] = _followed(scheduled, scaled, now)
         self._saved.pop(member, None)
 
     def arm(self) -> None:
@@ -201,6 +212,16 @@ class LrScale:
         self.target, self._ramp, self._warmup = 1.0, 0, 0
         self._look()
         self.disarm()
+
+
+def _followed(scheduled: Any, scaled: Any, now: Any) -> Any:
+    """The lr as scheduled after a step that has changed it. Nearer to the scaled one it was changed in
+    proportion, as by optimizers that let it decay themselves; else it was set, and stays."""
+    ratio = now / scaled
+    in_proportion = abs(ratio - 1) < abs(now / scheduled - 1)
+    if isinstance(now, Tensor):
+        return torch.where(in_proportion, scheduled * ratio, now)
+    return scheduled * ratio if in_proportion else now
 
 
 def add_lrs(values: dict[str, Value], groups: Sequence[dict[str, Any]]) -> None:

@@ -112,3 +112,47 @@ def test_scale_lr_is_exact_and_leaves_the_schedule_alone(name: str, tensor_lr: b
     for step, (lrs, wanted) in enumerate(zip(used, schedule, strict=True), start=1):
         scaled = ON < step < OFF or step > ON_AGAIN
         assert lrs == [0.5 * lr if scaled else lr for lr in wanted], step
+
+
+class Decaying(torch.optim.SGD):
+    """Lets its LR decay by itself, as Pyro's ClippedAdam does, or sets it, as by a warm-up of its own."""
+
+    def __init__(self, params: Any, lr: Any, sets: bool) -> None:
+        super().__init__(params, lr=lr)
+        self.sets = sets
+        self.used: list[float] = []
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        self.used.append(float(self.param_groups[0]["lr"]))
+        result = super().step(closure)
+        for group in self.param_groups:
+            changed = 0.1 / (len(self.used) + 1) if self.sets else group["lr"] * 0.97
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(changed)
+            else:
+                group["lr"] = changed
+        return result
+
+
+@pytest.mark.parametrize("sets", [False, True], ids=["decays", "sets"])
+@pytest.mark.parametrize("tensor_lr", [False, True], ids=["number", "tensor"])
+def test_an_lr_that_the_optimizer_changes_in_its_step_goes_on_as_without_the_scale(
+    tensor_lr: bool, sets: bool
+) -> None:
+    def trained(watched: bool) -> list[float]:
+        parameter = nn.Parameter(torch.ones(3))
+        lr = torch.tensor(0.1, dtype=torch.float64) if tensor_lr else 0.1
+        optimizer = Decaying([parameter], lr, sets)
+        hand = Hand(attach(optimizer)._agent) if watched else None
+        for step in range(1, FOR + 1):
+            if hand is not None and step == ON:
+                hand.command("scale_lr", factor=0.5)
+            if hand is not None and step == OFF:
+                hand.command("scale_lr", reset=True)
+            parameter.grad = torch.ones(3)
+            optimizer.step()
+        return optimizer.used
+
+    plain, used = trained(watched=False), trained(watched=True)
+    scaled = [0.5 * lr if ON < step < OFF else lr for step, lr in enumerate(plain, start=1)]
+    assert used == pytest.approx(scaled, rel=1e-12)
