@@ -21,9 +21,12 @@ from optwatch_agent.watch import Watch
 
 log = logging.getLogger("optwatch")
 
-_INNER = ("optimizer", "base_optimizer", "_optimizer", "_base_optimizer", "optim", "base")
+_INNER = (
+    *("optimizer", "base_optimizer", "_optimizer", "_base_optimizer", "original_optimizer"),
+    *("optim", "_optim", "opt", "base"),
+)
 """Attributes under which wrappers keep the optimizer that does the work."""
-_SEVERAL = ("optimizers", "chained_optimizers", "optimizer_dict", "optim_map")
+_SEVERAL = ("optimizers", "chained_optimizers", "optimizer_dict", "optim_map", "optim_objs")
 """The same of containers, which keep several in a list or by parameter."""
 _DEEPEST = 16
 """Wrappers around wrappers that are looked into."""

@@ -1,6 +1,7 @@
 """Names, shapes and numbers that describe an optimizer to the daemon."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,24 +22,26 @@ from optwatch_agent.signals import let_through
 from optwatch_agent.tensors import local
 
 MISSING_NAMES = 8
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
-"""What DDP, torch.compile and FSDP put into the names of a model's parameters."""
+_WRAPPERS = frozenset(("module", "_module", "_orig_mod", "_fsdp_wrapped_module"))
+"""What DDP, Opacus, torch.compile and FSDP put into the names of a model's parameters."""
 
 
 def names_of(model: nn.Module | None) -> dict[int, str]:
-    """The names of a model's parameters by id; the wrappers' parts of them are left out."""
-    names: dict[int, str] = {}
-    if model is not None:
-        for name, param in model.named_parameters():
-            names.setdefault(id(param), plain_name(name))
-    return names
+    """The names of a model's parameters by id; the wrappers' parts of them are left out, but where two would
+    have the same."""
+    if model is None:
+        return {}
+    params = dict(model.named_parameters())
+    counts = Counter(map(plain_name, params))
+    return {
+        id(param): short if counts[short := plain_name(name)] == 1 else name for name, param in params.items()
+    }
 
 
 def plain_name(name: str) -> str:
     """The name of a parameter or a module without the wrappers' parts."""
-    for part in _WRAPPERS:
-        name = name.replace(part, "")
-    return name
+    *path, last = name.split(".")
+    return ".".join([*(part for part in path if part not in _WRAPPERS), last])
 
 
 def is_replicated(model: nn.Module | None) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from optwatch_agent.naming import describe, missing
+from optwatch_agent.naming import describe, missing, names_of
 
 
 def test_what_no_optimizer_has_is_named_unless_it_is_frozen() -> None:
@@ -31,6 +31,21 @@ def test_once_there_are_gradients_what_gets_none_is_not_missing() -> None:
         goal = model["target"](x)
     (model["online"](x) + model["forgotten"](x) - goal).square().mean().backward()
     assert missing(model, [optimizer]) == ("forgotten.weight", "forgotten.bias")
+
+
+def test_of_names_only_whole_parts_of_wrappers_are_left_out() -> None:
+    model = nn.ModuleDict(
+        {"mean_module": nn.Linear(1, 1, bias=False), "submodule": nn.Linear(1, 1, bias=False)}
+    )
+    wrapped = nn.DataParallel(torch.compile(model))  # type: ignore[arg-type]
+    assert set(names_of(wrapped).values()) == {"mean_module.weight", "submodule.weight"}
+
+
+def test_names_that_would_be_the_same_without_wrappers_stay_whole() -> None:
+    inner = nn.Linear(1, 1, bias=False)
+    inner.module = nn.Linear(1, 1, bias=False)
+    assert set(names_of(inner).values()) == {"weight", "module.weight"}
+    assert names_of(None) == {}
 
 
 def test_an_optimizer_of_copies_has_nothing_missing() -> None:
