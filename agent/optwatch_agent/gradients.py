@@ -38,6 +38,11 @@ class Gradients:
             return {}
         return as_columns(norm, clips.TAP.take(with_grad))
 
+    def clipped(self, optimizer: torch.optim.Optimizer, norm: Value) -> dict[str, Value]:
+        """The columns of a norm that a command clips, and of the user's own clipping before it."""
+        with_grad = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return as_columns(norm, clips.TAP.take(with_grad))
+
 
 def as_columns(norm: Value, clip: clips.Seen | None) -> dict[str, Value]:
     """A norm, and what is known of the user's clipping of the gradients that it is of."""

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ _DIVIDING = (
 )
 """Modules with loops that divide the loss of each of a step's passes: by how many there are, or mostly are,
 or by the tokens of all."""
+_LOOKED_AT = 8
+"""Parameters of each group whose gradients are looked at."""
 _SCALED = 4
 """Losses that may be scaled before the first of them is passed back."""
 
@@ -52,6 +55,8 @@ class Window:
         self._are_parts = False
         """Whether the losses are known to be parts of one, whose sum is the step's."""
         self._scaled: deque[Scaled] = deque(maxlen=_SCALED)
+        self.counts = False
+        """Whether gradients were there at the end of the last pass."""
         self._spent = 0.0
 
     @property
@@ -82,7 +87,7 @@ class Window:
         return loss, n
 
     def close(self) -> None:
-        """A step was taken: the next backward opens a new window."""
+        """A step was taken, or the gradients were dropped: the next backward opens a new window."""
         self._closed = True
 
     def take_spent(self) -> float:
@@ -145,6 +150,7 @@ class LossTap:
             Patch(torch.amp.grad_scaler.GradScaler, "scale", self.wrap_scale),
         )
         self._windows = OfThread(Window)
+        self._followed: list[weakref.ref[torch.optim.Optimizer]] = []
 
     @property
     def window(self) -> Window:
@@ -161,6 +167,21 @@ class LossTap:
         PHASES.leave(thread)
         self._windows.leave(thread)
 
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the gradients of an optimizer: where passes were for nothing they are dropped."""
+        there = [ref for ref in self._followed if ref() not in (None, optimizer)]
+        self._followed = [*there, weakref.ref(optimizer)]
+
+    def _are_there(self) -> bool:
+        """Whether there is a gradient among the first of any optimizer, or it cannot be known."""
+        try:
+            there = [each for ref in self._followed if (each := ref()) is not None]
+            groups = [group["params"] for optimizer in there for group in optimizer.param_groups]
+            return any(param.grad is not None for params in groups for param in islice(params, _LOOKED_AT))
+        except Exception as error:  # noqa: BLE001 - never in the way of a backward pass
+            let_through(error)
+            return True
+
     def install(self) -> None:
         for patch in self.patches:
             patch.install()
@@ -169,11 +190,11 @@ class LossTap:
         for patch in self.patches:
             patch.remove()
         if self.patches[0].users == 0:
-            self._windows = OfThread(Window)
+            self._windows, self._followed = OfThread(Window), []
             PHASES.here().under_way.clear()  # whatever a signal handler has left there
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
-        here, begins, ends = outside(PHASES.here), outside(self._begins), outside(_ends)
+        here, begins, ends = outside(PHASES.here), outside(self._begins), outside(self._ends)
 
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             phases = here()
@@ -193,7 +214,15 @@ class LossTap:
         if self.patches[0].users == 0:
             phases.begin_backward(which, time.perf_counter())
         else:
-            self._windows.here().begins(phases, which, tensors, grad_tensors)
+            window = self._windows.here()
+            if window.is_open and window.counts and not self._are_there():
+                window.close()  # as those of an adversary, or of an evaluation that no step followed
+            window.begins(phases, which, tensors, grad_tensors)
+
+    def _ends(self, phases: Phases, which: object, raised: bool) -> None:
+        phases.end_backward(which, raised)
+        if self.patches[0].users:
+            self._windows.here().counts = self._are_there()
 
     def wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         saw = outside(self._saw_scaled)
@@ -211,10 +240,6 @@ class LossTap:
     def _saw_scaled(self, outputs: Any, result: Any) -> None:
         if self.patches[1].users:
             self._windows.here().saw_scaled(outputs, result)
-
-
-def _ends(phases: Phases, which: object, raised: bool) -> None:
-    phases.end_backward(which, raised)
 
 
 def _is_in_framework() -> bool:

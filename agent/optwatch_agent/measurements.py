@@ -195,7 +195,10 @@ class Measurements:
         began = time.thread_time()
         earlier = 0.0
         if clipped is not None:
-            values["grad_norm_raw"], values["grad_norm"] = clipped
+            values["grad_norm_raw"], after = clipped
+            if self._parts is None:
+                values.update(self._gradients.clipped(self._optimizer, values["grad_norm_raw"]))
+            values["grad_norm"] = after
         elif self._piecemeal is not None:
             earlier = self._piecemeal.finish()
             began = time.thread_time()

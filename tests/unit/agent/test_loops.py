@@ -39,6 +39,38 @@ def test_two_losses_of_one_graph() -> None:
     assert rows.column("grad_norm")[2:] == pytest.approx(norms[2:], rel=1e-6)
 
 
+def test_passes_whose_gradients_are_dropped_are_not_of_the_step() -> None:
+    """As those of an adversary, and of an evaluation at the end; where they are kept, all are the step's."""
+    param = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([param], lr=0.0)
+    watch, rows = watched(optimizer)
+    for dropped in (True, False, True):
+        for _ in range(2):
+            (param.sum() * 10).backward()
+        if dropped:
+            optimizer.zero_grad()
+        param.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    watch.detach()
+    assert rows.column("loss") == pytest.approx([4.0, (40 + 40 + 4) / 3, 4.0])
+
+
+def test_passes_of_which_the_optimizer_sees_no_gradient_are_all_of_the_step() -> None:
+    """As where it has copies of the parameters, which get theirs at the end."""
+    param, copy = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([copy], lr=0.0)
+    watch, rows = watched(optimizer)
+    for _ in range(2):
+        for factor in (1.0, 3.0):
+            (param.sum() * factor).backward()
+        copy.grad, param.grad = param.grad, None
+        optimizer.step()
+        optimizer.zero_grad()
+    watch.detach()
+    assert rows.column("loss") == pytest.approx([8.0, 8.0])
+
+
 def test_trainings_in_threads_have_their_own_losses() -> None:
     """As in a search that runs several trials at a time."""
     start = threading.Barrier(3)
@@ -206,12 +238,15 @@ def test_every_dtype_is_seen_clipped_and_restarted(dtype: torch.dtype) -> None:
     torch.testing.assert_close(first, expected.to(dtype), rtol=1e-2, atol=1e-3)
 
 
-def clipping(factor: Callable[[int], float]) -> Sight:
-    """The rows of a training whose script clips its gradients, all `factor(step)`, to a norm of 1."""
+def clipping(factor: Callable[[int], float], commanded: float | None = None) -> Sight:
+    """The rows of a training whose script clips its gradients, all `factor(step)`, to a norm of 1, before a
+    command clips them to another."""
     param = nn.Parameter(torch.ones(4))
     optimizer = torch.optim.SGD([param], lr=0.0)
     watch, rows = watched(optimizer)
     measure_always(watch)
+    if commanded is not None:
+        Hand(watch._agent).command("clip", max_norm=commanded)
     for step in range(8):
         optimizer.zero_grad()
         (param.sum() * factor(step)).backward()
@@ -228,6 +263,13 @@ def test_the_users_clipping_and_how_often_it_bites() -> None:
     assert rows.column("user_clip_share")[2:] == pytest.approx([1 / 3, 1 / 4, 2 / 5, 2 / 6, 2 / 7, 2 / 8])
     assert rows.column("grad_norm_raw")[4] == pytest.approx(20.0, rel=1e-5)
     assert rows.column("grad_norm_raw")[5] == pytest.approx(0.2, rel=1e-5)
+
+
+def test_the_users_clipping_is_told_also_where_a_command_clips_further() -> None:
+    rows = clipping(lambda step: 10.0, commanded=0.5)
+    assert rows.column("grad_norm")[2:] == pytest.approx([0.5] * 6, rel=1e-5)
+    assert rows.column("grad_norm_raw")[2:] == pytest.approx([20.0] * 6, rel=1e-5)
+    assert rows.column("user_max_norm")[2:] == [1.0] * 6
 
 
 def test_an_infinite_gradient_that_the_user_clips_is_told() -> None:
