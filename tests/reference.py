@@ -109,7 +109,8 @@ def findings() -> str:
     parts += [
         f"Where the loss need not fall, {_listed(sorted(OF_THE_COURSE))} are\n"
         "`watch`: in reinforcement learning, which is where a module of environments or a trainer by\n"
-        "rewards (as `gymnasium`, or TRL's `GRPOTrainer`) is imported when an agent attaches.\n",
+        "rewards (as `gymnasium`, or TRL's `GRPOTrainer`) is imported when an agent attaches, and where\n"
+        "optimizers play against each other, as a GAN's, which their first steps show.\n",
         "## Causes\n\nEach with the advice that goes with it.\n",
         _table(("cause", "what to do"), ADVICE),
     ]

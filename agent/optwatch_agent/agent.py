@@ -30,6 +30,7 @@ from optwatch_agent import clips, identity, losses, naming, scalers, stacks
 from optwatch_agent.compiled import COMPILER
 from optwatch_agent.control import Control
 from optwatch_agent.forward import Forward
+from optwatch_agent.game import Game
 from optwatch_agent.glance import Glance
 from optwatch_agent.joint import Joint
 from optwatch_agent.link import Link
@@ -37,6 +38,7 @@ from optwatch_agent.membership import Membership
 from optwatch_agent.mirroring import Mirroring
 from optwatch_agent.pace import Pace, waits_in_forward
 from optwatch_agent.phases import LOADING
+from optwatch_agent.signals import let_through
 from optwatch_agent.snapshots import Snapshots
 from optwatch_agent.source import Answer, Durable
 from optwatch_agent.track import Track
@@ -135,6 +137,10 @@ class Agent:
             missing = naming.missing(model, [track.optimizer for track in self.tracks])
             self._optimizers = (msgspec.structs.replace(first, missing=missing), *others)
             self.link = Link(self, self.identity.session, address)
+            if len(self.tracks) > 1 and not any(isinstance(each, Joint) for each in optimizers.values()):
+                self._game = Game(self._play)
+                for track in self.tracks:
+                    track.stepped_by = self._stepped_by
             self._compiles = any(track.is_on_cpu for track in self.tracks)
             if self._compiles:
                 COMPILER.prepare()
@@ -259,6 +265,27 @@ class Agent:
             config=self._config,
             versions=identity.versions(),
         )
+
+    def _stepped_by(self, index: int, passes: int) -> None:
+        """See whether the optimizers play against each other, until it is known."""
+        try:
+            there = {i: track.optimizer for i, track in enumerate(self.tracks) if not track.gone}
+            self._game.after(index, there, passes)
+            is_open = self._game.is_open
+        except Exception as error:  # noqa: BLE001 - it stays open
+            let_through(error)
+            is_open = False
+        if not is_open:
+            for track in self.tracks:
+                track.stepped_by = None
+
+    def _play(self) -> None:
+        why = "optimizers that play against each other"
+        self._optimizers = tuple(
+            msgspec.structs.replace(each, loss_may_rise=each.loss_may_rise or why)
+            for each in self._optimizers
+        )
+        self.link.speak_again()
 
     def _hurry(self) -> None:
         self.link.hurry()

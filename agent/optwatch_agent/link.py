@@ -83,6 +83,8 @@ class Link:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._connected = False
+        self._speaks_again = False
+        """Whether what a hello says has changed since the last one."""
         self._writable = 0.0
         """When the socket last would have taken a message, or was made."""
         self._greeted = 0.0
@@ -119,6 +121,11 @@ class Link:
         if now >= self._next_haste:
             self._hasty_until, self._next_haste = now + self._pace.haste, now + self._pace.calm
             self._wake()
+
+    def speak_again(self) -> None:
+        """Say hello anew, where the daemon has heard one. Called by the training thread."""
+        self._speaks_again = True
+        self._wake()
 
     def stop(self, reason: str, timeout: float = _GRACE + 0.45) -> None:
         """Send what is left and end the thread; after `timeout` seconds at the latest it is left behind."""
@@ -274,7 +281,8 @@ class Link:
         assert self._socket is not None
         if _takes(self._socket):
             self._writable = now
-            if not self._connected:
+            if not self._connected or self._speaks_again:
+                self._speaks_again = self.welcomed = False
                 hello = self._source.hello()
                 self._pace = Pace(hello.world_size)
                 self._connected = self._send(pack(hello))

@@ -55,6 +55,8 @@ class Window:
         self._are_parts = False
         """Whether the losses are known to be parts of one, whose sum is the step's."""
         self._scaled: deque[Scaled] = deque(maxlen=_SCALED)
+        self.number = 0
+        """How many there were so far."""
         self.counts = False
         """Whether gradients were there at the end of the last pass."""
         self._spent = 0.0
@@ -128,6 +130,7 @@ class Window:
                 return
             if self._closed:
                 self._values, self._closed = [], False
+                self.number += 1
             scaled = next((each for each in self._scaled if each.result() is tensors), None)
             if self._values:  # looking at what was divided costs more than all the rest
                 if len(self._values) == 1:

@@ -81,6 +81,8 @@ class Track:
         self.actuators = Actuators(optimizer, snapshots)
         self.guard = Guard(guard, optimizer)
         self.control: Control | None = None
+        self.stepped_by: Callable[[int, int], None] | None = None
+        """Told the track's number and that of the pass at each step, where there are several tracks."""
         self.forward: Forward | None = None
         """What passes through the model on the steps that are sampled, where there is a model."""
         self._index = index
@@ -398,6 +400,8 @@ class Track:
             self._add_logged(values)
         self.recorder.add(step, values)
         self.recorder.arrive()
+        if self.stepped_by is not None:
+            self.stepped_by(self._index, self._losses.number)
         self._own = self.phases.own
         spent = self._spent + self._losses.take_spent() + self._measurements.take_spent()
         fixed = spent + (time.perf_counter() - now) - seconds
