@@ -269,9 +269,11 @@ class Agent:
     def _stepped_by(self, index: int, passes: int) -> None:
         """See whether the optimizers play against each other, until it is known."""
         try:
-            there = {i: track.optimizer for i, track in enumerate(self.tracks) if not track.gone}
-            self._game.after(index, there, passes)
-            is_open = self._game.is_open
+            is_open = losses.TAP.may_look
+            if is_open:
+                there = {i: track.optimizer for i, track in enumerate(self.tracks) if not track.gone}
+                self._game.after(index, there, passes)
+                is_open = self._game.is_open
         except Exception as error:  # noqa: BLE001 - it stays open
             let_through(error)
             is_open = False

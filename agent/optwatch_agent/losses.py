@@ -6,6 +6,7 @@ that steps without another backward in between. `torch.autograd.grad` is not see
 """
 
 import sys
+import threading
 import time
 import weakref
 from collections import deque
@@ -154,6 +155,14 @@ class LossTap:
         )
         self._windows = OfThread(Window)
         self._followed: list[weakref.ref[torch.optim.Optimizer]] = []
+        self._threads: set[int] = set()
+        """Those in which passes began."""
+
+    @property
+    def may_look(self) -> bool:
+        """Whether gradients can be looked at between steps: where a pass of another thread writes to one in
+        that moment, the process ends by a segmentation fault (torch 2.13)."""
+        return self._threads <= {threading.get_ident()}
 
     @property
     def window(self) -> Window:
@@ -177,6 +186,8 @@ class LossTap:
 
     def _are_there(self) -> bool:
         """Whether there is a gradient among the first of any optimizer, or it cannot be known."""
+        if not self.may_look:
+            return True
         try:
             there = [each for ref in self._followed if (each := ref()) is not None]
             groups = [group["params"] for optimizer in there for group in optimizer.param_groups]
@@ -193,7 +204,7 @@ class LossTap:
         for patch in self.patches:
             patch.remove()
         if self.patches[0].users == 0:
-            self._windows, self._followed = OfThread(Window), []
+            self._windows, self._followed, self._threads = OfThread(Window), [], set()
             PHASES.here().under_way.clear()  # whatever a signal handler has left there
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -214,11 +225,13 @@ class LossTap:
         return skipped(watched)
 
     def _begins(self, phases: Phases, which: object, tensors: Any, grad_tensors: Any) -> None:
+        self._threads.add(threading.get_ident())
         if self.patches[0].users == 0:
             phases.begin_backward(which, time.perf_counter())
         else:
             window = self._windows.here()
-            if window.is_open and window.counts and not self._are_there():
+            is_first = not phases.is_backward  # a checkpointed part runs its own within
+            if is_first and window.is_open and window.counts and not self._are_there():
                 window.close()  # as those of an adversary, or of an evaluation that no step followed
             window.begins(phases, which, tensors, grad_tensors)
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from optwatch.wire.limits import MAX_TEXT, fit
 from optwatch.wire.messages import ConfigValue, GroupInfo, OptimizerInfo, TensorInfo
-from optwatch_agent import zero
+from optwatch_agent import losses, zero
 from optwatch_agent.joint import kind_of
 from optwatch_agent.objective import why_loss_may_rise
 from optwatch_agent.roles import is_known, roles_of
@@ -117,7 +117,8 @@ def missing(model: nn.Module | None, optimizers: Iterable[torch.optim.Optimizer]
     if model is None:
         return ()
     held = [p for optimizer in optimizers for group in zero.groups_of(optimizer) for p in group["params"]]
-    ids, passed = set(map(id, held)), any(param.grad is not None for param in held)
+    ids = set(map(id, held))
+    passed = losses.TAP.may_look and any(param.grad is not None for param in held)
     wanted = [
         (name, param)
         for name, param in model.named_parameters()

@@ -1,14 +1,19 @@
 """Training loops of many shapes, each with what the agent makes of it."""
 
 import copy
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import optwatch
@@ -101,6 +106,40 @@ def test_trainings_in_threads_have_their_own_losses() -> None:
         assert rows.column("loss") == losses
         assert rows.column("loss_scale") == [2.0 ** (number + 1)] * 100
         assert set(rows.column("backward_passes")) == {None}
+
+
+@pytest.mark.parametrize("how", ["apart", "together", "unchanged"])
+def test_no_gradient_is_looked_at_while_another_thread_writes_to_it(how: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.agent.threaded_trainings", how],
+        env=os.environ | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_a_checkpointed_part_runs_its_own_pass() -> None:
+    """And takes nothing away from the one that it is within."""
+    model, part = nn.Linear(4, 4), nn.Linear(4, 4)
+    params = [*model.parameters(), *(nn.Parameter(torch.ones(2)) for _ in range(8)), *part.parameters()]
+    optimizer = torch.optim.SGD(params, lr=0.0)
+    watch, rows = watched(optimizer)
+    means = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses = []
+        for factor in (1.0, 3.0):
+            x = torch.full((4,), factor, requires_grad=True)
+            loss = part(checkpoint(model, x, use_reentrant=True)).sum()
+            loss.backward()
+            losses.append(loss.item())
+        optimizer.step()
+        means.append(sum(losses) / 2)
+    watch.detach()
+    assert rows.column("loss") == pytest.approx(means)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
