@@ -9,8 +9,9 @@ TORCH  ?= torch==2.13.0
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --quiet --disable-pip-version-check
 
-# Two test files at a time: much of what they do is waiting for trainings and daemons.
-TWO := -n 2 --dist loadfile
+# Two test files at a time: much of what they do is waiting for trainings and daemons. A process that crashes
+# ends the whole: were it replaced, the rest would be waited for in vain.
+TWO := -n 2 --dist loadfile --max-worker-restart 0
 # What runs where there is no torch.
 BASE := $(addprefix tests/unit/,cli client daemon detect export policy series tui wire)
 

@@ -1,4 +1,4 @@
-"""Two trainings in threads of one process that change as often as can be, attached to as the argument says."""
+"""Two trainings in threads that take turns as often as can be, attached to as the argument says."""
 
 import os
 import sys
