@@ -22,7 +22,7 @@ from optwatch_agent.outside import inlined, outside, skipped
 from optwatch_agent.patches import Patch
 from optwatch_agent.phases import BACKWARD_BEGINS, PHASES, Phases
 from optwatch_agent.signals import let_through
-from optwatch_agent.tensors import on_cpu
+from optwatch_agent.tensors import PLAIN, on_cpu
 
 _DIVIDING = (
     "transformers.trainer",
@@ -33,6 +33,8 @@ _DIVIDING = (
 or by the tokens of all."""
 _LOOKED_AT = 8
 """Parameters of each group whose gradients are looked at."""
+_DROPPED = 64
+"""Losses whose gradients were dropped that are kept, at most."""
 _SCALED = 4
 """Losses that may be scaled before the first of them is passed back."""
 
@@ -46,20 +48,28 @@ class Scaled(NamedTuple):
     is_on: bool
 
 
+Mark = tuple[int, int] | None
+"""The first gradient that there is: which one, and where its numbers are."""
+_SOME: Mark = (0, 0)
+
+
 class Window:
     """The losses of the passes since the last step, in one training thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: Callable[[], Mark]) -> None:
+        self._mark = mark
         self._values: list[Tensor | float] = []
         self._divisors: list[tuple[float, ...]] = []
+        self._dropped = 0
+        """How many of the first ones left no gradients."""
         self._closed = True
         self._are_parts = False
         """Whether the losses are known to be parts of one, whose sum is the step's."""
         self._scaled: deque[Scaled] = deque(maxlen=_SCALED)
         self.number = 0
         """How many there were so far."""
-        self.counts = False
-        """Whether gradients were there at the end of the last pass."""
+        self._left: Mark = None
+        """The first gradient at the end of the last pass."""
         self._spent = 0.0
 
     @property
@@ -75,22 +85,27 @@ class Window:
     def read(self) -> tuple[Tensor | float | None, int]:
         """The loss of the step that ends, and how many backward passes it is made of.
 
+        Passes whose gradients were dropped again do not count, as those of an adversary, or of an evaluation
+        that no step followed; unless the script made the step's gradients of those of all.
+
         Several passes: the sum where each after the first, and so the first too, was divided by their
         number (gradient accumulation) or a framework makes them of which that is known; else the mean.
         """
-        n = len(self._values)
+        first = 0 if self._dropped and self._mark() != self._left else self._dropped
+        values = self._values[first:]
+        n = len(values)
         if n == 0:
             return None, 0
         if n == 1:
-            return self._values[0], 1
-        loss: Tensor | float = sum(self._values[1:], start=self._values[0])
-        divided = all(any(abs(by / n - 1) < 1e-6 for by in divisors) for divisors in self._divisors)
+            return values[0], 1
+        loss: Tensor | float = sum(values[1:], start=values[0])
+        divided = all(any(abs(by / n - 1) < 1e-6 for by in divisors) for divisors in self._divisors[first:])
         if not self._are_parts and not divided:
             loss = loss / n
         return loss, n
 
     def close(self) -> None:
-        """A step was taken, or the gradients were dropped: the next backward opens a new window."""
+        """A step was taken: the next backward opens a new window."""
         self._closed = True
 
     def take_spent(self) -> float:
@@ -101,12 +116,24 @@ class Window:
     def begins(self, phases: Phases, which: object, tensors: Any, grad_tensors: Any) -> None:
         """A backward pass begins."""
         began = time.perf_counter()
+        if self.is_open and self._left is not None and not phases.is_backward and self._mark() is None:
+            self._drop()
         if BACKWARD_BEGINS:
             for hook in tuple(BACKWARD_BEGINS.values()):
                 hook(phases)
         self._saw(tensors, grad_tensors)
         phases.begin_backward(which, began)
         self._spent += time.perf_counter() - began
+
+    def ends(self) -> None:
+        """A backward pass is over."""
+        self._left = self._mark()
+
+    def _drop(self) -> None:
+        if len(self._values) > _DROPPED:
+            self._values, self._divisors = [], []
+        self._dropped = len(self._values)
+        self.number += 1
 
     def saw_scaled(self, outputs: Any, result: Any) -> None:
         """A GradScaler scaled a loss."""
@@ -130,7 +157,7 @@ class Window:
             if grad_tensors is not None or tensors.numel() != 1:
                 return
             if self._closed:
-                self._values, self._closed = [], False
+                self._values, self._dropped, self._closed = [], 0, False
                 self.number += 1
             scaled = next((each for each in self._scaled if each.result() is tensors), None)
             if self._values:  # looking at what was divided costs more than all the rest
@@ -153,7 +180,7 @@ class LossTap:
             Patch(torch.autograd, "backward", self._wrap_backward),
             Patch(torch.amp.grad_scaler.GradScaler, "scale", self.wrap_scale),
         )
-        self._windows = OfThread(Window)
+        self._windows = OfThread(self._new_window)
         self._followed: list[weakref.ref[torch.optim.Optimizer]] = []
         self._threads: set[int] = set()
         """Those in which passes began."""
@@ -184,17 +211,25 @@ class LossTap:
         there = [ref for ref in self._followed if ref() not in (None, optimizer)]
         self._followed = [*there, weakref.ref(optimizer)]
 
-    def _are_there(self) -> bool:
-        """Whether there is a gradient among the first of any optimizer, or it cannot be known."""
+    def _new_window(self) -> Window:
+        return Window(self._mark)
+
+    def _mark(self) -> Mark:
+        """Of the gradients of the first parameters of all optimizers; something where it cannot be known."""
         if not self.may_look:
-            return True
+            return _SOME
         try:
-            there = [each for ref in self._followed if (each := ref()) is not None]
-            groups = [group["params"] for optimizer in there for group in optimizer.param_groups]
-            return any(param.grad is not None for params in groups for param in islice(params, _LOOKED_AT))
+            there = (each for ref in self._followed if (each := ref()) is not None)
+            groups = (group["params"] for optimizer in there for group in optimizer.param_groups)
+            grads = (param.grad for params in groups for param in islice(params, _LOOKED_AT))
+            grad = next((each for each in grads if each is not None), None)
+            if grad is None:
+                return None
+            is_plain = type(grad) in PLAIN and grad.layout is torch.strided
+            return id(grad), grad.data_ptr() if is_plain else 0
         except Exception as error:  # noqa: BLE001 - never in the way of a backward pass
             let_through(error)
-            return True
+            return _SOME
 
     def install(self) -> None:
         for patch in self.patches:
@@ -204,7 +239,7 @@ class LossTap:
         for patch in self.patches:
             patch.remove()
         if self.patches[0].users == 0:
-            self._windows, self._followed, self._threads = OfThread(Window), [], set()
+            self._windows, self._followed, self._threads = OfThread(self._new_window), [], set()
             PHASES.here().under_way.clear()  # whatever a signal handler has left there
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,16 +264,12 @@ class LossTap:
         if self.patches[0].users == 0:
             phases.begin_backward(which, time.perf_counter())
         else:
-            window = self._windows.here()
-            is_first = not phases.is_backward  # a checkpointed part runs its own within
-            if is_first and window.is_open and window.counts and not self._are_there():
-                window.close()  # as those of an adversary, or of an evaluation that no step followed
-            window.begins(phases, which, tensors, grad_tensors)
+            self._windows.here().begins(phases, which, tensors, grad_tensors)
 
     def _ends(self, phases: Phases, which: object, raised: bool) -> None:
         phases.end_backward(which, raised)
         if self.patches[0].users:
-            self._windows.here().counts = self._are_there()
+            self._windows.here().ends()
 
     def wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         saw = outside(self._saw_scaled)

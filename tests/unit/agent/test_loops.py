@@ -61,6 +61,29 @@ def test_passes_whose_gradients_are_dropped_are_not_of_the_step() -> None:
     assert rows.column("loss") == pytest.approx([4.0, (40 + 40 + 4) / 3, 4.0])
 
 
+@pytest.mark.parametrize("replace", ["the tensor", "its numbers"])
+def test_passes_whose_gradients_make_those_of_the_step_are_of_it(replace: str) -> None:
+    """As where several tasks' gradients are projected, or parts of a batch are added up by hand."""
+    param = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([param], lr=0.0)
+    watch, rows = watched(optimizer)
+    for divided_by in (1, 3):
+        grads = []
+        for factor in (1.0, 3.0, 5.0):
+            optimizer.zero_grad()
+            (param.sum() * factor / divided_by).backward()
+            assert param.grad is not None
+            grads.append(param.grad)
+        if replace == "the tensor":
+            param.grad = sum(grads[1:], start=grads[0])
+        else:
+            param.grad.data = sum(grads[1:], start=grads[0])
+        optimizer.step()
+    watch.detach()
+    assert rows.column("loss") == pytest.approx([4 * 3.0, 4 * 3.0])
+    assert rows.column("backward_passes") == [3.0, 3.0]
+
+
 def test_passes_of_which_the_optimizer_sees_no_gradient_are_all_of_the_step() -> None:
     """As where it has copies of the parameters, which get theirs at the end."""
     param, copy = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
