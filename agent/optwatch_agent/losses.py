@@ -86,21 +86,22 @@ class Window:
         """The loss of the step that ends, and how many backward passes it is made of.
 
         Passes whose gradients were dropped again do not count, as those of an adversary, or of an evaluation
-        that no step followed; unless the script made the step's gradients of those of all.
+        that no step followed; unless the step's gradients are made of those of all: the script replaced the
+        last ones, or has divided each loss.
 
         Several passes: the sum where each after the first, and so the first too, was divided by their
         number (gradient accumulation) or a framework makes them of which that is known; else the mean.
         """
-        first = 0 if self._dropped and self._mark() != self._left else self._dropped
-        values = self._values[first:]
+        values, divisors = self._values, self._divisors
+        if self._dropped and self._mark() == self._left and not _divide(divisors, len(values)):
+            values, divisors = values[self._dropped :], divisors[self._dropped :]
         n = len(values)
         if n == 0:
             return None, 0
         if n == 1:
             return values[0], 1
         loss: Tensor | float = sum(values[1:], start=values[0])
-        divided = all(any(abs(by / n - 1) < 1e-6 for by in divisors) for divisors in self._divisors[first:])
-        if not self._are_parts and not divided:
+        if not self._are_parts and not _divide(divisors, n):
             loss = loss / n
         return loss, n
 
@@ -297,6 +298,11 @@ def _is_in_framework() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _divide(divisors: list[tuple[float, ...]], passes: int) -> bool:
+    """Whether the losses of some passes are divided by their number."""
+    return all(any(abs(by / passes - 1) < 1e-6 for by in of_one) for of_one in divisors)
 
 
 def _divisors(loss: Tensor) -> tuple[float, ...]:

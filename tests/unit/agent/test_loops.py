@@ -84,6 +84,23 @@ def test_passes_whose_gradients_make_those_of_the_step_are_of_it(replace: str) -
     assert rows.column("backward_passes") == [3.0, 3.0]
 
 
+def test_parts_of_a_loss_count_wherever_their_gradients_went() -> None:
+    param = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([param], lr=0.0)
+    watch, rows = watched(optimizer)
+    for _ in range(2):
+        total = torch.zeros(4)
+        for factor in (1.0, 3.0, 5.0):
+            optimizer.zero_grad()
+            (param.sum() * factor / 3).backward()
+            assert param.grad is not None
+            total += param.grad
+        param.grad.copy_(total)
+        optimizer.step()
+    watch.detach()
+    assert rows.column("loss") == pytest.approx([12.0, 12.0])
+
+
 def test_passes_of_which_the_optimizer_sees_no_gradient_are_all_of_the_step() -> None:
     """As where it has copies of the parameters, which get theirs at the end."""
     param, copy = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
