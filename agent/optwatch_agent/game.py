@@ -6,6 +6,8 @@ from itertools import chain, islice
 
 import torch
 
+from optwatch_agent.tensors import local
+
 _LOOKED_AT = 8
 """Parameters of each optimizer whose gradients are looked at."""
 _STEPS = 200
@@ -60,5 +62,5 @@ def _is_touched(optimizer: torch.optim.Optimizer, mark: Mark) -> bool:
     """Whether something was added to its gradients; to zero them is nothing, which a device is not asked."""
     for grad, before in zip(_gradients(optimizer), mark, strict=False):
         if grad is not None and (id(grad), grad._version) != before:
-            return not grad.is_cpu or bool(grad.any())
+            return not grad.is_cpu or bool(local(grad).any())  # of its own: other ranks may not look
     return False

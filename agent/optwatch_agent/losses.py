@@ -188,9 +188,10 @@ class LossTap:
 
     @property
     def may_look(self) -> bool:
-        """Whether gradients can be looked at between steps: where a pass of another thread writes to one in
-        that moment, the process ends by a segmentation fault (torch 2.13)."""
-        return self._threads <= {threading.get_ident()}
+        """Whether gradients can be looked at between steps, as where all passes that were seen are this
+        thread's: where one of another writes to them in that moment, the process ends by a segmentation
+        fault (torch 2.13)."""
+        return self._threads == {threading.get_ident()}
 
     @property
     def window(self) -> Window:

@@ -110,7 +110,8 @@ def describe(name: str, optimizer: torch.optim.Optimizer) -> OptimizerInfo:
 
 def missing(model: nn.Module | None, optimizers: Iterable[torch.optim.Optimizer]) -> tuple[str, ...]:
     """The names of those parameters of a model that want a gradient and that no optimizer has, the first few.
-    Where the optimizers' own have gradients by now, those that have none, as a target network's, want none.
+    Where the optimizers' own are seen to have gradients by now, those that have none, as a target network's,
+    want none.
 
     None where the optimizers have none of its parameters at all: then they train copies.
     """

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from optwatch_agent.losses import TAP
 from optwatch_agent.naming import describe, missing, names_of
 
 
@@ -29,8 +30,13 @@ def test_once_there_are_gradients_what_gets_none_is_not_missing() -> None:
     x = torch.ones(2, 3)
     with torch.no_grad():
         goal = model["target"](x)
-    (model["online"](x) + model["forgotten"](x) - goal).square().mean().backward()
-    assert missing(model, [optimizer]) == ("forgotten.weight", "forgotten.bias")
+    TAP.install()
+    try:
+        (model["online"](x) + model["forgotten"](x) - goal).square().mean().backward()
+        assert missing(model, [optimizer]) == ("forgotten.weight", "forgotten.bias")
+    finally:
+        TAP.remove()
+    assert len(missing(model, [optimizer])) == 4, "whose passes there were is not known"
 
 
 def test_of_names_only_whole_parts_of_wrappers_are_left_out() -> None:
