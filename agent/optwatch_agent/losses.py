@@ -33,8 +33,6 @@ _DIVIDING = (
 or by the tokens of all."""
 _LOOKED_AT = 8
 """Parameters of each group whose gradients are looked at."""
-_DROPPED = 64
-"""Losses whose gradients were dropped that are kept, at most."""
 _SCALED = 4
 """Losses that may be scaled before the first of them is passed back."""
 
@@ -131,8 +129,6 @@ class Window:
         self._left = self._mark()
 
     def _drop(self) -> None:
-        if len(self._values) > _DROPPED:
-            self._values, self._divisors = [], []
         self._dropped = len(self._values)
         self.number += 1
 
@@ -185,6 +181,8 @@ class LossTap:
         self._followed: list[weakref.ref[torch.optim.Optimizer]] = []
         self._threads: set[int] = set()
         """Those in which passes began."""
+        self._looking = threading.RLock()
+        """Held while gradients are looked at: the first pass of a further thread waits for that."""
 
     @property
     def may_look(self) -> bool:
@@ -218,9 +216,11 @@ class LossTap:
 
     def _mark(self) -> Mark:
         """Of the gradients of the first parameters of all optimizers; something where it cannot be known."""
-        if not self.may_look:
+        if not self._looking.acquire(blocking=False):
             return _SOME
         try:
+            if not self.may_look:
+                return _SOME
             there = (each for ref in self._followed if (each := ref()) is not None)
             groups = (group["params"] for optimizer in there for group in optimizer.param_groups)
             grads = (param.grad for params in groups for param in islice(params, _LOOKED_AT))
@@ -232,6 +232,8 @@ class LossTap:
         except Exception as error:  # noqa: BLE001 - never in the way of a backward pass
             let_through(error)
             return _SOME
+        finally:
+            self._looking.release()
 
     def install(self) -> None:
         for patch in self.patches:
@@ -262,7 +264,11 @@ class LossTap:
         return skipped(watched)
 
     def _begins(self, phases: Phases, which: object, tensors: Any, grad_tensors: Any) -> None:
-        self._threads.add(threading.get_ident())
+        if (thread := threading.get_ident()) not in self._threads:
+            free = self._looking.acquire(timeout=1)  # a process that was forked may have lost its holder
+            self._threads.add(thread)
+            if free:
+                self._looking.release()
         if self.patches[0].users == 0:
             phases.begin_backward(which, time.perf_counter())
         else:

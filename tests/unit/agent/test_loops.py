@@ -101,6 +101,35 @@ def test_parts_of_a_loss_count_wherever_their_gradients_went() -> None:
     assert rows.column("loss") == pytest.approx([12.0, 12.0])
 
 
+def test_of_many_parts_that_are_added_up_by_hand_all_count() -> None:
+    param = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([param], lr=0.0)
+    watch, rows = watched(optimizer)
+    total = torch.zeros(4)
+    for _ in range(100):
+        optimizer.zero_grad()
+        param.sum().backward()
+        assert param.grad is not None
+        total += param.grad
+    param.grad = total
+    optimizer.step()
+    watch.detach()
+    assert (rows.column("loss"), rows.column("backward_passes")) == ([4.0], [100.0])
+
+
+def test_optimizers_whose_tensors_are_alike_are_told_apart() -> None:
+    """As those of twin critics, without a model."""
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizers = {f"q{i}": torch.optim.SGD([param], lr=0.1) for i, param in enumerate(params)}
+    watch = optwatch.attach(optimizers)
+    for param, optimizer in zip(params, optimizers.values(), strict=True):
+        param.sum().backward()
+        optimizer.step()
+    schemas = [schema for _, _, schema in watch._agent.collect(everything=True) if schema is not None]
+    watch.detach()
+    assert len({schema.digest for schema in schemas}) == len(schemas) == 2
+
+
 def test_passes_of_which_the_optimizer_sees_no_gradient_are_all_of_the_step() -> None:
     """As where it has copies of the parameters, which get theirs at the end."""
     param, copy = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
