@@ -192,6 +192,11 @@ class LossTap:
         return self._threads == {threading.get_ident()}
 
     @property
+    def others_pass(self) -> bool:
+        """Whether passes of other threads were seen."""
+        return not self._threads <= {threading.get_ident()}
+
+    @property
     def window(self) -> Window:
         """That of this thread."""
         return self._windows.here()

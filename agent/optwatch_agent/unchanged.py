@@ -127,7 +127,7 @@ def _living(kind: type[Any]) -> list[Any]:
 def _are_without(optimizers: Sequence[torch.optim.Optimizer | None]) -> bool:
     """Whether a gradient was made for a tensor that is in none of the optimizers; no, where none can be
     looked at."""
-    if not losses.TAP.may_look:
+    if losses.TAP.others_pass:
         return False
     there = [each for each in optimizers if each is not None]
     held = {id(param) for each in there for group in each.param_groups for param in group["params"]}
