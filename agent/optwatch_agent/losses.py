@@ -11,7 +11,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from optwatch_agent.outside import inlined, outside, skipped
 from optwatch_agent.patches import Patch
 from optwatch_agent.phases import BACKWARD_BEGINS, PHASES, Phases
 from optwatch_agent.signals import let_through
-from optwatch_agent.tensors import PLAIN, on_cpu
+from optwatch_agent.tensors import on_cpu
 
 _DIVIDING = (
     "transformers.trainer",
@@ -31,8 +30,6 @@ _DIVIDING = (
 )
 """Modules with loops that divide the loss of each of a step's passes: by how many there are, or mostly are,
 or by the tokens of all."""
-_LOOKED_AT = 8
-"""Parameters of each group whose gradients are looked at."""
 _SCALED = 4
 """Losses that may be scaled before the first of them is passed back."""
 
@@ -46,28 +43,18 @@ class Scaled(NamedTuple):
     is_on: bool
 
 
-Mark = tuple[int, int] | None
-"""The first gradient that there is: which one, and where its numbers are."""
-_SOME: Mark = (0, 0)
-
-
 class Window:
     """The losses of the passes since the last step, in one training thread."""
 
-    def __init__(self, mark: Callable[[], Mark]) -> None:
-        self._mark = mark
+    def __init__(self) -> None:
         self._values: list[Tensor | float] = []
         self._divisors: list[tuple[float, ...]] = []
-        self._dropped = 0
-        """How many of the first ones left no gradients."""
         self._closed = True
         self._are_parts = False
         """Whether the losses are known to be parts of one, whose sum is the step's."""
         self._scaled: deque[Scaled] = deque(maxlen=_SCALED)
         self.number = 0
         """How many there were so far."""
-        self._left: Mark = None
-        """The first gradient at the end of the last pass."""
         self._spent = 0.0
 
     @property
@@ -83,23 +70,17 @@ class Window:
     def read(self) -> tuple[Tensor | float | None, int]:
         """The loss of the step that ends, and how many backward passes it is made of.
 
-        Passes whose gradients were dropped again do not count, as those of an adversary, or of an evaluation
-        that no step followed; unless the step's gradients are made of those of all: the script replaced the
-        last ones, or has divided each loss.
-
         Several passes: the sum where each after the first, and so the first too, was divided by their
         number (gradient accumulation) or a framework makes them of which that is known; else the mean.
         """
-        values, divisors = self._values, self._divisors
-        if self._dropped and self._mark() == self._left and not _divide(divisors, len(values)):
-            values, divisors = values[self._dropped :], divisors[self._dropped :]
-        n = len(values)
+        n = len(self._values)
         if n == 0:
             return None, 0
         if n == 1:
-            return values[0], 1
-        loss: Tensor | float = sum(values[1:], start=values[0])
-        if not self._are_parts and not _divide(divisors, n):
+            return self._values[0], 1
+        loss: Tensor | float = sum(self._values[1:], start=self._values[0])
+        divided = all(any(abs(by / n - 1) < 1e-6 for by in divisors) for divisors in self._divisors)
+        if not self._are_parts and not divided:
             loss = loss / n
         return loss, n
 
@@ -115,22 +96,12 @@ class Window:
     def begins(self, phases: Phases, which: object, tensors: Any, grad_tensors: Any) -> None:
         """A backward pass begins."""
         began = time.perf_counter()
-        if self.is_open and self._left is not None and not phases.is_backward and self._mark() is None:
-            self._drop()
         if BACKWARD_BEGINS:
             for hook in tuple(BACKWARD_BEGINS.values()):
                 hook(phases)
         self._saw(tensors, grad_tensors)
         phases.begin_backward(which, began)
         self._spent += time.perf_counter() - began
-
-    def ends(self) -> None:
-        """A backward pass is over."""
-        self._left = self._mark()
-
-    def _drop(self) -> None:
-        self._dropped = len(self._values)
-        self.number += 1
 
     def saw_scaled(self, outputs: Any, result: Any) -> None:
         """A GradScaler scaled a loss."""
@@ -154,7 +125,7 @@ class Window:
             if grad_tensors is not None or tensors.numel() != 1:
                 return
             if self._closed:
-                self._values, self._dropped, self._closed = [], 0, False
+                self._values, self._closed = [], False
                 self.number += 1
             scaled = next((each for each in self._scaled if each.result() is tensors), None)
             if self._values:  # looking at what was divided costs more than all the rest
@@ -177,12 +148,9 @@ class LossTap:
             Patch(torch.autograd, "backward", self._wrap_backward),
             Patch(torch.amp.grad_scaler.GradScaler, "scale", self.wrap_scale),
         )
-        self._windows = OfThread(self._new_window)
-        self._followed: list[weakref.ref[torch.optim.Optimizer]] = []
+        self._windows = OfThread(Window)
         self._threads: set[int] = set()
         """Those in which passes began."""
-        self._looking = threading.RLock()
-        """Held while gradients are looked at: the first pass of a further thread waits for that."""
 
     @property
     def may_look(self) -> bool:
@@ -211,35 +179,6 @@ class LossTap:
         PHASES.leave(thread)
         self._windows.leave(thread)
 
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the gradients of an optimizer: where passes were for nothing they are dropped."""
-        there = [ref for ref in self._followed if ref() not in (None, optimizer)]
-        self._followed = [*there, weakref.ref(optimizer)]
-
-    def _new_window(self) -> Window:
-        return Window(self._mark)
-
-    def _mark(self) -> Mark:
-        """Of the gradients of the first parameters of all optimizers; something where it cannot be known."""
-        if not self._looking.acquire(blocking=False):
-            return _SOME
-        try:
-            if not self.may_look:
-                return _SOME
-            there = (each for ref in self._followed if (each := ref()) is not None)
-            groups = (group["params"] for optimizer in there for group in optimizer.param_groups)
-            grads = (param.grad for params in groups for param in islice(params, _LOOKED_AT))
-            grad = next((each for each in grads if each is not None), None)
-            if grad is None:
-                return None
-            is_plain = type(grad) in PLAIN and grad.layout is torch.strided
-            return id(grad), grad.data_ptr() if is_plain else 0
-        except Exception as error:  # noqa: BLE001 - never in the way of a backward pass
-            let_through(error)
-            return _SOME
-        finally:
-            self._looking.release()
-
     def install(self) -> None:
         for patch in self.patches:
             patch.install()
@@ -248,11 +187,11 @@ class LossTap:
         for patch in self.patches:
             patch.remove()
         if self.patches[0].users == 0:
-            self._windows, self._followed, self._threads = OfThread(self._new_window), [], set()
+            self._windows, self._threads = OfThread(Window), set()
             PHASES.here().under_way.clear()  # whatever a signal handler has left there
 
     def _wrap_backward(self, backward: Callable[..., Any]) -> Callable[..., Any]:
-        here, begins, ends = outside(PHASES.here), outside(self._begins), outside(self._ends)
+        here, begins, ends = outside(PHASES.here), outside(self._begins), outside(_ends)
 
         def watched(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             phases = here()
@@ -269,20 +208,11 @@ class LossTap:
         return skipped(watched)
 
     def _begins(self, phases: Phases, which: object, tensors: Any, grad_tensors: Any) -> None:
-        if (thread := threading.get_ident()) not in self._threads:
-            free = self._looking.acquire(timeout=1)  # a process that was forked may have lost its holder
-            self._threads.add(thread)
-            if free:
-                self._looking.release()
+        self._threads.add(threading.get_ident())
         if self.patches[0].users == 0:
             phases.begin_backward(which, time.perf_counter())
         else:
             self._windows.here().begins(phases, which, tensors, grad_tensors)
-
-    def _ends(self, phases: Phases, which: object, raised: bool) -> None:
-        phases.end_backward(which, raised)
-        if self.patches[0].users:
-            self._windows.here().ends()
 
     def wrap_scale(self, scale: Callable[..., Any]) -> Callable[..., Any]:
         saw = outside(self._saw_scaled)
@@ -302,6 +232,10 @@ class LossTap:
             self._windows.here().saw_scaled(outputs, result)
 
 
+def _ends(phases: Phases, which: object, raised: bool) -> None:
+    phases.end_backward(which, raised)
+
+
 def _is_in_framework() -> bool:
     """Whether this is called from within a loop that divides the losses of a step's passes."""
     frame = sys._getframe() if any(name in sys.modules for name in _DIVIDING) else None
@@ -310,11 +244,6 @@ def _is_in_framework() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _divide(divisors: list[tuple[float, ...]], passes: int) -> bool:
-    """Whether the losses of some passes are divided by their number."""
-    return all(any(abs(by / passes - 1) < 1e-6 for by in of_one) for of_one in divisors)
 
 
 def _divisors(loss: Tensor) -> tuple[float, ...]:

@@ -145,8 +145,6 @@ class Track:
                 self._joint.unhook()
             raise
         scalers.TAP.install(self)
-        if self._joint is None:  # whose members drop theirs at any time
-            losses.TAP.follow(optimizer)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -72,7 +72,6 @@ class Everything:
             losses.TAP.install()
             clips.TAP.patch.install()
             register_optimizer_step_pre_hook(outside(self._stepping))
-        losses.TAP.follow(optimizer)
 
     def _stepping(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         try:

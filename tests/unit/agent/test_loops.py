@@ -44,23 +44,6 @@ def test_two_losses_of_one_graph() -> None:
     assert rows.column("grad_norm")[2:] == pytest.approx(norms[2:], rel=1e-6)
 
 
-def test_passes_whose_gradients_are_dropped_are_not_of_the_step() -> None:
-    """As those of an adversary, and of an evaluation at the end; where they are kept, all are the step's."""
-    param = nn.Parameter(torch.ones(4))
-    optimizer = torch.optim.SGD([param], lr=0.0)
-    watch, rows = watched(optimizer)
-    for dropped in (True, False, True):
-        for _ in range(2):
-            (param.sum() * 10).backward()
-        if dropped:
-            optimizer.zero_grad()
-        param.sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    watch.detach()
-    assert rows.column("loss") == pytest.approx([4.0, (40 + 40 + 4) / 3, 4.0])
-
-
 @pytest.mark.parametrize("replace", ["the tensor", "its numbers"])
 def test_passes_whose_gradients_make_those_of_the_step_are_of_it(replace: str) -> None:
     """As where several tasks' gradients are projected, or parts of a batch are added up by hand."""
