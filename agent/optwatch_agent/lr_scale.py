@@ -139,26 +139,35 @@ class LrScale:
             return
         self._put_back(id(member))
         saved = self._saved.setdefault(id(member), [])
-        kept: set[int] = set()  # groups may share one tensor
+        kept: dict[int, Scaled] = {}  # groups may share one tensor
         for group in member.param_groups:
             lr = group["lr"]
             if not isinstance(lr, Tensor):
                 saved.append(Scaled(group, lr, lr, lr * factor))
                 group["lr"] = saved[-1].scaled
-            elif id(lr) not in kept:
-                kept.add(id(lr))
+            elif (former := kept.get(id(lr))) is not None:
+                saved.append(former._replace(group=group))
+            else:
                 with torch.no_grad():
                     # Noted before it is done: a signal handler may raise in between.
-                    saved.append(Scaled(group, lr, lr.detach().clone(), lr.detach() * factor))
-                    lr.copy_(saved[-1].scaled)
+                    kept[id(lr)] = each = Scaled(group, lr, lr.detach().clone(), lr.detach() * factor)
+                    saved.append(each)
+                    lr.copy_(each.scaled)
 
     def _put_back(self, member: int) -> None:
+        back: set[int] = set()  # tensors that are
         for group, lr, scheduled, scaled in self._saved.get(member, ()):
             now = group.get("lr")
-            if isinstance(lr, Tensor):
-                with torch.no_grad():  # and without waiting for a device
-                    follows = torch.where(lr == scaled, scheduled, _followed(scheduled, scaled, lr))
+            with torch.no_grad():  # and without waiting for a device
+                if isinstance(now, Tensor):
+                    follows = torch.where(now == scaled, scheduled, _followed(scheduled, scaled, now))
+                if isinstance(lr, Tensor) and id(lr) not in back:
+                    back.add(id(lr))
                     lr.copy_(follows if now is lr else scheduled)
+            if now is lr and isinstance(lr, Tensor):
+                continue
+            if isinstance(now, Tensor):
+                group["lr"] = follows
             elif now == scaled:  # exactly what it was
                 group["lr"] = scheduled
             elif isinstance(now, numbers.Real) and scheduled and scaled:

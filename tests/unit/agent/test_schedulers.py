@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from optwatch_agent.attach import attach
-from tests.unit.agent.observed import Hand
+from tests.unit.agent.observed import Hand, watched
 
 FOR = 40
 ON, OFF, ON_AGAIN, RAISES = 10, 20, 26, 31
@@ -117,9 +117,9 @@ def test_scale_lr_is_exact_and_leaves_the_schedule_alone(name: str, tensor_lr: b
 class Decaying(torch.optim.SGD):
     """Lets its LR decay by itself, as Pyro's ClippedAdam does, or sets it, as by a warm-up of its own."""
 
-    def __init__(self, params: Any, lr: Any, sets: bool) -> None:
+    def __init__(self, params: Any, lr: Any, sets: bool, replaces: bool) -> None:
         super().__init__(params, lr=lr)
-        self.sets = sets
+        self.sets, self.replaces = sets, replaces
         self.used: list[float] = []
 
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
@@ -127,7 +127,7 @@ class Decaying(torch.optim.SGD):
         result = super().step(closure)
         for group in self.param_groups:
             changed = 0.1 / (len(self.used) + 1) if self.sets else group["lr"] * 0.97
-            if isinstance(group["lr"], torch.Tensor):
+            if isinstance(group["lr"], torch.Tensor) and not self.replaces:
                 group["lr"].fill_(changed)
             else:
                 group["lr"] = changed
@@ -135,14 +135,18 @@ class Decaying(torch.optim.SGD):
 
 
 @pytest.mark.parametrize("sets", [False, True], ids=["decays", "sets"])
-@pytest.mark.parametrize("tensor_lr", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize(
+    ("tensor_lr", "replaces"),
+    [(False, True), (True, False), (True, True)],
+    ids=["number", "tensor", "tensor that is replaced"],
+)
 def test_an_lr_that_the_optimizer_changes_in_its_step_goes_on_as_without_the_scale(
-    tensor_lr: bool, sets: bool
+    tensor_lr: bool, replaces: bool, sets: bool
 ) -> None:
     def trained(watched: bool) -> list[float]:
         parameter = nn.Parameter(torch.ones(3))
         lr = torch.tensor(0.1, dtype=torch.float64) if tensor_lr else 0.1
-        optimizer = Decaying([parameter], lr, sets)
+        optimizer = Decaying([parameter], lr, sets, replaces)
         hand = Hand(attach(optimizer)._agent) if watched else None
         for step in range(1, FOR + 1):
             if hand is not None and step == ON:
@@ -156,3 +160,18 @@ def test_an_lr_that_the_optimizer_changes_in_its_step_goes_on_as_without_the_sca
     plain, used = trained(watched=False), trained(watched=True)
     scaled = [0.5 * lr if ON < step < OFF else lr for step, lr in enumerate(plain, start=1)]
     assert used == pytest.approx(scaled, rel=1e-12)
+
+
+def test_groups_that_share_a_tensor_are_all_told_of_the_schedule() -> None:
+    params, lr = [nn.Parameter(torch.ones(3)) for _ in range(2)], torch.tensor(0.1)
+    optimizer = torch.optim.SGD([{"params": [param], "lr": lr} for param in params], foreach=False)
+    watch, rows = watched(optimizer)
+    Hand(watch._agent).command("scale_lr", factor=0.5)
+    for _ in range(4):
+        for param in params:
+            param.grad = torch.ones(3)
+        optimizer.step()
+    watch.detach()
+    assert rows.column("lr") == rows.column("lr/1") == pytest.approx([0.1] * 4)
+    assert torch.equal(*params)
+    assert float(params[0].detach()[0]) > 0.7, "scaled"
