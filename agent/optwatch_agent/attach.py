@@ -26,6 +26,8 @@ _INNER = (
     *("optim", "_optim", "opt", "base"),
 )
 """Attributes under which wrappers keep the optimizer that does the work."""
+_MAY_BE_OTHERS = ("original_optimizer", "_optim", "opt")
+"""Those under which an optimizer may keep one for other parameters than its own."""
 _SEVERAL = ("optimizers", "chained_optimizers", "optimizer_dict", "optim_map", "optim_objs")
 """The same of containers, which keep several in a list or by parameter."""
 _DEEPEST = 16
@@ -206,9 +208,12 @@ def innermost(given: Any) -> torch.optim.Optimizer:
             raise TypeError(reason)
         for attribute in _INNER:
             inner = _look(found, attribute)
-            if isinstance(inner, torch.optim.Optimizer) or (
-                inner is not None and not isinstance(found, torch.optim.Optimizer) and _wraps(inner)
-            ):
+            if isinstance(found, torch.optim.Optimizer):
+                is_inner = isinstance(inner, torch.optim.Optimizer)
+                is_inner = is_inner and not (attribute in _MAY_BE_OTHERS and _has_others(found, inner))
+            else:
+                is_inner = inner is not None and (isinstance(inner, torch.optim.Optimizer) or _wraps(inner))
+            if is_inner:
                 break
         else:
             break
@@ -226,6 +231,13 @@ def innermost(given: Any) -> torch.optim.Optimizer:
     if wrappers:
         outer.remember(found, wrappers)
     return found
+
+
+def _has_others(optimizer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
+    """Whether both have parameters and share none: the first is no wrapper of the second."""
+    held = {id(param) for group in _look(inner, "param_groups") or () for param in group["params"]}
+    own = [id(param) for group in _look(optimizer, "param_groups") or () for param in group["params"]]
+    return bool(own) and bool(held) and held.isdisjoint(own)
 
 
 def _wraps(thing: Any) -> bool:

@@ -17,6 +17,7 @@ import optwatch
 from optwatch.wire.frames import agent_decoder, pack, unpack
 from optwatch.wire.messages import Hello
 from optwatch_agent import losses
+from optwatch_agent.attach import innermost
 from tests.unit.agent.models import batches, classifier, train
 from tests.unit.agent.observed import watched
 
@@ -294,3 +295,13 @@ def test_attaching_anew_continues_the_run_with_one_attachment() -> None:
     assert (rows.steps, more.steps) == ([1, 2], [3, 4])
     assert len(optimizer._optimizer_step_post_hooks) == 1
     second.detach()
+
+
+def test_an_optimizer_that_keeps_another_for_other_parameters_is_watched_itself() -> None:
+    """As one for matrices does that leaves the rest to AdamW."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1)
+    optimizer.opt = torch.optim.AdamW([nn.Parameter(torch.ones(2))])  # type: ignore[attr-defined]
+    assert innermost(optimizer) is optimizer
+    around = torch.optim.SGD(optimizer.param_groups[0]["params"], lr=0.1)
+    around.opt = optimizer  # type: ignore[attr-defined]
+    assert innermost(around) is optimizer
