@@ -156,22 +156,15 @@ class LrScale:
 
     def _put_back(self, member: int) -> None:
         back: set[int] = set()  # tensors that are
-        for group, lr, scheduled, scaled in self._saved.get(member, ()):
-            now = group.get("lr")
-            with torch.no_grad():  # and without waiting for a device
-                if isinstance(now, Tensor):
-                    follows = torch.where(now == scaled, scheduled, _followed(scheduled, scaled, now))
+        with torch.no_grad():  # and without waiting for a device
+            for group, lr, scheduled, scaled in self._saved.get(member, ()):
+                now = group.get("lr")
+                follows = _followed(scheduled, scaled, now)
                 if isinstance(lr, Tensor) and id(lr) not in back:
                     back.add(id(lr))
                     lr.copy_(follows if now is lr else scheduled)
-            if now is lr and isinstance(lr, Tensor):
-                continue
-            if isinstance(now, Tensor):
-                group["lr"] = follows
-            elif now == scaled:  # exactly what it was
-                group["lr"] = scheduled
-            elif isinstance(now, numbers.Real) and scheduled and scaled:
-                group["lr"] = _followed(scheduled, scaled, now)
+                if "lr" in group and not (now is lr and isinstance(lr, Tensor)):
+                    group["lr"] = follows
         self._saved.pop(member, None)
 
     def arm(self) -> None:
@@ -224,13 +217,19 @@ class LrScale:
 
 
 def _followed(scheduled: Any, scaled: Any, now: Any) -> Any:
-    """The lr as scheduled after a step that has changed it. Nearer to the scaled one it was changed in
+    """The lr as scheduled, after a step that may have changed it. Nearer to the scaled one it was changed in
     proportion, as by optimizers that let it decay themselves; else it was set, and stays."""
-    ratio = now / scaled
-    in_proportion = abs(ratio - 1) < abs(now / scheduled - 1)
     if isinstance(now, Tensor):
-        return torch.where(in_proportion, scheduled * ratio, now)
-    return scheduled * ratio if in_proportion else now
+        ratio = now / scaled
+        in_proportion = abs(ratio - 1) < abs(now / scheduled - 1)
+        changed = torch.where(in_proportion, scheduled * ratio, now)
+        return torch.where(now == scaled, scheduled, changed)
+    if now == scaled:  # exactly what it was
+        return scheduled
+    if not (isinstance(now, numbers.Real) and scheduled and scaled):
+        return now
+    ratio = now / scaled
+    return scheduled * ratio if abs(ratio - 1) < abs(now / scheduled - 1) else now
 
 
 def add_lrs(values: dict[str, Value], groups: Sequence[dict[str, Any]]) -> None:
