@@ -138,7 +138,7 @@ class Agent:
             self._optimizers = (msgspec.structs.replace(first, missing=missing), *others)
             self.link = Link(self, self.identity.session, address)
             if len(self.tracks) > 1 and not any(isinstance(each, Joint) for each in optimizers.values()):
-                self._game = Game(self._play)
+                self._game = Game()
                 for track in self.tracks:
                     track.stepped_by = self._stepped_by
             self._compiles = any(track.is_on_cpu for track in self.tracks)
@@ -274,14 +274,16 @@ class Agent:
                 there = {i: track.optimizer for i, track in enumerate(self.tracks) if not track.gone}
                 self._game.after(index, there, passes)
                 is_open = self._game.is_open
-        except Exception as error:  # noqa: BLE001 - it stays open
+                if self._game.is_on:
+                    self._tell_of_game()
+        except Exception as error:  # noqa: BLE001 - never into the training loop
             let_through(error)
             is_open = False
         if not is_open:
             for track in self.tracks:
                 track.stepped_by = None
 
-    def _play(self) -> None:
+    def _tell_of_game(self) -> None:
         why = "optimizers that play against each other"
         self._optimizers = tuple(
             msgspec.structs.replace(each, loss_may_rise=each.loss_may_rise or why)

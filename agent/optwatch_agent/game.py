@@ -1,12 +1,11 @@
 """Whether several optimizers of a training play against each other, as those of a GAN: then none of their
 losses need fall."""
 
-from collections.abc import Callable, Mapping
-from itertools import chain, islice
+from collections.abc import Mapping
 
 import torch
 
-from optwatch_agent.tensors import local
+from optwatch_agent.tensors import local, params_of
 
 _LOOKED_AT = 8
 """Parameters of each optimizer whose gradients are looked at."""
@@ -24,10 +23,7 @@ class Game:
     a loss of its own. Optimizers that share a loss step by the same pass, and where they have nothing to do
     with each other no pass goes through the other's parameters."""
 
-    def __init__(self, found: Callable[[], None]) -> None:
-        self.is_open = True
-        """Whether it is not known yet."""
-        self._found = found
+    def __init__(self) -> None:
         self._left = _STEPS
         self._shown = 0
         self._marks: dict[int, Mark] = {}
@@ -44,14 +40,20 @@ class Game:
                 self._touched[other] = passes
         self._marks[number] = _mark(optimizers[number])
         self._left -= 1
-        if self._shown >= _SURE:
-            self._found()
-        self.is_open = self._shown < _SURE and self._left > 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether they are known to play."""
+        return self._shown >= _SURE
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is not known yet."""
+        return not self.is_on and self._left > 0
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor | None]:
-    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-    return [param.grad for param in islice(params, _LOOKED_AT)]
+    return [param.grad for param in params_of(optimizer)[:_LOOKED_AT]]
 
 
 def _mark(optimizer: torch.optim.Optimizer) -> Mark:

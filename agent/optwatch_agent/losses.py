@@ -157,7 +157,7 @@ class LossTap:
         """Whether gradients can be looked at between steps, as where all passes that were seen are this
         thread's: where one of another writes to them in that moment, the process ends by a segmentation
         fault (torch 2.13)."""
-        return self._threads == {threading.get_ident()}
+        return bool(self._threads) and not self.others_pass
 
     @property
     def others_pass(self) -> bool:
